@@ -1,0 +1,45 @@
+# Every target does all its own set-up: a bare machine with Python 3.11 and pip is enough.
+# A different interpreter: make test PYTHON=python3.12
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help setup demo test check bench e2e matrix clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv with everything the other targets need
+
+# The stamp is written last: an interrupted set-up starts again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train unprotected, then protected, on real text; about two minutes
+	$(BIN)/gradwatch demo $(ARGS)
+
+test: $(READY)  ## all tests but the end-to-end ones, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+e2e: $(READY)  ## end to end: real Prometheus, Alertmanager, Pushgateway, Chromium
+	$(BIN)/python -m pytest -m e2e $(ARGS)
+
+bench: $(READY)  ## what gradwatch costs per step; prints tables, writes JSON
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+matrix:  ## the tests on other Python and TensorFlow versions, as far as they are installed
+	PYTHON=$(PYTHON) sh tests/matrix.sh
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .venv-* build dist demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,55 @@
+"""What all tests share: which need TensorFlow, which are end to end, and in which order they run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+TESTS = Path(__file__).parent
+
+#: Set by .ci/run: there, an end-to-end test that is skipped has failed.
+E2E_REQUIRED = bool(os.environ.get("GRADWATCH_E2E_REQUIRED"))
+
+
+def _floor(path: Path) -> str:
+    """The folder below tests/ that a test file stands in; "" for the top."""
+    parts = path.relative_to(TESTS).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {"core": 0, "telemetry": 1, "": 2, "tf": 3, "e2e": 4}
+    for item in items:
+        floor = _floor(item.path)
+        if floor in ("tf", "e2e"):
+            item.add_marker(floor)
+    # Quick ones first, so that a broken formula is known before TensorFlow has been loaded.
+    items.sort(key=lambda item: order.get(_floor(item.path), 2))
+
+
+def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"an end-to-end test may not be skipped here (GRADWATCH_E2E_REQUIRED is set): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if E2E_REQUIRED and skipped and item.get_closest_marker("e2e"):
+        _fail_instead(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    report = yield
+    if E2E_REQUIRED and report.skipped and TESTS / "e2e" in collector.path.parents:
+        _fail_instead(report)
+    return report

@@ -1,0 +1,100 @@
+"""State vector -> plain numbers: the one place that knows how the host reads what the device wrote."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradwatch.core import sketch
+from gradwatch.core.guard import BOUNDS, COLUMNS, COUNTERS, LIMB, Guard
+from gradwatch.core.snapshot import KINDS, VERDICTS, Event, Snapshot
+from gradwatch.core.xp import NUMPY
+
+QUANTILES = (0.05, 0.5, 0.95, 0.99)
+
+
+def _counters(state: Mapping[str, Any]) -> dict[str, int]:
+    low, high = state["count"]["low"], state["count"]["high"]
+    return {name: int(low[i]) + int(high[i]) * int(LIMB) for i, name in enumerate(COUNTERS)}
+
+
+def _event(kind: str, state: Mapping[str, Any], paths: Sequence[str], episodes: int) -> Event | None:
+    if not episodes:
+        return None
+    row = state["episodes"][kind]
+    order = np.argsort(-row["shares"], kind="stable")
+    return Event(
+        kind=kind,
+        step=int(row["step_low"]) + int(row["step_high"]) * int(LIMB),
+        norm=float(row["norm"]),
+        threshold=float(row["threshold"]),
+        shares={paths[i]: float(row["shares"][i]) for i in order},
+    )
+
+
+def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequence[str], **known: Any) -> Snapshot:
+    """One state tree of numpy arrays as a `Snapshot`; `known` adds what only the host knows."""
+    count, last, run = _counters(state), state["last"], state["run"]
+    recent = state["recent"]
+    seen = float(sketch.weight(recent)) > 0
+    quantiles = {q: math.exp(float(sketch.log_quantile(NUMPY, recent, q))) if seen else 0.0 for q in QUANTILES}
+    events = {kind: _event(kind, state, paths, count[f"episodes_{kind}"]) for kind in KINDS}
+    norm, applied = float(last["norm"]), float(last["applied_norm"])
+    return Snapshot(
+        name=name,
+        policy=guard.policy.name,
+        time=time.time(),
+        steps=count["steps"],
+        norm=norm,
+        applied_norm=applied,
+        clip_norm=float(last["clip_norm"]),
+        clip_scale=_ratio(norm, applied),
+        verdict=VERDICTS[int(last["verdict"])],
+        explosion_threshold=float(last["threshold"]),
+        vanishing_threshold=float(last["vanishing_threshold"]),
+        score=float(last["score"]),
+        median=quantiles[0.5],
+        quantiles=quantiles,
+        clipped_steps=count["clipped"],
+        nonfinite_steps=count["nonfinite"],
+        nonfinite_streak=int(run["nonfinite_streak"]),
+        skipped_updates=count["skipped_nonfinite"] + count["skipped_explosion"],
+        skipped_by_reason={reason: count[f"skipped_{reason}"] for reason in ("nonfinite", "explosion")},
+        explosions=count["episodes_explosion"],
+        max_norm=float(run["max_norm"]),
+        warmup=bool(run["warmup"] > 0.5) or not count["steps"],
+        layer_norms={path: float(x) for path, x in zip(paths, last["layer_norms"])},
+        anomalies={kind: count[f"episodes_{kind}"] for kind in KINDS},
+        anomalous_steps={kind: count[f"steps_{kind}"] for kind in KINDS},
+        active={kind: bool(state["episodes"][kind]["active"] > 0.5) for kind in KINDS},
+        last_events=events,
+        norm_bounds=BOUNDS,
+        norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
+        norm_sum=float(run["sum"]) - float(run["sum_rest"]),
+        expected_clip_ratio=guard.policy.expected_clip_ratio,
+        **known,
+    )
+
+
+def _ratio(norm: float, applied: float) -> float:
+    if norm == 0.0:
+        return 1.0
+    ratio = applied / norm
+    # NaN norm: nothing (0) or everything (1) went through
+    return min(ratio, 1.0) if math.isfinite(ratio) else float(applied != 0.0)
+
+
+def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8)."""
+    steps = _counters(state)["steps"]
+    rows = np.reshape(state["history"], (-1, len(COLUMNS)))
+    kept = min(steps, len(rows))
+    rows = rows[len(rows) - kept :]
+    columns: dict[str, np.ndarray] = {"step": np.arange(steps - kept + 1, steps + 1, dtype=np.int64)}
+    columns.update({name: rows[:, i].copy() for i, name in enumerate(COLUMNS)})
+    columns["verdict"] = columns["verdict"].astype(np.int8)
+    return columns

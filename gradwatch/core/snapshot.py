@@ -1,0 +1,80 @@
+"""Plain numbers for people and exporters: what a monitor knows at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: Kinds of anomaly, in the order of their severity for a reader.
+KINDS = ("explosion", "trend", "vanishing", "nonfinite")
+
+#: What happened to a step's gradients; the index is the number kept on the device.
+VERDICTS = ("pass", "clip", "zero", "skip")
+
+
+@dataclass(frozen=True)
+class Event:
+    """The step at which an anomaly began.
+
+    Attributes:
+      kind: one of `KINDS`.
+      step: optimizer step, counted from 1.
+      norm: global gradient norm before clipping at that step (may be NaN or Inf).
+      threshold: the norm beyond which the detector alarms, at that step.
+      shares: variable path -> share in [0, 1] of the anomaly, summing to 1: of the squared norm for
+        "explosion" and "trend", of the log drop below its own level for "vanishing", equal shares of the
+        variables with a NaN or Inf for "nonfinite". Largest first.
+    """
+
+    kind: str
+    step: int
+    norm: float
+    threshold: float
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One consistent reading of a monitor. Norms are L2 norms of the unscaled gradient before clipping.
+
+    A threshold that does not exist yet (warm-up) or at all is `inf` (`vanishing_threshold`: 0.0).
+    """
+
+    name: str
+    policy: str
+    time: float  # Unix seconds when it was read
+    steps: int
+    norm: float
+    applied_norm: float  # after clipping; 0.0 for a zeroed or skipped step
+    clip_norm: float
+    clip_scale: float  # applied_norm / norm of the last step, in [0, 1]
+    verdict: str
+    explosion_threshold: float
+    vanishing_threshold: float
+    score: float  # robust z-score of the log norm
+    median: float
+    quantiles: Mapping[float, float]  # of the recent norms: 0.05, 0.5, 0.95, 0.99
+    clipped_steps: int
+    nonfinite_steps: int
+    nonfinite_streak: int
+    skipped_updates: int
+    skipped_by_reason: Mapping[str, int]  # "nonfinite", "explosion"
+    explosions: int  # episodes; the same as anomalies["explosion"]
+    max_norm: float  # of the finite steps
+    warmup: bool
+    layer_norms: Mapping[str, float]  # variable path -> norm at the last step
+    anomalies: Mapping[str, int]  # kind -> episodes
+    anomalous_steps: Mapping[str, int]  # kind -> steps
+    active: Mapping[str, bool]  # kind -> an episode is under way
+    last_events: Mapping[str, Event | None]  # kind -> where its newest episode began
+    norm_bounds: tuple[float, ...]  # upper bounds of the histogram's buckets; a last one, +Inf, is implied
+    norm_counts: tuple[int, ...]  # cumulative finite steps per bound, the last one of all finite steps
+    norm_sum: float  # of the finite norms
+    loss_scale: float | None = None
+    expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
+    extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate
+
+    @property
+    def last_explosion(self) -> Event | None:
+        """Where the newest explosion began, or None."""
+        return self.last_events.get("explosion")

@@ -1,0 +1,48 @@
+"""Every error gradwatch raises on purpose.
+
+    GradwatchError
+    ├── ConfigError       an argument is out of range or two arguments contradict   (also a ValueError)
+    ├── NothingToWatch    the watched step applied no gradient gradwatch could see  (also a RuntimeError)
+    ├── LayoutError       state and variables do not fit: another model, another checkpoint
+    ├── UnsupportedError  this TensorFlow, Keras or place cannot be watched correctly
+    ├── ServeError        the metrics endpoint cannot be opened                     (also an OSError)
+    └── MissingExtra      an optional dependency is not installed                   (also an ImportError)
+
+A message says what was wrong, what was got, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class GradwatchError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(GradwatchError, ValueError):
+    """An argument is out of range, or two arguments contradict each other."""
+
+
+class NothingToWatch(GradwatchError, RuntimeError):
+    """The watched step ran without a gradient passing gradwatch: it would be blind."""
+
+
+class LayoutError(GradwatchError, ValueError):
+    """The monitor's state belongs to other variables or other options."""
+
+
+class UnsupportedError(GradwatchError, RuntimeError):
+    """gradwatch would report wrong numbers here, and says so instead."""
+
+
+class ServeError(GradwatchError, OSError):
+    """The metrics endpoint cannot be opened."""
+
+
+class MissingExtra(GradwatchError, ImportError):
+    """An optional dependency is missing; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed; "
+            f"install it with: pip install 'gradwatch[{extra}]'"
+        )

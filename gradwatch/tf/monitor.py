@@ -1,0 +1,376 @@
+"""The monitor: holds the state on the device and runs the guard in the graph."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gradwatch.core import decode, policies
+from gradwatch.core import detectors as _detectors
+from gradwatch.core.detectors import Detector
+from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.layout import Layout
+from gradwatch.core.policies import Policy
+from gradwatch.core.snapshot import Snapshot
+from gradwatch.core.xp import NUMPY
+from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
+from gradwatch.telemetry import reader
+from gradwatch.tf import gradients as _gradients
+from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.ops import TENSORFLOW
+
+_numbers = itertools.count(1)
+
+
+class _Built:
+    """What exists once the variables are known."""
+
+    def __init__(self, guard: Guard, paths: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) -> None:
+        self.paths = tuple(paths)
+        self.shapes = tuple(shapes)
+        initial = guard.init(len(paths))
+        self.layout = Layout(initial)
+        self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}"
+        with tf.init_scope():
+            # aggregation stays NONE: under a strategy each replica writes its own equal copy
+            self.state = tf.Variable(
+                self.layout.pack(NUMPY, initial), trainable=False, name="gradwatch_state", dtype=tf.float32
+            )
+
+    def tree(self) -> dict[str, Any]:
+        return self.layout.unpack(NUMPY, self.state.numpy())
+
+
+class Monitor(tf.Module):
+    """Watches and clips the gradients of one optimizer.
+
+    Statistics, threshold, verdict and scaling are device ops over one state variable: no host sync per step,
+    the same in eager mode, `tf.function` and `jit_compile=True`. `tf.train.Checkpoint(gradwatch=monitor)`
+    saves and restores it; the same gradients after a restore give bit-identical decisions.
+
+    Args:
+      name: label of its metrics; a default is numbered: "default", "default-2", ...
+      policy: a clip policy of `gradwatch.policies`; None is percentile(90).
+      detectors: detectors of `gradwatch.detectors`; None is default().
+      on_nonfinite: a step whose gradients hold a NaN or Inf is turned to "zero", its update is dropped whole
+        ("skip"), or it is let through ("propagate"). None is "zero", and "propagate" for policies.observe().
+      on_explosion: "clip" leaves an exploding step to the policy, "skip" drops its update, "observe" lets it
+        pass as it came.
+      on_alert: called with a `gradwatch.Alert` from a host thread, or a list of such callables.
+      jit_compile: compile the guard's small update with XLA (it costs less per step); False where there is
+        no XLA.
+
+    Raises:
+      ConfigError: an argument is not what it should be.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        policy: Policy | None = None,
+        detectors: Sequence[Detector] | Detector | None = None,
+        *,
+        on_nonfinite: str | None = None,
+        on_explosion: str = "clip",
+        on_alert: Callable[[Any], None] | Sequence[Callable[[Any], None]] | None = None,
+        jit_compile: bool = True,
+    ) -> None:
+        super().__init__()
+        if name is None:
+            number = next(_numbers)
+            name = "default" if number == 1 else f"default-{number}"
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"name must be a text that is not empty, got {name!r}")
+        self._label = name
+        guard = Guard(
+            policies.percentile() if policy is None else policy,
+            _detectors.default() if detectors is None else detectors,  # type: ignore[arg-type]
+            on_nonfinite,
+            on_explosion,
+        )
+        self._hidden = _Hidden(self, guard, _sinks(on_alert), bool(jit_compile))
+
+    @property
+    def name(self) -> str:
+        """Label of its metrics."""
+        return self._label
+
+    @property
+    def guard(self) -> Guard:
+        """Policy, detectors and what happens when they speak."""
+        return self._hidden.guard
+
+    @property
+    def run_id(self) -> str:
+        """Unique for this monitor object."""
+        return self._hidden.run_id
+
+    @property
+    def run_info(self) -> Mapping[str, str]:
+        """Facts about the run, for labels: run_name, strategy, replicas, precision, policy."""
+        return dict(self._hidden.run_info)
+
+    @property
+    def host_seconds(self) -> float:
+        """Seconds that gradwatch's host side has taken from the training thread so far."""
+        return self._hidden.host_seconds
+
+    @property
+    def alert_sinks(self) -> list[Callable[[Any], None]]:
+        """Callables that get each Alert; append to it at any time."""
+        return self._hidden.alert_sinks
+
+    def clip(
+        self, grads: Sequence[Gradient | None], variables: Sequence[Any] | None = None
+    ) -> tuple[list[Gradient | None], Decision]:
+        """Watch and clip a list of gradients: one step.
+
+        In place of `grads, norm = tf.clip_by_global_norm(grads, c)` inside any train step.
+
+        Args:
+          grads: tensors, IndexedSlices or None, in the order of the variables.
+          variables: their variables, for the names in reports; optional.
+
+        Returns:
+          (the gradients to apply, in the same order and of the same kinds; a `Decision` of tensors)
+
+        Raises:
+          NothingToWatch: all gradients are None.
+          LayoutError: the variables are others than at the first step.
+        """
+        return self._hidden.clip(list(grads), variables)
+
+    def snapshot(self) -> Snapshot:
+        """Plain numbers as of now, read off the device in one go; safe from any thread."""
+        return self._hidden.snapshot()
+
+    def history(self) -> dict[str, np.ndarray]:
+        """The last 1,024 steps as numpy arrays, oldest first.
+
+        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip).
+        """
+        return self._hidden.history()
+
+    def report(self, **numbers: float) -> None:
+        """Tell the exporters a number that the training knows: loss=..., learning_rate=... (host values)."""
+        self._hidden.extra.update({key: float(x) for key, x in numbers.items()})
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        return self._hidden.serialize()
+
+    def _restore_from_tensors(self, restored: Mapping[str, tf.Tensor]) -> None:
+        self._hidden.restore(restored)
+
+
+def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:
+    found = [] if on_alert is None else list(on_alert) if isinstance(on_alert, (list, tuple)) else [on_alert]
+    for sink in found:
+        if not callable(sink):
+            raise ConfigError(f"on_alert must be callable with an Alert, or a list of such, got {sink!r}")
+    return found
+
+
+def _path(variable: Any, index: int) -> str:
+    return str(getattr(variable, "path", None) or getattr(variable, "name", None) or f"gradient_{index}")
+
+
+class _Hidden:
+    """The monitor's works, out of tf.Module's attribute tracking (it wraps every list and tuple it sees)."""
+
+    def __init__(self, monitor: Monitor, guard: Guard, sinks: list[Callable[[Any], None]], jit: bool) -> None:
+        self.guard = guard
+        self.alert_sinks = sinks
+        self.run_id = uuid.uuid4().hex[:12]
+        self.run_info = {
+            "run_name": monitor.name,
+            "strategy": "none",
+            "replicas": "1",
+            "precision": "float32",
+            "policy": guard.policy.name,
+        }
+        self.host_seconds = 0.0
+        self.extra: dict[str, float] = {}
+        self.built: _Built | None = None
+        self._pending: tuple[str, np.ndarray] | None = None
+        self._lock = threading.Lock()
+        self._name = monitor.name
+        # one small program over one vector: some eighty scalar ops cost more than what they compute
+        self._judge = tf.function(self._judge_vector, jit_compile=jit or None, autograph=False)
+        self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
+        self._monitor = monitor  # keep: the reader holds it weakly
+
+    # -- building ---------------------------------------------------------------------------------------
+
+    def ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None) -> _Built:
+        shapes = [tuple(_shape(g)) for g in grads]
+        if self.built is None:
+            with self._lock:
+                if self.built is None:
+                    paths = [_path(v, i) for i, v in enumerate(variables or [None] * len(grads))]
+                    self._build(_unique(paths), shapes)
+        assert self.built is not None
+        if not _same_shapes(self.built.shapes, shapes):
+            raise LayoutError(
+                f"monitor {self._name!r} watches {len(self.built.shapes)} gradients "
+                f"({', '.join(self.built.paths[:3])}, ...) and was given {len(shapes)} others, first difference: "
+                f"{_difference(self.built.shapes, shapes)}; use one Monitor for each set of variables"
+            )
+        return self.built
+
+    def _build(self, paths: list[str], shapes: list[tuple[int | None, ...]]) -> None:
+        built = _Built(self.guard, paths, shapes)
+        if self._pending is not None:
+            fingerprint, vector = self._pending
+            _check_layout(self._name, fingerprint, built.fingerprint)
+            with tf.init_scope():
+                built.state.assign(vector)
+            self._pending = None
+        self.built = built
+        reader.register(self._monitor)
+
+    # -- one step ---------------------------------------------------------------------------------------
+
+    def clip(
+        self, grads: list[Gradient | None], variables: Sequence[Any] | None, loss_scale: Any = None
+    ) -> tuple[list[Gradient | None], Decision]:
+        began = time.perf_counter()
+        present = [i for i, g in enumerate(grads) if g is not None]
+        if not present:
+            raise NothingToWatch(
+                f"monitor {self._name!r} was given {len(grads)} gradients and all are None; "
+                "the loss does not depend on the variables: is the forward pass inside the tape?"
+            )
+        held = [_convert(grads[i]) for i in present]
+        named = None if variables is None else [list(variables)[i] for i in present]
+        self.ensure_built(held, named)
+        eager = tf.executing_eagerly()
+        multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
+        scaled, decision = (self._eager if eager else self._step)(held, multiple)
+        out: list[Gradient | None] = list(grads)
+        for i, g in zip(present, scaled):
+            out[i] = g
+        if eager:
+            self.host_seconds += time.perf_counter() - began
+        return out, decision
+
+    def _step(self, grads: list[Gradient], loss_scale: tf.Tensor | None) -> tuple[list[Gradient], Decision]:
+        """norms -> guard -> scaled gradients, with one read and one write of the state."""
+        built, policy = self.built, self.guard.policy
+        assert built is not None
+        clipped = grads
+        norms = _gradients.norms(grads)
+        applied = norms
+        if policy.scope == policies.VALUE:
+            clipped = [_gradients.clip_by_value(g, policy.limit) for g in grads]
+            applied = _gradients.norms(clipped)
+        if loss_scale is not None:
+            norms, applied = norms / loss_scale, applied / loss_scale
+        state = tf.convert_to_tensor(built.state)
+        new_state, scale, numbers = self._judge(state, norms, applied)
+        built.state.assign(new_state)
+        decision = Decision(scale, *tf.unstack(numbers))
+        if not self.guard.scales:
+            return grads, decision
+        factors = tf.unstack(scale) if policy.scope == policies.VARIABLE else [scale] * len(grads)
+        return [_gradients.scale(g, factor) for g, factor in zip(clipped, factors)], decision
+
+    def _judge_vector(
+        self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        assert self.built is not None
+        layout = self.built.layout
+        state, decision = self.guard.step(TENSORFLOW, layout.unpack(TENSORFLOW, vector), norms, applied)
+        return layout.pack(TENSORFLOW, state), decision.scale, tf.stack(decision[1:])
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        built = self.built
+        if built is None:
+            tree, paths = self.guard.init(0), ()
+        else:
+            tree, paths = built.tree(), built.paths
+        return decode.snapshot(self.guard, tree, name=self._name, paths=paths, extra=dict(self.extra))
+
+    def history(self) -> dict[str, np.ndarray]:
+        built = self.built
+        return decode.history(self.guard.init(0) if built is None else built.tree())
+
+    # -- checkpoints ------------------------------------------------------------------------------------
+
+    def serialize(self) -> dict[str, tf.Tensor]:
+        if self.built is None:
+            return {"layout": tf.constant(""), "state": tf.zeros([0])}
+        return {
+            "layout": tf.constant(self.built.fingerprint),
+            "state": tf.convert_to_tensor(self.built.state),
+        }
+
+    def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
+        fingerprint = restored["layout"].numpy().decode()
+        vector = restored["state"].numpy()
+        if not fingerprint:
+            return  # saved before its first step
+        if self.built is None:
+            self._pending = fingerprint, vector
+            return
+        _check_layout(self._name, fingerprint, self.built.fingerprint)
+        self.built.state.assign(vector)
+
+
+def _check_layout(name: str, saved: str, ours: str) -> None:
+    if saved != ours:
+        raise LayoutError(
+            f"the checkpoint of monitor {name!r} was written with {saved.split('|')[0]} over other variables or "
+            f"options (layout {saved.split('|')[-1]}), this monitor runs {ours.split('|')[0]} (layout "
+            f"{ours.split('|')[-1]}); restore with the same model, policy and detectors, or leave the monitor "
+            "out of the checkpoint"
+        )
+
+
+def _convert(gradient: Any) -> Gradient:
+    if isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.convert_to_tensor(gradient)
+
+
+def _shape(gradient: Gradient) -> tuple[int | None, ...]:
+    shape = gradient.shape
+    if shape.rank is None:
+        return (None,)
+    dims = tuple(shape.as_list())
+    # the rows of IndexedSlices say nothing about the variable when its dense shape is unknown
+    return (None, *dims[1:]) if isinstance(gradient, tf.IndexedSlices) and dims else dims
+
+
+def _same_shapes(a: Sequence[tuple[int | None, ...]], b: Sequence[tuple[int | None, ...]]) -> bool:
+    return len(a) == len(b) and all(_compatible(x, y) for x, y in zip(a, b))
+
+
+def _compatible(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
+    if a == (None,) or b == (None,):
+        return True
+    return len(a) == len(b) and all(x is None or y is None or x == y for x, y in zip(a, b))
+
+
+def _difference(a: Sequence[tuple[int | None, ...]], b: Sequence[tuple[int | None, ...]]) -> str:
+    for i, (x, y) in enumerate(zip(a, b)):
+        if not _compatible(x, y):
+            return f"number {i} had shape {x} and has {y}"
+    return f"{len(a)} gradients before, {len(b)} now"
+
+
+def _unique(paths: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    out = []
+    for path in paths:
+        seen[path] = seen.get(path, 0) + 1
+        out.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return out

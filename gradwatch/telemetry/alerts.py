@@ -169,7 +169,7 @@ def _fired(
     severity = severity_of(reading, kind)
     action = _action(history, step)
 
-    said = [f"{_TITLES[kind]} in {reading.name} at step {step}: {_comparison(kind, norm, threshold)}."]
+    said = [f"{_TITLES[kind]} at step {step} of {reading.name}: {_comparison(kind, norm, threshold)}."]
     if began > 1:
         said.append(f"{began} episodes since the last look; this is the newest.")
     if began == 0:
@@ -203,15 +203,15 @@ def _resolved(reading: Reading, kind: str) -> Alert:
     snapshot = reading.snapshot
     event = snapshot.last_events.get(kind)
     threshold = _threshold(reading, kind)
-    since = f"; it began at step {event.step}" if event else ""
+    since = f", begun at step {event.step}," if event else ""
     return Alert(
         kind=kind,
         monitor=reading.name,
         step=snapshot.steps,
         norm=snapshot.norm,
         threshold=threshold,
-        message=f"{_TITLES[kind]} in {reading.name} is over by step {snapshot.steps}{since}. "
-        f"Now: {_comparison(kind, snapshot.norm, threshold)}.",
+        message=f"{_TITLES[kind]}{since} is over by step {snapshot.steps} of {reading.name}: "
+        f"now {_comparison(kind, snapshot.norm, threshold)}.",
         severity="info",
         time=snapshot.time,
         phase="resolved",

@@ -12,12 +12,14 @@ from gradwatch.telemetry.reader import reader as process_reader
 
 @pytest.fixture
 def reader():
-    """The reader of this process, empty, and emptied again."""
+    """The reader of this process, empty, and emptied again. It reads at a registration and when asked."""
     process_reader.close()
     process_reader._departed.clear()
+    process_reader.set_interval(60)
     yield process_reader
     process_reader.close()
     process_reader._departed.clear()
+    process_reader.set_interval(1.0)
 
 
 @pytest.fixture

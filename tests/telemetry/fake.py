@@ -77,8 +77,8 @@ class FakeMonitor:
             "verdict": np.array(verdict, np.int32),
         }
 
-    def step(self, norm: float = 1.0, applied: float | None = None, verdict: str = "pass") -> None:
-        """One training step with this norm."""
+    def step(self, norm: float = 1.0, applied: float | None = None, verdict: str = "pass", **changes: Any) -> None:
+        """One training step with this norm; seen by a snapshot as a whole, as the real one."""
         s = self.state
         applied = norm if applied is None else applied
         finite = bool(np.isfinite(norm))
@@ -95,23 +95,27 @@ class FakeMonitor:
             nonfinite_streak=0 if finite else s.nonfinite_streak + 1,
             norm_counts=counts,
             norm_sum=s.norm_sum + (norm if finite else 0.0),
+            **changes,
         )
 
     def begin(
         self, kind: str, norm: float = 50.0, threshold: float = 5.0, verdict: str = "clip", **shares: float
     ) -> None:
         """A step that begins an episode of `kind`."""
-        self.step(norm, 1.0 if verdict == "clip" else 0.0, verdict)
-        event = Event(kind, self.state.steps, norm, threshold, shares or {"dense/kernel": 0.7, "dense/bias": 0.3})
-        self._set("anomalies", kind, self.state.anomalies[kind] + 1)
-        self._set("anomalous_steps", kind, self.state.anomalous_steps[kind] + 1)
-        self._set("active", kind, True)
-        self._set("last_events", kind, event)
+        event = Event(kind, self.state.steps + 1, norm, threshold, shares or {"dense/kernel": 0.7, "dense/bias": 0.3})
+        self.step(
+            norm,
+            1.0 if verdict == "clip" else 0.0,
+            verdict,
+            anomalies=self._with("anomalies", kind, self.state.anomalies[kind] + 1),
+            anomalous_steps=self._with("anomalous_steps", kind, self.state.anomalous_steps[kind] + 1),
+            active=self._with("active", kind, True),
+            last_events=self._with("last_events", kind, event),
+        )
 
     def end(self, kind: str) -> None:
         """A step that ends the episode."""
-        self.step(1.0)
-        self._set("active", kind, False)
+        self.step(1.0, active=self._with("active", kind, False))
 
-    def _set(self, field: str, kind: str, value: Any) -> None:
-        self.state = replace(self.state, **{field: {**getattr(self.state, field), kind: value}})
+    def _with(self, field: str, kind: str, value: Any) -> dict[str, Any]:
+        return {**getattr(self.state, field), kind: value}

@@ -1,0 +1,277 @@
+"""Alerts: one for each episode, saying what happened, who caused it, what was done and what to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+
+import pytest
+from telemetry.fake import FakeMonitor
+
+from gradwatch.core.snapshot import KINDS
+from gradwatch.telemetry.alerts import CRITICAL_EXPLOSION_SECONDS, CRITICAL_STREAK_STEPS, Alert, alerts_between
+from gradwatch.telemetry.reader import Reading
+
+
+def reading(monitor: FakeMonitor, at: float = 1000.0, began: dict[str, float] | None = None) -> Reading:
+    times = dict.fromkeys(KINDS, 0.0) | (began or {})
+    return Reading(monitor.name, replace(monitor.snapshot(), time=at), run_id="id", last_anomaly_time=times)
+
+
+def test_steps_without_an_anomaly_give_no_alert():
+    monitor = FakeMonitor()
+    before = reading(monitor)
+    for _ in range(100):
+        monitor.step()
+    assert alerts_between(before, reading(monitor), monitor.history) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_episode_gives_one_alert_when_it_begins_and_one_when_it_is_over(kind):
+    monitor = FakeMonitor()
+    told = []
+    before = reading(monitor)
+    for happens in (monitor.step, lambda: monitor.begin(kind), monitor.step, monitor.step, lambda: monitor.end(kind)):
+        happens()
+        after = reading(monitor)
+        told += alerts_between(before, after, monitor.history)
+        before = after
+    assert [(alert.kind, alert.phase) for alert in told] == [(kind, "fired"), (kind, "resolved")]
+
+
+def test_an_alert_carries_the_step_norm_threshold_and_shares_of_its_event():
+    monitor = FakeMonitor("generator")
+    monitor.step()
+    before = reading(monitor)
+    monitor.begin("explosion", norm=60.0, threshold=4.0, kernel=0.8, bias=0.2)
+    monitor.step()
+    (alert,) = alerts_between(before, reading(monitor), monitor.history)
+    assert (alert.monitor, alert.step, alert.norm, alert.threshold) == ("generator", 2, 60.0, 4.0)
+    assert alert.shares == {"kernel": 0.8, "bias": 0.2}
+    assert alert.severity == "warning"
+    assert alert.time == 1000.0
+    assert alert.active
+
+
+def test_the_message_says_what_where_who_what_was_done_and_what_next():
+    monitor = FakeMonitor("generator")
+    monitor.begin("explosion", norm=60.0, threshold=4.0, kernel=0.8, bias=0.2)
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    for part in (
+        "explosion",
+        "generator",
+        "step 1",
+        "norm 60",
+        "threshold 4",
+        "kernel (80%)",
+        "bias (20%)",
+        "clipped the norm to 1",
+        "Look next",
+    ):
+        assert part in alert.message
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("pass", "let the gradients through"),
+        ("clip", "clipped the norm to 1"),
+        ("zero", "set the gradients of that step to zero"),
+        ("skip", "skipped the update"),
+    ],
+)
+def test_what_gradwatch_did_is_read_from_the_history(verdict, words):
+    monitor = FakeMonitor()
+    monitor.begin("explosion", verdict=verdict)
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert words in alert.action
+    assert words in alert.message
+
+
+def test_what_was_done_stays_unsaid_when_the_history_has_forgotten_it():
+    monitor = FakeMonitor()
+    monitor.begin("explosion")
+    for _ in range(1100):
+        monitor.step()
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert alert.action == ""
+    assert "gradwatch" not in alert.message.removeprefix("gradient explosion")
+
+
+def test_an_episode_that_came_and_went_between_two_looks_says_so_and_is_not_resolved_later():
+    monitor = FakeMonitor()
+    before = reading(monitor)
+    monitor.begin("explosion")
+    monitor.end("explosion")
+    after = reading(monitor)
+    (alert,) = alerts_between(before, after, monitor.history)
+    assert alert.phase == "fired"
+    assert not alert.active
+    assert "It was over by step 2" in alert.message
+    assert alerts_between(after, reading(monitor), monitor.history) == []
+
+
+def test_several_episodes_between_two_looks_are_one_alert_about_the_newest():
+    monitor = FakeMonitor()
+    before = reading(monitor)
+    for _ in range(3):
+        monitor.begin("explosion")
+        monitor.end("explosion")
+    (alert,) = alerts_between(before, reading(monitor), monitor.history)
+    assert alert.episodes == 3
+    assert alert.step == 5
+    assert "3 episodes" in alert.message
+
+
+def test_kinds_that_begin_together_are_told_in_their_order():
+    monitor = FakeMonitor()
+    for kind in reversed(KINDS):
+        monitor.begin(kind)
+    assert [alert.kind for alert in alerts_between(None, reading(monitor), monitor.history)] == list(KINDS)
+
+
+def test_the_history_is_asked_only_when_an_episode_began():
+    monitor = FakeMonitor()
+    before = reading(monitor)
+    monitor.step()
+    monitor.history = lambda: pytest.fail("the history was read without need")
+    alerts_between(before, reading(monitor), monitor.history)
+
+
+def nan_steps(monitor: FakeMonitor, count: int) -> None:
+    for _ in range(count):
+        monitor.step(math.nan, 0.0, "zero")
+
+
+def test_a_long_run_of_non_finite_steps_turns_critical_once():
+    monitor = FakeMonitor()
+    monitor.begin("nonfinite", math.nan, verdict="zero")
+    states = [reading(monitor)]
+    for _ in range(2 * CRITICAL_STREAK_STEPS):
+        nan_steps(monitor, 1)
+        states.append(reading(monitor))
+    told = [a for before, after in zip([None, *states], states) for a in alerts_between(before, after, None)]
+    assert [alert.severity for alert in told] == ["warning", "critical"]
+    assert f"{CRITICAL_STREAK_STEPS} steps without a finite gradient" in told[1].message
+
+
+def test_a_loss_scale_that_probes_is_no_warning_but_one_that_collapses_is_critical():
+    monitor = FakeMonitor(loss_scale=2.0**15)
+    monitor.begin("nonfinite", math.inf, verdict="zero")
+    before = reading(monitor)
+    (probing,) = alerts_between(None, before, None)
+    assert probing.severity == "info"
+    assert "loss scale" in probing.message
+    nan_steps(monitor, CRITICAL_STREAK_STEPS)
+    (collapsed,) = alerts_between(before, reading(monitor), None)
+    assert collapsed.severity == "critical"
+
+
+def test_an_explosion_that_lasts_turns_critical_once():
+    monitor = FakeMonitor()
+    monitor.begin("explosion")
+    began = {"explosion": 1000.0}
+    states = [reading(monitor, 1000.0 + t, began) for t in (0, CRITICAL_EXPLOSION_SECONDS - 1)]
+    states += [reading(monitor, 1000.0 + CRITICAL_EXPLOSION_SECONDS + t, began) for t in (0, 5)]
+    told = [a for before, after in zip([None, *states], states) for a in alerts_between(before, after, None)]
+    assert [alert.severity for alert in told] == ["warning", "critical"]
+
+
+def test_only_the_top_variables_are_named_and_the_rest_is_counted():
+    monitor = FakeMonitor()
+    shares = {f"layer{i}": share for i, share in enumerate((0.5, 0.2, 0.1, 0.1, 0.1, 0.0))}
+    monitor.begin("explosion", **shares)
+    (alert,) = alerts_between(None, reading(monitor), None)
+    assert "layer0 (50%), layer1 (20%), layer2 (10%) and 2 more." in alert.message
+    assert "layer3" not in alert.message
+
+
+def test_a_hostile_layer_name_stays_on_one_short_line():
+    monitor = FakeMonitor()
+    monitor.begin("explosion", **{"evil\r\nERROR fake line\x1b[31m" + "x" * 10_000: 1.0})
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert "\n" not in alert.message
+    assert "\x1b" not in alert.message
+    assert len(alert.message) < 1000
+
+
+@pytest.mark.parametrize(("norm", "text"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])
+def test_as_json_is_strict_json_even_without_a_finite_number(norm, text):
+    alert = Alert("nonfinite", "run", 3, norm, math.inf, "message", "critical", 1000.0)
+    again = json.loads(json.dumps(alert.as_json(), allow_nan=False))
+    assert again["norm"] == text
+    assert again["threshold"] == "Infinity"
+    assert (again["kind"], again["step"], again["phase"]) == ("nonfinite", 3, "fired")
+
+
+# -- from the monitor to the sinks and the log -----------------------------------------------------------
+
+
+def test_alerts_reach_every_sink_from_a_thread_that_is_not_the_training(reader):
+    import threading
+
+    monitor = FakeMonitor()
+    told = []
+    monitor.alert_sinks += [lambda alert: told.append((alert.kind, threading.current_thread().name))] * 2
+    reader.register(monitor)
+    monitor.begin("explosion")
+    reader.poll_now()
+    assert [kind for kind, _ in told] == ["explosion", "explosion"]
+    assert {thread for _, thread in told} == {"gradwatch-alerts"}
+
+
+def test_a_sink_that_raises_is_counted_logged_once_and_keeps_nobody_from_hearing(reader, health, log):
+    monitor = FakeMonitor()
+    told = []
+
+    def broken(alert):
+        raise ValueError("no network")
+
+    monitor.alert_sinks += [broken, told.append]
+    before = health.internal_errors()["alerts"]
+    reader.register(monitor)
+    for _ in range(3):
+        monitor.begin("explosion")
+        reader.poll_now()
+    assert len(told) == 3
+    assert health.internal_errors()["alerts"] == before + 3
+    assert len([r for r in log.records if "broken' raised" in r.message]) == 1
+
+
+def test_a_sink_that_hangs_stops_neither_the_readings_nor_the_training(reader):
+    import threading
+
+    release = threading.Event()
+    monitor = FakeMonitor()
+    monitor.alert_sinks.append(lambda alert: release.wait(10))
+    reader.register(monitor)
+    monitor.begin("explosion")
+    assert not reader.poll_now(timeout_seconds=0.2)
+    monitor.step()
+    reader.poll_now(timeout_seconds=0.2)
+    assert reader.readings()[0].snapshot.steps == 2
+    release.set()
+
+
+def test_the_log_says_it_too(reader, log):
+    monitor = FakeMonitor()
+    reader.register(monitor)
+    monitor.begin("explosion")
+    reader.poll_now()
+    monitor.end("explosion")
+    reader.poll_now()
+    levels = [(r.levelno, r.name) for r in log.records if "gradient explosion" in r.message]
+    assert levels == [(logging.WARNING, "gradwatch"), (logging.INFO, "gradwatch")]
+
+
+def test_a_flapping_anomaly_warns_once_a_minute(reader, log):
+    monitor = FakeMonitor()
+    reader.register(monitor)
+    for _ in range(20):
+        monitor.begin("explosion")
+        monitor.end("explosion")
+        reader.poll_now()
+    warnings = [r for r in log.records if r.levelno >= logging.WARNING and "gradient explosion" in r.message]
+    assert len(warnings) == 1

@@ -1,0 +1,307 @@
+"""The dashboard `gradient-fleet`: many runs on one page, the worst first."""
+
+from __future__ import annotations
+
+from gradwatch.core.snapshot import KINDS
+from gradwatch.grafana.panels import (
+    BLUE,
+    GREEN,
+    KIND_COLOURS,
+    ORANGE,
+    RED,
+    YELLOW,
+    Json,
+    arrange,
+    board,
+    colour,
+    override,
+    row,
+    stat,
+    steps,
+    table,
+    target,
+    timeseries,
+)
+from gradwatch.grafana.queries import chosen, finite, increase, per_run, positive, rate, share_of_steps
+from gradwatch.grafana.shared import FLEET_UID, HEALTH_UID, NO_STEPS, STATES, state, step_age, variables
+
+#: What an episode under way adds to a run's trouble: powers of two, so that the sum tells which.
+WEIGHTS = {"nonfinite": 8, "explosion": 4, "trend": 2, "vanishing": 1}
+
+_STALLED = 600  # seconds without a step, as in the alert
+_FIRING = ('alertstate="firing"', 'alertname=~"Gradwatch.+"')
+_NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
+
+
+def dashboard() -> Json:
+    """`dashboards/gradient-fleet.json` as data."""
+    return board(
+        FLEET_UID,
+        "Gradient fleet",
+        "All training runs that Prometheus scrapes, the worst first. Click a run for its gradient health.",
+        variables=variables(),
+        annotations=[],
+        panels=arrange(
+            [
+                row("Now"),
+                [(_runs(), 4, 4), (_active(), 4, 4), (_in_trouble(), 4, 4), (_stalled(), 4, 4)]
+                + [(_down(), 4, 4), (_firing(), 4, 4)],
+                [(_worst_first(), 24, 12)],
+                [(_alerts(), 24, 6)],
+                row("Over time"),
+                [(_headroom(), 12, 8), (_anomalous_steps(), 12, 8)],
+                [(_clip_shares(), 12, 8), (_slowest(), 12, 8)],
+                [(_nonfinite(), 12, 8), (_overheads(), 12, 8)],
+            ]
+        ),
+        time_from="now-6h",
+    )
+
+
+def trouble() -> str:
+    """How bad it is: whole part = what is under way (`WEIGHTS`, 16 for a stall), rest = share of bad steps."""
+    under_way = " + ignoring (kind) ".join(
+        f"{WEIGHTS[kind]} * " + chosen("gradwatch_anomaly_active", f'kind="{kind}"') for kind in KINDS
+    )
+    bad = f"sum without (kind) ({increase(chosen('gradwatch_anomalous_steps_total'), '$__range')})"
+    made = increase(chosen("gradwatch_steps_total"), "$__range")
+    share = f"clamp_max({bad} / clamp_min({made}, 1), 0.99)"
+    return per_run(f"({under_way}) + ignoring (kind) {share} + ignoring (kind) {stalled(16)}")
+
+
+def stalled(weight: int = 1) -> str:
+    """`weight` for a run that is under way and has made no step for ten minutes, else 0."""
+    last = chosen("gradwatch_last_step_timestamp_seconds")
+    return f"{weight} * {chosen('gradwatch_run_active')} * (time() - {last} > bool {_STALLED})"
+
+
+# -- now ------------------------------------------------------------------------------------------------
+
+
+def _runs() -> Json:
+    return stat(
+        "Runs",
+        "How many do I watch? Fewer than you started: some have no endpoint that Prometheus can reach.",
+        [target(f"count({chosen('gradwatch_run_active')})", instant=True)],
+        unit="none",
+        empty="No run: no process with gradwatch is scraped now.",
+    )
+
+
+def _active() -> Json:
+    return stat(
+        "Training now",
+        "How many make steps? A process that has ended its run, or has not made a step, is not counted.",
+        [target(f"sum({chosen('gradwatch_run_active')})", instant=True)],
+        unit="none",
+        empty="No run: no process with gradwatch is scraped now.",
+    )
+
+
+def _in_trouble() -> Json:
+    anomaly = f"max without (kind) ({chosen('gradwatch_anomaly_active')})"
+    return stat(
+        "With an anomaly now",
+        "Must I act now? These runs are at the top of the table below.",
+        [target(f"sum({anomaly})", instant=True)],
+        unit="none",
+        empty="No run: no process with gradwatch is scraped now.",
+        thresholds=steps((None, GREEN), (1, RED)),
+        background=True,
+    )
+
+
+def _stalled() -> Json:
+    return stat(
+        "Stalled",
+        "Does one burn money without training? Runs under way without a step for ten minutes: hung input, "
+        "a lost worker, a deadlock. Open the run, then look at its process.",
+        [target(f"sum({stalled()})", instant=True)],
+        unit="none",
+        empty="No run: no process with gradwatch is scraped now.",
+        thresholds=steps((None, GREEN), (1, RED)),
+        background=True,
+    )
+
+
+def _down() -> Json:
+    return stat(
+        "Endpoints down",
+        "Has a process died? Targets that Prometheus knows and cannot reach. A run that has ended belongs out "
+        "of the target file.",
+        [target(f"count({chosen('up')}) - sum({chosen('up')})", instant=True)],
+        unit="none",
+        empty="Prometheus knows no such target.",
+        thresholds=steps((None, GREEN), (1, ORANGE)),
+        background=True,
+    )
+
+
+def _firing() -> Json:
+    return stat(
+        "Alerts by severity",
+        "What would have woken me? Those that fire now; the list is below the table.",
+        [target(f"count by (severity) ({chosen('ALERTS', *_FIRING)})", "{{severity}}", instant=True)],
+        unit="none",
+        empty=_NO_RULES,
+        overrides=[
+            override("critical", color=colour(RED)),
+            override("warning", color=colour(ORANGE)),
+            override("info", color=colour(BLUE)),
+        ],
+    )
+
+
+def _worst_first() -> Json:
+    steps_total = chosen("gradwatch_steps_total")
+    clipped = share_of_steps(chosen("gradwatch_clipped_steps_total"), steps_total)
+    queries = {
+        "Trouble": trouble(),
+        "State": per_run(state()),
+        "Since last step": per_run(step_age()),
+        "Steps per second": per_run(rate(steps_total)),
+        "Anomalies": f"round({per_run(increase(chosen('gradwatch_anomalies_total'), '$__range'))})",
+        "Clip share": per_run(clipped),
+        "Norm / threshold": per_run(_over_threshold()),
+        "Loss": per_run(finite(chosen("gradwatch_loss"))),
+    }
+    columns = {"monitor": "Monitor", "instance": "Instance", "job": "Job"}
+    columns |= {f"Value #{chr(ord('A') + index)}": name for index, name in enumerate(queries)}
+    coloured = {"type": "color-background", "mode": "basic"}
+    link = (
+        f"/d/{HEALTH_UID}?var-datasource=${{datasource:percentencode}}"
+        "&var-job=${__data.fields.Job:percentencode}"
+        "&var-instance=${__data.fields.Instance:percentencode}"
+        "&var-monitor=${__data.fields.Monitor:percentencode}"
+        "&${__url_time_range}"
+    )
+    return table(
+        "Runs, worst first",
+        "Which one first? Trouble: 16 for a stall, 8 for NaN or Inf under way, 4 for an explosion, 2 for a "
+        "trend, 1 for vanishing; behind the point the share of bad steps in this time range. Click a monitor "
+        "for its gradient health.",
+        [target(query, instant=True, form="table") for query in queries.values()],
+        columns=columns,
+        empty="No run: no process with gradwatch is scraped now.",
+        sort="Trouble",
+        overrides=[
+            override("Monitor", links=[{"title": "Gradient health", "url": link, "targetBlank": False}]),
+            override(
+                "Trouble",
+                decimals=2,
+                thresholds=steps((None, GREEN), (0.05, YELLOW), (1, ORANGE), (4, RED)),
+                custom__cellOptions=coloured,
+            ),
+            override("State", mappings=STATES, custom__cellOptions=coloured),
+            override("Since last step", unit="s", thresholds=steps((None, GREEN), (60, YELLOW), (_STALLED, RED))),
+            override("Steps per second", unit="cps", noValue="–"),
+            override("Anomalies", decimals=0),
+            override("Clip share", unit="percentunit", noValue="–"),
+            override("Norm / threshold", unit="percentunit", noValue="–"),
+            override("Loss", unit="short", noValue="not told"),
+        ],
+    )
+
+
+def _over_threshold() -> str:
+    norm = finite(chosen("gradwatch_gradient_norm_last"))
+    return f"{norm} / {positive(finite(chosen('gradwatch_explosion_threshold')))}"
+
+
+def _alerts() -> Json:
+    columns = {
+        "severity": "Severity",
+        "alertname": "Alert",
+        "monitor": "Monitor",
+        "instance": "Instance",
+        "job": "Job",
+    }
+    return table(
+        "Alerts firing",
+        "What does Prometheus say? Each has its section in docs/runbooks.md: what it means, how to confirm it, "
+        "what to do.",
+        [target(chosen("ALERTS", *_FIRING), instant=True, form="table")],
+        columns=columns,
+        empty=_NO_RULES,
+    )
+
+
+# -- over time ------------------------------------------------------------------------------------------
+
+
+def _headroom() -> Json:
+    return timeseries(
+        "Norm over explosion threshold, highest ten",
+        "Who explodes next? Above 100 % is an explosion; a curve that climbs towards it step by step is one "
+        "that a lower learning rate can still prevent.",
+        [target(f"topk(10, {positive(_over_threshold())})", "{{monitor}} {{instance}}")],
+        unit="percentunit",
+        empty="No run has a finite norm and a threshold: they are warming up, or made no step.",
+        log=True,
+        thresholds=steps((None, GREEN), (1, RED)),
+    )
+
+
+def _anomalous_steps() -> Json:
+    bad = f"sum by (kind) ({rate(chosen('gradwatch_anomalous_steps_total'))})"
+    return timeseries(
+        "Anomalous steps of all runs, by kind",
+        "Is it one run or all of them? Many runs at the same minute: a shared cause, such as new data, a new "
+        "image, a storage that returns garbage.",
+        [target(bad, "{{kind}}")],
+        unit="cps",
+        empty="The endpoints were not scraped in this time range.",
+        minimum=0,
+        overrides=[override(kind, color=colour(name)) for kind, name in KIND_COLOURS.items()],
+    )
+
+
+def _clip_shares() -> Json:
+    share = share_of_steps(chosen("gradwatch_clipped_steps_total"), chosen("gradwatch_steps_total"))
+    return timeseries(
+        "Clip share, highest ten",
+        "Who is on the brake all the time? Near 100 %: the clip norm decides the step size. Loosen the policy or "
+        "lower the learning rate.",
+        [target(f"topk(10, {share})", "{{monitor}} {{instance}}")],
+        unit="percentunit",
+        empty=NO_STEPS,
+        minimum=0,
+        maximum=1,
+    )
+
+
+def _slowest() -> Json:
+    active = f"{chosen('gradwatch_run_active')} == 1"
+    return timeseries(
+        "Steps per second, slowest ten under way",
+        "Who has slowed down? All runs of one host at once: the host. One run alone: its input or its workers.",
+        [target(f"bottomk(10, {rate(chosen('gradwatch_steps_total'))} and {active})", "{{monitor}} {{instance}}")],
+        unit="cps",
+        empty="No run is under way in this time range.",
+        minimum=0,
+    )
+
+
+def _nonfinite() -> Json:
+    share = share_of_steps(chosen("gradwatch_nonfinite_steps_total"), chosen("gradwatch_steps_total"))
+    return timeseries(
+        "Steps with NaN or Inf, highest ten",
+        "Who trains on garbage? Above 5 %, and not mixed precision finding its scale: stop it, and go back to a "
+        "checkpoint.",
+        [target(f"topk(10, {share})", "{{monitor}} {{instance}}")],
+        unit="percentunit",
+        empty=NO_STEPS,
+        minimum=0,
+    )
+
+
+def _overheads() -> Json:
+    return timeseries(
+        "gradwatch's overhead, highest ten",
+        "Does watching cost too much anywhere? Share of the training thread's time. Above 5 %: very short or "
+        "eager steps; wrap them in tf.function.",
+        [target(f"topk(10, {rate(chosen('gradwatch_host_overhead_seconds_total'))})", "{{monitor}} {{instance}}")],
+        unit="percentunit",
+        empty="The endpoints were not scraped in this time range.",
+        minimum=0,
+    )

@@ -1,0 +1,520 @@
+"""The dashboard `gradient-health`: one run in depth, from "is it well?" down to "is gradwatch well?"."""
+
+from __future__ import annotations
+
+from gradwatch.core.snapshot import KINDS
+from gradwatch.grafana.panels import (
+    BLUE,
+    GREEN,
+    GREY,
+    KIND_COLOURS,
+    ORANGE,
+    PURPLE,
+    RED,
+    YELLOW,
+    Json,
+    annotation,
+    arrange,
+    board,
+    colour,
+    heatmap,
+    mapping,
+    override,
+    row,
+    stat,
+    steps,
+    table,
+    target,
+    timeline,
+    timeseries,
+)
+from gradwatch.grafana.queries import chosen, finite, increase, positive, rate, share_of_steps
+from gradwatch.grafana.shared import HEALTH_UID, NO_STEPS, SHARE_STEPS, STATES, state, step_age, variables
+
+_NAMES = {"explosion": "Explosion", "trend": "Trend", "vanishing": "Vanishing", "nonfinite": "NaN or Inf"}
+_LAYERS_OFF = "Norms of single layers are opt-in: gradwatch.serve(layers=...). They appear with the first step."
+
+
+def dashboard() -> Json:
+    """`dashboards/gradient-health.json` as data."""
+    return board(
+        HEALTH_UID,
+        "Gradient health",
+        "One training run in depth. Read it from the top: is it well, what happened to the gradients, did "
+        "clipping do what the policy means to do, what does the training say, which layers, is gradwatch well.",
+        variables=variables(),
+        annotations=[_events(kind) for kind in KINDS],
+        panels=arrange(
+            [
+                row("Now"),
+                [(_state(), 4, 4), (_step_rate(), 4, 4), (_age(), 4, 4), (_anomalies(), 4, 4)]
+                + [(_clip_share_now(), 4, 4), (_overhead_now(), 4, 4)],
+                [(_episodes(), 14, 6), (_last_anomalies(), 10, 6)],
+                row("Gradient norm"),
+                [(_norm(), 24, 11)],
+                [(_heatmap(), 24, 9)],
+                [(_quantiles(), 10, 8), (_score(), 10, 8), (_largest(), 4, 8)],
+                row("What was done to the gradients"),
+                [(_clip_share(), 8, 8), (_clip_scale(), 8, 8), (_unused_steps(), 8, 8)],
+                row("The training"),
+                [(_loss(), 8, 7), (_learning_rate(), 8, 7), (_loss_scale(), 8, 7)],
+                row("Layers", collapsed=[(_layer_shares(), 12, 9), (_layer_norms(), 12, 9)]),
+                row("gradwatch itself"),
+                [(_overhead(), 8, 7), (_reading_time(), 8, 7), (_freshness(), 8, 7)],
+                [(_errors(), 8, 7), (_notifications(), 8, 7), (_endpoint(), 8, 7)],
+                [(_run_info(), 24, 5)],
+            ]
+        ),
+        time_from="now-1h",
+    )
+
+
+def _events(kind: str) -> Json:
+    when = chosen("gradwatch_last_anomaly_timestamp_seconds", f'kind="{kind}"')
+    return annotation(
+        _NAMES[kind],
+        f"{when} * 1000 > 0",
+        f"{_NAMES[kind]}: {{{{monitor}}}}",
+        "An episode began in {{monitor}} ({{instance}}).",
+        ("kind", "monitor"),
+        KIND_COLOURS[kind],
+    )
+
+
+# -- now ------------------------------------------------------------------------------------------------
+
+
+def _state() -> Json:
+    return stat(
+        "State",
+        "Is the run well right now? ANOMALY: look at the row below for its kind, then at the norm. Warming up: "
+        "the policy still gathers statistics and does not clip by them. No run: it has ended, or has made no "
+        "step yet.",
+        [target(state(), "{{monitor}}", instant=True)],
+        unit="none",
+        empty="No endpoint: the process has ended, or Prometheus cannot reach it.",
+        mappings=STATES,
+        background=True,
+    )
+
+
+def _step_rate() -> Json:
+    return stat(
+        "Steps per second",
+        "Is it still training, and as fast as before? A drop to half is often a slow input pipeline or a "
+        "neighbour on the same device; compare with the overhead on the right before you suspect gradwatch.",
+        [target(rate(chosen("gradwatch_steps_total")), "{{monitor}}")],
+        unit="cps",
+        empty=NO_STEPS,
+        sparkline=True,
+    )
+
+
+def _age() -> Json:
+    return stat(
+        "Time since the last step",
+        "Does it hang? Minutes, where a step takes seconds: look at the process (py-spy dump), the input "
+        "pipeline, the other workers of a collective. Long checkpoints and evaluations look the same.",
+        [target(step_age(), "{{monitor}}", instant=True)],
+        unit="s",
+        empty="No step has been made yet, or the endpoint is not reachable.",
+        thresholds=steps((None, GREEN), (60, YELLOW), (600, RED)),
+    )
+
+
+def _anomalies() -> Json:
+    count = f"round(sum by (kind) ({increase(chosen('gradwatch_anomalies_total'), '$__range')}))"
+    return stat(
+        "Anomalies in this time range",
+        "What went wrong, how often? Episodes that began, by kind: an explosion of 40 steps is one. One "
+        "explosion that was clipped needs nothing; several an hour need a lower learning rate or a look at "
+        "the data. A resume from a checkpoint counts its past once more.",
+        [target(count, "{{kind}}", instant=True)],
+        unit="none",
+        empty="No endpoint was scraped in this time range.",
+        decimals=0,
+        thresholds=steps((None, GREEN), (1, ORANGE), (10, RED)),
+    )
+
+
+def _clip_share_now() -> Json:
+    share = share_of_steps(chosen("gradwatch_clipped_steps_total"), chosen("gradwatch_steps_total"))
+    return stat(
+        "Clip share",
+        "How many of the steps are clipped? Near the policy's own share (see below) is as meant. Near 100 %: "
+        "the clip norm is a brake on every step, and the learning rate is not what it says.",
+        [target(share, "{{monitor}}")],
+        unit="percentunit",
+        empty=NO_STEPS,
+        thresholds=steps((None, GREEN), (0.5, YELLOW), (0.9, RED)),
+        sparkline=True,
+    )
+
+
+def _overhead_now() -> Json:
+    return stat(
+        "Overhead",
+        "Is gradwatch what makes it slow? Share of the training thread's time spent on gradwatch's host side. "
+        "Above 5 %: the steps are very short, or eager; wrap the step in tf.function.",
+        [target(rate(chosen("gradwatch_host_overhead_seconds_total")), "{{monitor}}")],
+        unit="percentunit",
+        empty="The endpoint was not scraped in this time range.",
+        thresholds=SHARE_STEPS,
+        sparkline=True,
+    )
+
+
+def _episodes() -> Json:
+    return timeline(
+        "Anomalies under way",
+        "When did it begin, is it over? One bar for each run and kind, coloured while an episode lasts. An "
+        "episode between two scrapes is not seen here; the lines across all panels mark where each began.",
+        [target(chosen("gradwatch_anomaly_active"), "{{monitor}} {{kind}}")],
+        empty="The endpoint was not scraped in this time range.",
+        mappings=mapping({0: ("no", "transparent"), 1: ("under way", RED)}),
+        overrides=[
+            override(
+                f"/{kind}$/", regex=True, mappings=mapping({0: ("no", "transparent"), 1: (name, KIND_COLOURS[kind])})
+            )
+            for kind, name in _NAMES.items()
+        ],
+    )
+
+
+def _last_anomalies() -> Json:
+    columns = {"monitor": "Monitor", "kind": "Kind", "Value #A": "Step", "Value #B": "Seen"}
+    step = chosen("gradwatch_last_anomaly_step")
+    seen = chosen("gradwatch_last_anomaly_timestamp_seconds")
+    return table(
+        "Newest anomaly of each kind",
+        "From before which step do I need a checkpoint? The step at which the newest episode began, and when it "
+        "was seen. An episode from before a resume has a step but no time.",
+        [
+            target(f"sum by (monitor, instance, kind) ({step} > 0)", instant=True, form="table"),
+            target(f"1000 * sum by (monitor, instance, kind) ({seen} > 0)", instant=True, form="table"),
+        ],
+        columns=columns,
+        empty="None so far.",
+        sort="Step",
+        overrides=[override("Seen", unit="dateTimeFromNow", noValue="before a resume")],
+    )
+
+
+# -- the norm -------------------------------------------------------------------------------------------
+
+
+def _norm() -> Json:
+    highest = (
+        f"histogram_quantile(1, sum by (job, instance, monitor, le) ({rate(chosen('gradwatch_gradient_norm_bucket'))}))"
+    )
+    return timeseries(
+        "Gradient norm, clip norm and threshold",
+        "What happened to the gradients? Red line: an explosion began. A rise over many steps is the learning "
+        "rate or a loss without bound; a single tooth is the data of one step. Applied below norm: clipping "
+        "works. Applied at the norm while the norm passes the threshold: this policy does not clip. The highest "
+        "of the interval comes from the histogram and shows the spikes that fall between two scrapes.",
+        [
+            target(positive(finite(chosen("gradwatch_gradient_norm_last"))), "norm {{monitor}}"),
+            target(positive(chosen("gradwatch_gradient_norm_applied")), "applied {{monitor}}"),
+            target(finite(chosen("gradwatch_clip_norm")), "clip norm {{monitor}}"),
+            target(finite(chosen("gradwatch_explosion_threshold")), "threshold {{monitor}}"),
+            target(positive(chosen("gradwatch_vanishing_threshold")), "vanishing below {{monitor}}"),
+            target(positive(highest), "highest of the interval {{monitor}}"),
+        ],
+        unit="sci",
+        empty="No finite norm yet: no step was made, or all of them had NaN or Inf.",
+        log=True,
+        table=True,
+        overrides=[
+            override("/^norm /", regex=True, color=colour(BLUE)),
+            override("/^applied /", regex=True, color=colour(GREEN)),
+            override(
+                "/^clip norm /", regex=True, color=colour(YELLOW), custom__lineStyle={"fill": "dash", "dash": [8, 6]}
+            ),
+            override(
+                "/^threshold /", regex=True, color=colour(RED), custom__lineStyle={"fill": "dash", "dash": [2, 4]}
+            ),
+            override(
+                "/^vanishing /", regex=True, color=colour(PURPLE), custom__lineStyle={"fill": "dash", "dash": [2, 4]}
+            ),
+            override("/^highest /", regex=True, color=colour(GREY), custom__drawStyle="points", custom__pointSize=4),
+        ],
+    )
+
+
+def _heatmap() -> Json:
+    return heatmap(
+        "Distribution of the norm",
+        "Is this a new regime or a few stray steps? Every finite step is counted, however rarely it is scraped. "
+        "A band that moves up as a whole is the training; a second band far above is bad batches; a band that "
+        "sinks to the bottom is vanishing gradients.",
+        [target(f"sum by (le) ({increase(chosen('gradwatch_gradient_norm_bucket'))})", "{{le}}", form="heatmap")],
+        unit="sci",
+        empty=NO_STEPS,
+    )
+
+
+def _quantiles() -> Json:
+    return timeseries(
+        "Quantiles of the recent norms",
+        "How wide is normal? The policy's own view: quantiles with forgetting. 95 % and 50 % drifting apart: "
+        "training becomes unsteady before it explodes; lower the learning rate or lengthen its warm-up.",
+        [target(positive(chosen("gradwatch_gradient_norm_quantile")), "{{quantile}} {{monitor}}")],
+        unit="sci",
+        empty="No quantiles yet: they begin with the first finite steps.",
+        log=True,
+    )
+
+
+def _score() -> Json:
+    return timeseries(
+        "Explosion score",
+        "How far from normal was the last step? The detector's statistic in its own unit (robust standard "
+        "deviations of the log norm). Rising for minutes without an alarm: it is coming.",
+        [target(finite(chosen("gradwatch_explosion_score")), "{{monitor}}")],
+        unit="none",
+        empty="No finite score yet: the detector is warming up.",
+    )
+
+
+def _largest() -> Json:
+    return stat(
+        "Largest norm of the run",
+        "How bad was the worst step? The largest finite norm so far. Inf steps are counted below.",
+        [target(positive(chosen("gradwatch_gradient_norm_max")), "{{monitor}}", instant=True)],
+        unit="sci",
+        empty="No finite norm yet.",
+    )
+
+
+# -- what was done --------------------------------------------------------------------------------------
+
+
+def _clip_share() -> Json:
+    share = share_of_steps(chosen("gradwatch_clipped_steps_total"), chosen("gradwatch_steps_total"))
+    return timeseries(
+        "Clip share against what the policy implies",
+        "Does clipping do what I asked for? percentile(90) means to clip one step in ten. Far above the dashed "
+        "line for long: the norm grows faster than the policy follows, or the policy is too tight. Policies "
+        "that imply no share show no dashed line.",
+        [
+            target(share, "clipped {{monitor}}"),
+            target(chosen("gradwatch_expected_clip_ratio"), "implied {{monitor}}"),
+        ],
+        unit="percentunit",
+        empty=NO_STEPS,
+        minimum=0,
+        maximum=1,
+        overrides=[
+            override("/^implied /", regex=True, color=colour(GREY), custom__lineStyle={"fill": "dash", "dash": [8, 6]})
+        ],
+    )
+
+
+def _clip_scale() -> Json:
+    return timeseries(
+        "How hard the last step was clipped",
+        "A touch or a hammer? Applied norm over norm of the last step: 1 is untouched, 0.01 means that a "
+        "hundredth was left, 0 that the step was dropped.",
+        [target(chosen("gradwatch_clip_scale_ratio"), "{{monitor}}")],
+        unit="percentunit",
+        empty="The endpoint was not scraped in this time range.",
+        minimum=0,
+        maximum=1,
+    )
+
+
+def _unused_steps() -> Json:
+    total = chosen("gradwatch_steps_total")
+    skipped = f"{rate(chosen('gradwatch_skipped_updates_total'))} / ignoring (reason) group_left () ({rate(total)} > 0)"
+    return timeseries(
+        "Steps with NaN or Inf, and skipped updates",
+        "How much of the training is lost? A loss scale that probes its limit costs one step in some thousand. "
+        "More than 5 %, or all of them: the weights or the input hold NaN; stop, and restart from a checkpoint "
+        "from before it began.",
+        [
+            target(share_of_steps(chosen("gradwatch_nonfinite_steps_total"), total), "NaN or Inf {{monitor}}"),
+            target(skipped, "skipped: {{reason}} {{monitor}}"),
+        ],
+        unit="percentunit",
+        empty=NO_STEPS,
+        minimum=0,
+        overrides=[override("/^NaN/", regex=True, color=colour(PURPLE))],
+    )
+
+
+# -- the training ---------------------------------------------------------------------------------------
+
+
+def _loss() -> Json:
+    return timeseries(
+        "Loss",
+        "Did the loss notice? A jump together with an explosion that does not come back: the weights are "
+        "damaged; go back to a checkpoint. A jump that comes back within some hundred steps needs nothing.",
+        [target(finite(chosen("gradwatch_loss")), "{{monitor}}")],
+        unit="short",
+        empty="The training tells no finite loss. model.fit does it by itself; elsewhere: monitor.report(loss=...).",
+    )
+
+
+def _learning_rate() -> Json:
+    return timeseries(
+        "Learning rate",
+        "Did the schedule do it? Explosions at the end of the warm-up, at its highest point, or right after a "
+        "restart of the schedule are the learning rate's.",
+        [target(chosen("gradwatch_learning_rate"), "{{monitor}}")],
+        unit="sci",
+        empty="The training tells no learning rate. model.fit does it by itself; elsewhere: "
+        "monitor.report(learning_rate=...).",
+    )
+
+
+def _loss_scale() -> Json:
+    return timeseries(
+        "Loss scale",
+        "Does mixed precision still work? It halves at each overflow and doubles after some thousand clean "
+        "steps. Falling without end, below 1: gradients are non-finite at any scale; see the runbook.",
+        [target(positive(chosen("gradwatch_loss_scale")), "{{monitor}}")],
+        unit="sci",
+        empty="No loss scaling: the run is not float16 mixed precision.",
+        log=True,
+        thresholds=steps((None, RED), (1, GREEN)),
+    )
+
+
+# -- layers ---------------------------------------------------------------------------------------------
+
+
+def _layer_shares() -> Json:
+    square = f"({finite(chosen('gradwatch_layer_gradient_norm'))} ^ 2)"
+    share = f"{square} / ignoring (layer) group_left () (sum without (layer) ({square}) > 0)"
+    return timeseries(
+        "Layers with the largest share of the squared norm",
+        "Which layer is it? Share among the exported layers, top ten. One layer near 100 % during an explosion: "
+        "look at its input and its initial values. All alike: look at the loss and the learning rate.",
+        [target(f"topk(10, {share})", "{{layer}} {{monitor}}")],
+        unit="percentunit",
+        empty=_LAYERS_OFF,
+        minimum=0,
+        maximum=1,
+        table=True,
+    )
+
+
+def _layer_norms() -> Json:
+    return timeseries(
+        "Layer norms",
+        "Where do the gradients end? The ten largest. Norms that shrink by orders of magnitude towards the "
+        "input are vanishing gradients; a layer that is missing here gets none at all.",
+        [target(f"topk(10, {positive(finite(chosen('gradwatch_layer_gradient_norm')))})", "{{layer}} {{monitor}}")],
+        unit="sci",
+        empty=_LAYERS_OFF,
+        log=True,
+        table=True,
+    )
+
+
+# -- gradwatch itself -----------------------------------------------------------------------------------
+
+
+def _overhead() -> Json:
+    return timeseries(
+        "Overhead over time",
+        "Since when does gradwatch cost that much? Share of the training thread's time. A step up without a "
+        "change of the model is worth a report to gradwatch's maintainers.",
+        [target(rate(chosen("gradwatch_host_overhead_seconds_total")), "{{monitor}}")],
+        unit="percentunit",
+        empty="The endpoint was not scraped in this time range.",
+        minimum=0,
+    )
+
+
+def _reading_time() -> Json:
+    rates = f"sum by (job, instance, monitor, le) ({rate(chosen('gradwatch_snapshot_duration_seconds_bucket'))})"
+    return timeseries(
+        "Time to read the monitor",
+        "Is the device so busy that gradwatch cannot read it? Milliseconds are normal. It runs on a thread of "
+        "its own and costs the training nothing, but seconds mean old numbers everywhere above.",
+        [
+            target(f"histogram_quantile(0.5, {rates})", "median {{monitor}}"),
+            target(f"histogram_quantile(0.99, {rates})", "99 % {{monitor}}"),
+        ],
+        unit="s",
+        empty="The monitor was not read in this time range: it has no step yet, or its process is gone.",
+        minimum=0,
+    )
+
+
+def _freshness() -> Json:
+    return timeseries(
+        "Age of the numbers",
+        "Can I trust what I see? Seconds since gradwatch last read the monitor; it reads once a second. "
+        "Minutes: its reader thread is stuck, see the errors below and the log. Below zero: the clocks of the "
+        "training's host and of Prometheus differ.",
+        [target(f"time() - {chosen('gradwatch_snapshot_timestamp_seconds')}", "{{monitor}}")],
+        unit="s",
+        empty="The endpoint was not scraped in this time range.",
+        thresholds=steps((None, GREEN), (60, RED)),
+    )
+
+
+def _errors() -> Json:
+    return timeseries(
+        "Errors of gradwatch",
+        "Is gradwatch itself broken? Failures of its host side by component, and failed scrapes. Training goes "
+        "on regardless. Each kind is logged once, by the logger `gradwatch`, with its cause.",
+        [
+            target(increase(chosen("gradwatch_internal_errors_total")), "{{component}}"),
+            target(increase(chosen("gradwatch_scrape_errors_total")), "scrape: {{component}}"),
+        ],
+        unit="none",
+        empty="The endpoint was not scraped in this time range.",
+        minimum=0,
+        bars=True,
+    )
+
+
+def _notifications() -> Json:
+    return timeseries(
+        "Messages to people",
+        "Would I have been told? Messages that gradwatch sent itself (alerts=[...]). Failed: try the address "
+        "with `gradwatch notify test`. Suppressed: held back by the rate limit, on purpose.",
+        [target(increase(chosen("gradwatch_notifications_total")), "{{channel}} {{outcome}}")],
+        unit="none",
+        empty="The endpoint was not scraped in this time range.",
+        minimum=0,
+        bars=True,
+    )
+
+
+def _endpoint() -> Json:
+    return timeline(
+        "Endpoint reachable",
+        "Does Prometheus still get through? Not reachable while the run should be alive: the process has "
+        "crashed, or it listens on another address (gradwatch.serve binds 127.0.0.1 unless told otherwise).",
+        [target(chosen("up"), "{{instance}}")],
+        empty="Prometheus knows no such target in this time range.",
+        mappings=mapping({0: ("not reachable", RED), 1: ("reachable", GREEN)}),
+    )
+
+
+def _run_info() -> Json:
+    columns = {
+        "job": "Job",
+        "instance": "Instance",
+        "monitor": "Monitor",
+        "run_name": "Run",
+        "run_id": "Run id",
+        "policy": "Policy",
+        "strategy": "Strategy",
+        "replicas": "Replicas",
+        "precision": "Precision",
+    }
+    return table(
+        "What is running here",
+        "Is this the run I think it is? Policy, strategy and precision as gradwatch found them. A new run id "
+        "under the same monitor name is a restart.",
+        [target(chosen("gradwatch_run_info"), instant=True, form="table")],
+        columns=columns,
+        empty="No run: its process has ended, or Prometheus cannot reach it.",
+    )

@@ -1,0 +1,89 @@
+"""PromQL whose metric and label names are checked against the catalogue while it is put together."""
+
+from __future__ import annotations
+
+import re
+
+from gradwatch.errors import ConfigError
+from gradwatch.telemetry.metrics import BY_NAME
+
+#: What every query of a dashboard is narrowed to: the variables at its top.
+TARGET = ('job=~"$job"', 'instance=~"$instance"')
+MONITOR = 'monitor=~"$monitor"'
+
+#: One series for each run.
+RUN = ("job", "instance", "monitor")
+
+_OF_HISTOGRAMS = ("_bucket", "_count", "_sum")
+_OF_SERVERS = {"up": (), "ALERTS": ("alertname", "alertstate", "severity", "monitor")}  # Prometheus' own
+
+
+def series(name: str, *matchers: str) -> str:
+    """A selector, as rules use it.
+
+    Args:
+      name: a metric of the catalogue, or `up` or `ALERTS`.
+      matchers: such as 'kind="explosion"'.
+
+    Raises:
+      ConfigError: the catalogue has no such metric, or the metric no such label.
+    """
+    known = _labels(name)
+    for matcher in matchers:
+        label = re.split(r"[=!]", matcher)[0]
+        if label not in known:
+            raise ConfigError(f"{name} has no label {label!r}; it has {', '.join(sorted(known)) or 'none'}")
+    return f"{name}{{{', '.join(matchers)}}}" if matchers else name
+
+
+def chosen(name: str, *matchers: str) -> str:
+    """A selector for dashboards: what the variables at the top of the dashboard chose."""
+    monitor = (MONITOR,) if (name in BY_NAME and BY_NAME[name].scope == "monitor") or _histogram(name) else ()
+    return series(name, *TARGET, *monitor, *matchers)
+
+
+def finite(selector: str) -> str:
+    """Without the +Inf that stands for "none" or "not finite": a log axis cannot show it."""
+    return f"({selector} < Inf)"
+
+
+def positive(selector: str) -> str:
+    """Without the 0 that stands for "none": a log axis cannot show it."""
+    return f"({selector} > 0)"
+
+
+def rate(selector: str, window: str = "$__rate_interval") -> str:
+    return f"rate({selector}[{window}])"
+
+
+def increase(selector: str, window: str = "$__rate_interval") -> str:
+    return f"increase({selector}[{window}])"
+
+
+def share_of_steps(counter: str, steps: str, window: str = "$__rate_interval") -> str:
+    """Share of the steps that `counter` counted; nothing, rather than NaN, where no step was made."""
+    return f"{rate(counter, window)} / ({rate(steps, window)} > 0)"
+
+
+def per_run(expression: str, function: str = "sum") -> str:
+    """Down to the labels that name a run."""
+    return f"{function} by ({', '.join(RUN)}) ({expression})"
+
+
+def _histogram(name: str) -> str:
+    """The histogram that a series such as x_bucket belongs to; "" for others."""
+    for ending in _OF_HISTOGRAMS:
+        base = name.removesuffix(ending)
+        if base != name and base in BY_NAME and BY_NAME[base].type == "histogram":
+            return base
+    return ""
+
+
+def _labels(name: str) -> set[str]:
+    if name in _OF_SERVERS:
+        return {"job", "instance", *_OF_SERVERS[name]}
+    metric = BY_NAME.get(_histogram(name) or name)
+    if metric is None or (metric.type == "histogram" and not _histogram(name)):
+        raise ConfigError(f"the catalogue (telemetry/metrics.py) has no series {name!r}")
+    own = {"monitor"} if metric.scope == "monitor" else set()
+    return {"job", "instance", *own, *metric.labels} | ({"le"} if _histogram(name) else set())

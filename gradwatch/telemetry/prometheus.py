@@ -17,10 +17,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, make_wsgi_app, push_to_gateway
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -28,6 +29,7 @@ from prometheus_client.core import (
     InfoMetricFamily,
     SummaryMetricFamily,
 )
+from prometheus_client.exposition import basic_auth_handler, default_handler
 from prometheus_client.utils import floatToGoString
 
 from gradwatch.errors import ConfigError, ServeError
@@ -58,10 +60,17 @@ class Collector:
       layers: layer series for each monitor, spread evenly over its variables in the model's order; the set
         is fixed when the first layers are seen. 0: none. At most `MOST_LAYERS`.
       departed: also show monitors that are gone, as they were last (for `push`).
+      ended: show every run as over.
     """
 
     def __init__(
-        self, layers: int = 0, *, departed: bool = False, source: Reader = reader, process: Health = health
+        self,
+        layers: int = 0,
+        *,
+        departed: bool = False,
+        ended: bool = False,
+        source: Reader = reader,
+        process: Health = health,
     ) -> None:
         if not 0 <= layers <= MOST_LAYERS:
             raise ConfigError(
@@ -69,6 +78,7 @@ class Collector:
             )
         self._layers = layers
         self._departed = departed
+        self._ended = ended
         self._reader = source
         self._health = process
         self._chosen: dict[tuple[str, str], frozenset[str]] = {}
@@ -80,6 +90,8 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         """One family for each metric of the table. A value that cannot be read is left out and counted."""
         readings = self._reader.readings(departed=self._departed)
+        if self._ended:
+            readings = [replace(reading, active=False) for reading in readings]
         self._choose_layers(readings)
         for metric in METRICS:
             family = _family(metric)
@@ -154,11 +166,42 @@ def _buckets(b: Buckets) -> tuple[list[tuple[str, float]], float]:
     return list(zip(bounds, map(float, b.counts))), b.total
 
 
-def registry(layers: int = 0, *, departed: bool = False) -> CollectorRegistry:
+def registry(layers: int = 0, *, departed: bool = False, ended: bool = False) -> CollectorRegistry:
     """A fresh registry with nothing but gradwatch's metrics; arguments as for `Collector`."""
     fresh = CollectorRegistry(auto_describe=False)
-    fresh.register(Collector(layers, departed=departed))
+    fresh.register(Collector(layers, departed=departed, ended=ended))
     return fresh
+
+
+class Gateway:
+    """One group of a Pushgateway.
+
+    Args:
+      url: of the gateway, without a user name.
+      user: (name, password) for basic authentication, or None.
+      job, key: labels of the group.
+      timeout_seconds: for one socket operation.
+    """
+
+    def __init__(
+        self, url: str, user: tuple[str, str] | None, job: str, key: Mapping[str, str], timeout_seconds: float
+    ) -> None:
+        self._url, self._user, self._job, self._key, self._timeout = url, user, job, dict(key), timeout_seconds
+
+    def put(self, metrics: CollectorRegistry) -> None:
+        """Replaces the group by these metrics.
+
+        Raises:
+          OSError: the gateway cannot be reached or refuses (urllib.error.URLError).
+        """
+        push_to_gateway(self._url, self._job, metrics, self._key, self._timeout, self._handler)
+
+    def _handler(
+        self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        if self._user is None:
+            return default_handler(url, method, timeout, headers, data)
+        return basic_auth_handler(url, method, timeout, headers, data, *self._user)
 
 
 # -- the endpoint --------------------------------------------------------------------------------------

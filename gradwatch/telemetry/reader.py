@@ -265,10 +265,11 @@ class Reader:
     # -- the end ---------------------------------------------------------------------------------------
 
     def at_exit(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called at the end of the process, after the last alerts were delivered."""
+        """Has `callback` called once at the end of the process, after the last alerts were delivered."""
         with self._wake:
-            self._at_exit.append(callback)
-            self._expect_exit()
+            if callback not in self._at_exit:
+                self._at_exit.append(callback)
+                self._expect_exit()
 
     def cancel_at_exit(self, callback: Callable[[], None]) -> None:
         """Takes back `at_exit(callback)`."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import pytest
 from telemetry.fake import FakeMonitor
+from telemetry.processes import EXIT, run_script
 
 from gradwatch.errors import ConfigError
 from gradwatch.telemetry.reader import DURATION_BOUNDS, Reader
-
-ROOT = Path(__file__).parents[2]
 
 
 def wait_until(condition, seconds: float = 5.0) -> bool:
@@ -300,30 +296,6 @@ def test_hundreds_of_monitors_come_and_go_from_many_threads(reader):
 def test_an_interval_that_is_none_is_refused(seconds):
     with pytest.raises(ConfigError, match="must be > 0 seconds"):
         Reader(interval_seconds=seconds)
-
-
-def run_script(body: str) -> subprocess.CompletedProcess[str]:
-    """Runs `body` in a fresh process, without TensorFlow: the package's own __init__ would import it."""
-    script = f"""
-import sys, types
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-package = sys.modules["gradwatch"] = types.ModuleType("gradwatch")
-package.__path__ = [{str(ROOT / "gradwatch")!r}]
-{body}
-"""
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-
-
-EXIT = """
-from telemetry.fake import FakeMonitor
-from gradwatch.telemetry import reader
-monitor = FakeMonitor()
-monitor.alert_sinks.append(lambda alert: print("ALERT", alert.kind, flush=True))
-reader.set_interval(30)
-reader.register(monitor)
-reader.poll_now()
-monitor.begin("explosion")
-"""
 
 
 def test_the_last_alerts_are_delivered_when_the_process_ends():

@@ -1,0 +1,33 @@
+"""Small programs in fresh processes: for what happens when a process ends, crashes or forks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_script(body: str) -> subprocess.CompletedProcess[str]:
+    """Runs `body` in a fresh process, without TensorFlow: the package's own __init__ would import it."""
+    script = f"""
+import sys, types
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+package = sys.modules["gradwatch"] = types.ModuleType("gradwatch")
+package.__path__ = [{str(ROOT / "gradwatch")!r}]
+{body}
+"""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+EXIT = """
+from telemetry.fake import FakeMonitor
+from gradwatch.telemetry import reader
+monitor = FakeMonitor()
+monitor.alert_sinks.append(lambda alert: print("ALERT", alert.kind, flush=True))
+reader.set_interval(30)
+reader.register(monitor)
+reader.poll_now()
+monitor.begin("explosion")
+"""

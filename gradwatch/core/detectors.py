@@ -43,43 +43,49 @@ class Detector(NamedTuple):
     cooldown_steps: int = 10
 
 
-# A prior for the spread of the log norm (65 % up or down), worth one step: without it the second norm of a
-# run would already be an outlier.
+# Spread of the log norm (65 % up or down) before anything is known, worth one step: without it the second
+# norm of a run would already be an outlier.
 _PRIOR_VAR = 0.25
 
 
-def _level_init() -> dict[str, np.ndarray]:
-    return {
-        "mean": np.zeros((), np.float32),
-        "var": np.float32(_PRIOR_VAR).reshape(()),
-        "seen": np.zeros((), np.float32),
-    }
+class _Level(NamedTuple):
+    """Where the log norm usually stands: winsorised running mean and variance, forgetting exponentially.
 
-
-def _level_update(
-    xp: Namespace, state: State, norms: Norms, window: int, winsorise: float, min_std: float
-) -> tuple[dict[str, Array], Array, Array]:
-    """One step of the winsorised running mean and variance of the log norm.
-
-    mean_t = mean_{t-1} + a_t * d_t;  var_t = var_{t-1} + a_t * (d_t^2 - var_{t-1})
-    with d_t = clip(log norm_t - mean_{t-1}, -winsorise * std_{t-1}, winsorise * std_{t-1}), a_t = 1 / min(t, window).
-
-    Returns (new state, z-score of this step, std), both judged with the state before the step.
+    mean_t = mean_{t-1} + d_t / min(n, window);  var_t = var_{t-1} + (d_t^2 - var_{t-1}) / min(n + 1, window)
+    with d_t = clip(log norm_t - mean_{t-1}, -winsorise * std_{t-1}, winsorise * std_{t-1}), the n-th norm.
     """
-    mean, var, seen = state["mean"], state["var"], state["seen"]
-    std = xp.sqrt(xp.maximum(var, min_std * min_std))
-    first = seen <= 0.0
-    off = xp.where(first, 0.0, norms.log - mean)
-    d = xp.minimum(xp.maximum(off, -winsorise * std), winsorise * std)
-    rate = 1.0 / xp.minimum(seen + 1.0, float(window))
-    take = norms.finite & (norms.total > 0.0)
-    new = {
-        "mean": xp.where(take, xp.where(first, norms.log, mean + rate * d), mean),
-        # the prior counts as one step
-        "var": xp.where(take, var + (1.0 / xp.minimum(seen + 2.0, float(window))) * (d * d - var), var),
-        "seen": xp.minimum(seen + xp.where(take, 1.0, 0.0), 1e6),
-    }
-    return new, off / std, std
+
+    window: int
+    winsorise: float
+    min_std: float
+
+    @staticmethod
+    def init() -> dict[str, np.ndarray]:
+        zero = np.zeros((), np.float32)
+        return {"mean": zero, "var": zero + np.float32(_PRIOR_VAR), "seen": zero}
+
+    def std(self, xp: Namespace, state: State) -> Array:
+        return xp.sqrt(xp.maximum(state["var"], self.min_std**2))
+
+    def z(self, xp: Namespace, state: State, norms: Norms) -> Array:
+        """Standard deviations above the mean, judged by the steps before; 0 for the first."""
+        return xp.where(state["seen"] > 0.0, norms.log - state["mean"], 0.0) / self.std(xp, state)
+
+    def update(self, xp: Namespace, state: State, norms: Norms) -> dict[str, Array]:
+        mean, var, seen = state["mean"], state["var"], state["seen"]
+        first = seen <= 0.0
+        reach = self.winsorise * self.std(xp, state)
+        d = xp.where(first, 0.0, xp.minimum(xp.maximum(norms.log - mean, -reach), reach))
+        new_mean = xp.where(first, norms.log, mean + d / xp.minimum(seen + 1.0, float(self.window)))
+        new_var = var + (d * d - var) / xp.minimum(seen + 2.0, float(self.window))  # the prior counts as a step
+        return {
+            "mean": xp.where(norms.enters, new_mean, mean),
+            "var": xp.where(norms.enters, new_var, var),
+            "seen": xp.where(norms.enters, xp.minimum(seen + 1.0, 1e6), seen),
+        }
+
+
+_WINSORISE = 2.5  # deviations at which the level of `trend` and `vanishing` clamps
 
 
 def _norm(xp: Namespace, log_norm: Array) -> Array:
@@ -87,7 +93,7 @@ def _norm(xp: Namespace, log_norm: Array) -> Array:
 
 
 def spike(
-    z_max: float = 6.0,
+    z_max: float = 5.0,
     *,
     window: int = 200,
     warmup_steps: int = 25,
@@ -105,8 +111,8 @@ def spike(
       window: steps remembered, >= 2.
       warmup_steps: finite norms observed before the first alarm, >= 2.
       winsorise: deviations at which a log norm is clamped before it enters, > 1.
-      min_std: the standard deviation is at least this, > 0; 0.1 with z_max = 6 means that no norm below
-        1.8 times the usual one is ever called an explosion.
+      min_std: the standard deviation is at least this, > 0; 0.1 with z_max = 5 means that no norm below
+        1.6 times the usual one is ever called an explosion.
       cooldown_steps: calm steps that end an episode, >= 1.
 
     Raises:
@@ -122,22 +128,27 @@ def spike(
     min_std = checks.number("min_std", min_std, above=0)
     cooldown = checks.count("cooldown_steps", cooldown_steps)
 
+    level = _Level(window, winsorise, min_std)
+
     def init(num_variables: int) -> State:
-        return _level_init()
+        return level.init()
 
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Bool, Mapping[str, Array]]:
-        ready = state["seen"] >= warmup
-        new, z, std = _level_update(xp, state, norms, window, winsorise, min_std)
-        threshold = xp.where(ready, _norm(xp, state["mean"] + z_max * std), math.inf)
-        score = xp.where(ready & norms.finite, z, 0.0)
-        return new, ready & norms.finite & (z > z_max), {"score": score, "threshold": threshold}
+        judged = (state["seen"] >= warmup) & norms.finite
+        z = level.z(xp, state, norms)
+        threshold = _norm(xp, state["mean"] + z_max * level.std(xp, state))
+        info = {
+            "score": xp.where(judged, z, 0.0),
+            "threshold": xp.where(state["seen"] >= warmup, threshold, math.inf),
+        }
+        return level.update(xp, state, norms), judged & (z > z_max), info
 
     return Detector("explosion", f"spike({z_max:g}, window={window})", init, update, cooldown)
 
 
 def trend(
-    drift: float = 1.5,
-    decision: float = 10.0,
+    drift: float = 1.0,
+    decision: float = 8.0,
     *,
     window: int = 200,
     warmup_steps: int = 25,
@@ -147,8 +158,10 @@ def trend(
 ) -> Detector:
     """A slow exponential explosion: the log norm keeps standing above its running mean.
 
-    One-sided CUSUM: S_t = max(0, S_{t-1} + min(z_t, winsorise) - drift), alarm where S_t > decision, z_t as in
-    `spike`. S is held at twice the decision, so that it comes back after the norm does.
+    One-sided CUSUM: S_t = max(0, S_{t-1} + (min(z_t, winsorise) - drift) / v_{t-1}), alarm where S_t > decision,
+    z_t as in `spike`. v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
+    relative to independent ones; r, in [0, 0.95], is the running correlation of the last 1,000 steps. S is held
+    at twice the decision, so that it comes back after the norm does.
 
     Args:
       drift: deviations above the mean that are still normal, > 0 (the reference value k).
@@ -160,7 +173,8 @@ def trend(
       ConfigError: an argument is out of range.
 
     Source: Page 1954, "Continuous inspection schemes", Biometrika 41; Montgomery, Introduction to Statistical
-    Quality Control, chapter 9.
+    Quality Control, chapter 9. The correction for correlated norms is ours: without it an AR(1) of 0.9 raises
+    four false alarms in 10,000 steps.
     """
     drift = checks.number("drift", drift, above=0)
     decision = checks.number("decision", decision, above=0)
@@ -169,20 +183,31 @@ def trend(
     winsorise = checks.number("winsorise", winsorise, above=drift)
     min_std = checks.number("min_std", min_std, above=0)
     cooldown = checks.count("cooldown_steps", cooldown_steps)
+    level = _Level(window, _WINSORISE, min_std)
 
     def init(num_variables: int) -> State:
-        return {"level": _level_init(), "sum": np.zeros((), np.float32)}
+        return {"level": level.init(), **dict.fromkeys(("sum", "last", "correlation"), np.zeros((), np.float32))}
 
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Bool, Mapping[str, Array]]:
-        held = state["level"]
+        held, last, correlation = state["level"], state["last"], state["correlation"]
         ready = held["seen"] >= warmup
-        level, z, std = _level_update(xp, held, norms, window, 2.5, min_std)
-        grown = xp.maximum(state["sum"] + xp.minimum(z, winsorise) - drift, 0.0)
-        grown = xp.where(ready, xp.minimum(grown, 2.0 * decision), 0.0)
+        z = level.z(xp, held, norms)
+        r = xp.minimum(xp.maximum(correlation, 0.0), 0.95)
+        grown = state["sum"] + (xp.minimum(z, winsorise) - drift) * (1.0 - r) / (1.0 + r)
+        grown = xp.where(ready, xp.minimum(xp.maximum(grown, 0.0), 2.0 * decision), 0.0)
         total = xp.where(norms.finite, grown, state["sum"])
-        alarm = ready & norms.finite & (total > decision)
-        threshold = xp.where(ready, _norm(xp, held["mean"] + drift * std), math.inf)
-        return {"level": level, "sum": total}, alarm, {"score": total, "threshold": threshold}
+        near = xp.minimum(xp.maximum(z, -_WINSORISE), _WINSORISE)
+        # slower than the level: the trend to be found must not pass for correlation
+        correlated = correlation + (near * last - correlation) / xp.minimum(held["seen"] + 2.0, 1000.0)
+        new = {
+            "level": level.update(xp, held, norms),
+            "sum": total,
+            "last": xp.where(norms.enters, near, last),
+            "correlation": xp.where(norms.enters, correlated, correlation),
+        }
+        threshold = _norm(xp, held["mean"] + drift * level.std(xp, held))
+        info = {"score": total, "threshold": xp.where(ready, threshold, math.inf)}
+        return new, ready & norms.finite & (total > decision), info
 
     return Detector("trend", f"trend({drift:g}, {decision:g}, window={window})", init, update, cooldown)
 
@@ -222,20 +247,23 @@ def vanishing(
     cooldown = checks.count("cooldown_steps", cooldown_steps)
     depth = math.log(drop)
 
+    level = _Level(window, _WINSORISE, min_std)
+
     def init(num_variables: int) -> State:
-        return {"level": _level_init(), "streak": np.zeros((), np.float32)}
+        return {"level": level.init(), "streak": np.zeros((), np.float32)}
 
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Bool, Mapping[str, Array]]:
         held = state["level"]
         ready = held["seen"] >= warmup
-        level, z, std = _level_update(xp, held, norms, window, 2.5, min_std)
-        log_threshold = held["mean"] - xp.maximum(z_max * std, depth)
+        log_threshold = held["mean"] - xp.maximum(z_max * level.std(xp, held), depth)
         low = ready & norms.finite & (norms.log < log_threshold)
         streak = xp.where(low, xp.minimum(state["streak"] + 1.0, 1e6), 0.0)
         streak = xp.where(norms.finite, streak, state["streak"])
-        alarm = low & (streak >= patience)
-        threshold = xp.where(ready, _norm(xp, log_threshold), 0.0)
-        return {"level": level, "streak": streak}, alarm, {"score": -z, "threshold": threshold}
+        info = {
+            "score": xp.where(ready & norms.finite, -level.z(xp, held, norms), 0.0),
+            "threshold": xp.where(ready, _norm(xp, log_threshold), 0.0),
+        }
+        return {"level": level.update(xp, held, norms), "streak": streak}, low & (streak >= patience), info
 
     return Detector("vanishing", f"vanishing({z_max:g}, drop={drop:g})", init, update, cooldown)
 
@@ -259,7 +287,7 @@ def nonfinite(*, patience: int = 1, cooldown_steps: int = 10) -> Detector:
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Bool, Mapping[str, Array]]:
         streak = xp.where(norms.finite, 0.0, xp.minimum(state["streak"] + 1.0, 1e6))
         alarm = ~norms.finite & (streak >= patience)
-        return {"streak": streak}, alarm, {"score": streak, "threshold": xp.where(norms.finite, HUGE, HUGE)}
+        return {"streak": streak}, alarm, {"score": streak, "threshold": streak * 0.0 + HUGE}
 
     return Detector("nonfinite", f"nonfinite(patience={patience})", init, update, cooldown)
 

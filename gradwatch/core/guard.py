@@ -16,7 +16,7 @@ from gradwatch.core import checks, norms, policies, sketch
 from gradwatch.core.detectors import Detector
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import KINDS, VERDICTS
-from gradwatch.core.xp import Array, Namespace
+from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
 from gradwatch.errors import ConfigError
 
 ON_NONFINITE = ("zero", "skip", "propagate")
@@ -34,14 +34,20 @@ BOUNDS = tuple(float(f"{10 ** (k / 3):.1e}") for k in range(-24, 25))
 # A float32 counts to 2^24 and then sticks: counters are two limbs, and the low one carries here.
 LIMB = float(1 << 20)
 
-_TALLIES = ("steps", "clipped", "nonfinite", "skipped_nonfinite", "skipped_explosion")
-COUNTERS = (
-    *_TALLIES,
+_FLAGS = (
+    *("steps", "finite", "clipped", "nonfinite", "skipped_nonfinite", "skipped_explosion"),
     *(f"episodes_{kind}" for kind in KINDS),
     *(f"steps_{kind}" for kind in KINDS),
-    *(f"bound_{i}" for i in range(len(BOUNDS))),
-    "finite",
 )
+COUNTERS = (*_FLAGS, *(f"bound_{i}" for i in range(len(BOUNDS))))
+
+
+class _Findings(NamedTuple):
+    """What the detectors said, by kind."""
+
+    alarms: dict[str, Array]  # 1.0 or 0.0
+    thresholds: dict[str, Array]
+    scores: dict[str, Array]
 
 
 class Decision(NamedTuple):
@@ -108,6 +114,11 @@ class Guard:
         chosen = default if self.on_nonfinite is None else self.on_nonfinite
         object.__setattr__(self, "on_nonfinite", checks.one_of("on_nonfinite", chosen, ON_NONFINITE))
         checks.one_of("on_explosion", self.on_explosion, ON_EXPLOSION)
+        if self.policy.scope == policies.VALUE and self.on_explosion == "observe":
+            raise ConfigError(
+                "on_explosion='observe' cannot be kept by policies.value(), which bounds every element whatever the "
+                "norm; use on_explosion='clip', or another policy"
+            )
 
     @property
     def skips(self) -> bool:
@@ -122,24 +133,17 @@ class Guard:
     def init(self, num_variables: int) -> dict[str, Any]:
         """The state before the first step, as numpy arrays."""
         zero, one_each = np.zeros((), np.float32), np.zeros(num_variables, np.float32)
-        row = np.zeros(len(COLUMNS), np.float32)
-        row[:] = math.nan
+        infinite = zero + np.float32(math.inf)
         return {
             "count": {limb: np.zeros(len(COUNTERS), np.float32) for limb in ("low", "high")},
             "last": {
                 **{name: zero for name in Decision._fields if name != "scale"},
-                "clip_norm": np.float32(math.inf).reshape(()),
-                "threshold": np.float32(math.inf).reshape(()),
+                "clip_norm": infinite,
+                "threshold": infinite,
                 "vanishing_threshold": zero,
                 "layer_norms": one_each,
             },
-            "run": {
-                "max_norm": zero,
-                "nonfinite_streak": zero,
-                "sum": zero,
-                "sum_rest": zero,
-                "warmup": zero,
-            },
+            "run": dict.fromkeys(("max_norm", "nonfinite_streak", "sum", "sum_rest", "warmup"), zero),
             "recent": sketch.init(),
             "levels": one_each,
             "policy": self.policy.init(num_variables),
@@ -151,7 +155,7 @@ class Guard:
                 }
                 for kind in KINDS
             },
-            "history": np.tile(row, HISTORY),
+            "history": np.full(HISTORY * len(COLUMNS), math.nan, np.float32),
         }
 
     def step(
@@ -167,198 +171,198 @@ class Guard:
           (state after the step, Decision)
         """
         now = norms.of(xp, per_variable)
-        finite = xp.number(now.finite)
+        detectors, found = self._detect(xp, state["detectors"], now)
+        policy, clip_norm, _ = self.policy.update(xp, state["policy"], now)
+        decision = self._decide(xp, now, found, clip_norm, applied)
+        count = _count(xp, state["count"], self._flags(xp, state["episodes"], found, decision), now)
+        new_state = {
+            "count": count,
+            "last": {
+                **{name: x for name, x in decision._asdict().items() if name != "scale"},
+                "vanishing_threshold": found.thresholds["vanishing"],
+                "layer_norms": per_variable,
+            },
+            "run": self._run(xp, state["run"], now, found),
+            "recent": sketch.update(xp, state["recent"], now.log, now.enters, 1.0 - 1.0 / WINDOW),
+            "levels": _levels(xp, state["levels"], _counted(state["count"], "finite"), now),
+            "policy": policy,
+            "detectors": detectors,
+            "episodes": self._episodes(xp, state, count, now, found),
+            "history": xp.concat(
+                [state["history"][len(COLUMNS) :], xp.stack([getattr(decision, name) for name in COLUMNS])]
+            ),
+        }
+        return new_state, decision
 
-        alarms, thresholds, scores, detectors = self._detect(xp, state["detectors"], now)
-        exploding = alarms["explosion"]
-        policy_state, clip_norm, _ = self.policy.update(xp, state["policy"], now)
+    def _detect(self, xp: Namespace, state: Mapping[str, Any], now: norms.Norms) -> tuple[dict[str, Any], _Findings]:
+        """Ask every detector; several of one kind alarm together, and the nearest threshold is shown."""
+        zero = now.total * 0.0
+        new: dict[str, Any] = {}
+        found = _Findings(
+            alarms=dict.fromkeys(KINDS, zero),
+            thresholds={kind: zero + (0.0 if kind == "vanishing" else math.inf) for kind in KINDS},
+            scores={},
+        )
+        for i, detector in enumerate(self.detectors):
+            key, kind = f"{i}_{detector.kind}", detector.kind
+            new[key], alarm, info = detector.update(xp, state[key], now)
+            found.alarms[kind] = xp.maximum(found.alarms[kind], xp.number(alarm))
+            nearest = xp.maximum if kind == "vanishing" else xp.minimum
+            found.thresholds[kind] = nearest(found.thresholds[kind], info["threshold"])
+            found.scores[kind] = xp.maximum(found.scores.get(kind, info["score"]), info["score"])
+        found.scores.setdefault("explosion", zero)
+        return new, found
 
-        scale, applied_norm, bound = self._scale(xp, now, clip_norm, applied)
-        clipped = finite * xp.where(applied_norm < now.total, 1.0, 0.0)
-        verdict = xp.where(clipped > 0.0, float(CLIP), float(PASS))
-        skip = exploding * 0.0
+    def _decide(
+        self, xp: Namespace, now: norms.Norms, found: _Findings, clip_norm: Array, applied: Array | None
+    ) -> Decision:
+        """What becomes of the gradients: clipped by the policy, unless an explosion or a NaN overrules it."""
+        scale, applied_norm, bound, clipped = self._clip(xp, now, clip_norm, applied)
+        verdict = xp.where(clipped, float(CLIP), float(PASS))
+        exploding, broken = found.alarms["explosion"] > 0.0, ~now.finite
+        overruled: list[tuple[Bool, float, Array | float, int]] = []  # when, scale, applied norm, verdict
         if self.on_explosion == "skip":
-            skip = exploding
+            overruled.append((exploding, 0.0, 0.0, SKIP))
         elif self.on_explosion == "observe":
-            scale = xp.where(exploding > 0.0, 1.0, scale)
-            applied_norm = xp.where(exploding > 0.0, now.total, applied_norm)
-            verdict = xp.where(exploding > 0.0, float(PASS), verdict)
-        dropped = skip
-        verdict = xp.where(skip > 0.0, float(SKIP), verdict)
+            overruled.append((exploding, 1.0, now.total, PASS))
         if self.on_nonfinite == "propagate":
-            scale = xp.where(now.finite, scale, 1.0)
-            applied_norm = xp.where(now.finite, applied_norm, now.raw)
+            overruled.append((broken, 1.0, now.raw, PASS))
         else:
-            dropped = xp.maximum(skip, 1.0 - finite)
-            verdict = xp.where(now.finite, verdict, float(ZERO if self.on_nonfinite == "zero" else SKIP))
-        scale = xp.where(dropped > 0.0, 0.0, scale)
-        applied_norm = xp.where(dropped > 0.0, 0.0, applied_norm)
-
-        decision = Decision(
+            overruled.append((broken, 0.0, 0.0, ZERO if self.on_nonfinite == "zero" else SKIP))
+        for when, other_scale, other_norm, other_verdict in overruled:
+            scale = xp.where(when, other_scale, scale)
+            applied_norm = xp.where(when, other_norm, applied_norm)
+            verdict = xp.where(when, float(other_verdict), verdict)
+        return Decision(
             scale=scale,
             norm=now.raw,
             applied_norm=applied_norm,
             clip_norm=bound,
-            threshold=thresholds["explosion"],
-            score=scores["explosion"],
+            threshold=found.thresholds["explosion"],
+            score=found.scores["explosion"],
             verdict=verdict,
-            explosion=exploding,
-            finite=finite,
+            explosion=found.alarms["explosion"],
+            finite=xp.number(now.finite),
         )
 
-        before = _Counted(xp, state["count"])
-        episodes, starts = self._episodes(xp, state, now, alarms, thresholds, before)
-        flags = {
-            "steps": finite * 0.0 + 1.0,
-            "clipped": xp.where(verdict == float(CLIP), 1.0, 0.0),
-            "nonfinite": 1.0 - finite,
-            "skipped_nonfinite": (1.0 - finite) * (1.0 if self.on_nonfinite == "skip" else 0.0),
-            "skipped_explosion": skip,
-            **{f"episodes_{kind}": starts[kind] for kind in KINDS},
-            **{f"steps_{kind}": alarms[kind] for kind in KINDS},
-            "finite": finite,
-        }
-        inside = xp.stack([xp.where(now.total <= bound_, 1.0, 0.0) for bound_ in BOUNDS]) * finite
-        tallies = [name for name in COUNTERS if not name.startswith("bound_") and name != "finite"]
-        increments = xp.concat([xp.stack([flags[name] for name in tallies]), inside, xp.reshape(finite, (1,))])
-        row = xp.stack([getattr(decision, name) for name in COLUMNS])
-        run = state["run"]
-        total, rest = _add_exactly(xp, run["sum"], run["sum_rest"], now.total)
-        seen = before.low("steps") + before.high("steps")
-        new_state = {
-            "count": before.add(increments),
-            "last": {
-                **{name: x for name, x in decision._asdict().items() if name != "scale"},
-                "vanishing_threshold": thresholds["vanishing"],
-                "layer_norms": per_variable,
-            },
-            "run": {
-                "max_norm": xp.maximum(run["max_norm"], now.total),
-                "nonfinite_streak": xp.where(now.finite, 0.0, xp.minimum(run["nonfinite_streak"] + 1.0, 1e6)),
-                "sum": total,
-                "sum_rest": rest,
-                # without a threshold nothing is called abnormal yet
-                "warmup": xp.where(thresholds["explosion"] < math.inf, 0.0, 1.0),
-            },
-            "recent": sketch.update(xp, state["recent"], now.log, now.finite & (now.total > 0.0), 1.0 - 1.0 / WINDOW),
-            "levels": _levels(xp, state["levels"], seen, now),
-            "policy": policy_state,
-            "detectors": detectors,
-            "episodes": episodes,
-            "history": xp.concat([state["history"][len(COLUMNS) :], row]),
-        }
-        return new_state, decision
-
-    def _detect(
-        self, xp: Namespace, state: Mapping[str, Any], now: norms.Norms
-    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], dict[str, Any]]:
-        zero = now.total * 0.0
-        alarms = dict.fromkeys(KINDS, zero)
-        scores = dict(alarms)
-        thresholds = {kind: zero + (0.0 if kind == "vanishing" else math.inf) for kind in KINDS}
-        new: dict[str, Any] = {}
-        spoken: set[str] = set()
-        for i, detector in enumerate(self.detectors):
-            key, kind = f"{i}_{detector.kind}", detector.kind
-            new[key], alarm, info = detector.update(xp, state[key], now)
-            alarms[kind] = xp.maximum(alarms[kind], xp.number(alarm))
-            scores[kind] = info["score"] if kind not in spoken else xp.maximum(scores[kind], info["score"])
-            spoken.add(kind)
-            nearest = xp.maximum if kind == "vanishing" else xp.minimum
-            thresholds[kind] = nearest(thresholds[kind], info["threshold"])
-        return alarms, thresholds, scores, new
-
-    def _scale(
+    def _clip(
         self, xp: Namespace, now: norms.Norms, clip_norm: Array, applied: Array | None
-    ) -> tuple[Array, Array, Array]:
-        """(scale, applied norm, the bound of the global norm), for finite gradients."""
+    ) -> tuple[Array, Array, Array, Bool]:
+        """(scale, applied norm, bound of the global norm, whether anything was clipped) of finite gradients."""
+        if self.policy.scope == policies.GLOBAL:
+            clipped = now.total > clip_norm
+            return _ratio(xp, now.total, clip_norm), xp.where(clipped, clip_norm, now.total), clip_norm, clipped
         if self.policy.scope == policies.VARIABLE:
             x = now.per_variable
-            scale = xp.where(x > clip_norm, clip_norm / xp.maximum(x, 1e-37), 1.0)
-            bound = norms.of(xp, xp.minimum(clip_norm, 1e37)).total
-            applied_norm = xp.minimum(norms.of(xp, x * scale).total, now.total)
-            return scale, applied_norm, xp.where(xp.max(clip_norm) < 1e37, bound, math.inf)
-        if self.policy.scope == policies.GLOBAL:
-            scale = xp.where(now.total > clip_norm, clip_norm / xp.maximum(now.total, 1e-37), 1.0)
-            return scale, xp.minimum(now.total, clip_norm), clip_norm
+            over = x > clip_norm
+            clipped = xp.sum(xp.where(over, 1.0, 0.0)) > 0.5
+            # the norm over equal numbers may round up
+            kept = xp.minimum(norms.total(xp, xp.where(over, clip_norm, x)), now.total)
+            bound = norms.total(xp, xp.minimum(clip_norm, HUGE))
+            bound = xp.where(xp.max(clip_norm) <= HUGE, bound, math.inf)
+            return _ratio(xp, x, clip_norm), xp.where(clipped, kept, now.total), bound, clipped
         one = now.total * 0.0 + 1.0
+        after = now.total
         if self.policy.scope == policies.VALUE and applied is not None:
-            return one, xp.minimum(norms.of(xp, applied).total, now.total), clip_norm
-        return one, now.total, clip_norm
+            after = xp.minimum(norms.of(xp, applied).total, now.total)
+        return one, after, clip_norm, after < now.total
+
+    def _flags(
+        self, xp: Namespace, episodes: Mapping[str, Any], found: _Findings, decision: Decision
+    ) -> dict[str, Array]:
+        """1.0 for each thing of `_FLAGS` that happened in this step."""
+        finite = decision.finite
+        skipped = xp.where(decision.verdict > SKIP - 0.5, 1.0, 0.0)
+        begun = {
+            f"episodes_{kind}": xp.where(episodes[kind]["active"] < 0.5, alarm, 0.0)
+            for kind, alarm in found.alarms.items()
+        }
+        return {
+            "steps": finite * 0.0 + 1.0,
+            "finite": finite,
+            "clipped": xp.where(xp.abs(decision.verdict - CLIP) < 0.5, 1.0, 0.0),
+            "nonfinite": 1.0 - finite,
+            "skipped_nonfinite": skipped * (1.0 - finite),
+            "skipped_explosion": skipped * finite,
+            **begun,
+            **{f"steps_{kind}": alarm for kind, alarm in found.alarms.items()},
+        }
+
+    def _run(self, xp: Namespace, run: Mapping[str, Array], now: norms.Norms, found: _Findings) -> dict[str, Array]:
+        """What is remembered of the whole run."""
+        total, rest = _add_exactly(xp, run["sum"], run["sum_rest"], now.total)
+        watched = any(detector.kind == "explosion" for detector in self.detectors)
+        # without a threshold nothing is called an explosion yet
+        warmup = xp.where(found.thresholds["explosion"] < math.inf, 0.0, 1.0 if watched else 0.0)
+        return {
+            "max_norm": xp.maximum(run["max_norm"], now.total),
+            "nonfinite_streak": xp.where(now.finite, 0.0, xp.minimum(run["nonfinite_streak"] + 1.0, 1e6)),
+            "sum": total,
+            "sum_rest": rest,
+            "warmup": warmup,
+        }
 
     def _episodes(
         self,
         xp: Namespace,
         state: Mapping[str, Any],
+        count: Mapping[str, Array],
         now: norms.Norms,
-        alarms: Mapping[str, Array],
-        thresholds: Mapping[str, Array],
-        before: _Counted,
-    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        found: _Findings,
+    ) -> dict[str, Any]:
         """Alarms that belong together are one episode; where it began is kept with the variables' shares."""
-        step = before.plus_one("steps")
-        squares = now.per_variable / xp.maximum(now.total, 1e-37)
-        of_square = squares * squares
-        of_drop = xp.maximum(state["levels"] - xp.log(xp.maximum(now.per_variable, 1e-37)), 0.0)
+        of_square = now.per_variable / xp.maximum(now.total, TINY)
+        of_square = of_square * of_square
+        of_drop = xp.maximum(state["levels"] - xp.log(xp.maximum(now.per_variable, TINY)), 0.0)
         shares = {
             "explosion": of_square,
             "trend": of_square,
-            "vanishing": of_drop / xp.maximum(xp.sum(of_drop), 1e-37),
+            "vanishing": of_drop / xp.maximum(xp.sum(of_drop), TINY),
             "nonfinite": now.broken / xp.maximum(xp.sum(now.broken), 1.0),
         }
-        cooldowns = dict.fromkeys(KINDS, 1)
-        for detector in self.detectors:
-            cooldowns[detector.kind] = max(cooldowns[detector.kind], detector.cooldown_steps)
-        episodes, starts = {}, {}
+        steps = COUNTERS.index("steps")
+        episodes = {}
         for kind in KINDS:
-            old, alarm = state["episodes"][kind], alarms[kind] > 0.0
+            old, alarm = state["episodes"][kind], found.alarms[kind] > 0.0
+            patience = max([1, *(d.cooldown_steps for d in self.detectors if d.kind == kind)])
             # a step that cannot be judged is neither an alarm nor calm
-            judged = now.finite | alarm
-            calm = xp.where(alarm, 0.0, old["calm"] + xp.number(judged))
-            active = xp.where(alarm, 1.0, xp.where(calm >= cooldowns[kind], 0.0, old["active"]))
-            starts[kind] = xp.where(alarm & (old["active"] < 0.5), 1.0, 0.0)
-            begun = starts[kind] > 0.0
+            calm = xp.where(alarm, 0.0, xp.minimum(old["calm"] + xp.number(now.finite), 1e6))
+            active = xp.where(alarm, 1.0, xp.where(calm >= patience, 0.0, old["active"]))
             fresh = {
-                "step_low": step[0],
-                "step_high": step[1],
+                "step_low": count["low"][steps],
+                "step_high": count["high"][steps],
                 "norm": now.raw,
-                "threshold": thresholds[kind],
+                "threshold": found.thresholds[kind],
                 "shares": shares[kind],
             }
-            episodes[kind] = {
-                "active": active,
-                "calm": xp.minimum(calm, 1e6),
-                **{name: xp.where(begun, value, old[name]) for name, value in fresh.items()},
-            }
-        return episodes, starts
+            begun = alarm & (old["active"] < 0.5)
+            kept = {name: xp.where(begun, value, old[name]) for name, value in fresh.items()}
+            episodes[kind] = {"active": active, "calm": calm, **kept}
+        return episodes
 
 
-class _Counted:
-    """The two-limb counters, by name."""
+def _ratio(xp: Namespace, norm: Array, clip_norm: Array) -> Array:
+    """What a gradient of this norm is multiplied by, in [0, 1]; 1 where the bound is NaN."""
+    return xp.where(norm > clip_norm, clip_norm / xp.maximum(norm, TINY), 1.0)
 
-    def __init__(self, xp: Namespace, count: Mapping[str, Array]) -> None:
-        self._xp, self._count = xp, count
 
-    def low(self, name: str) -> Array:
-        return self._count["low"][COUNTERS.index(name)]
+def _count(xp: Namespace, count: Mapping[str, Array], flags: Mapping[str, Array], now: norms.Norms) -> dict[str, Array]:
+    """The counters after the step: the flags and the histogram, which is cumulative as Prometheus wants it."""
+    inside = xp.where(now.finite & (now.total <= np.asarray(BOUNDS, np.float32)), 1.0, 0.0)
+    low = count["low"] + xp.concat([xp.stack([flags[name] for name in _FLAGS]), inside])
+    carry = xp.where(low >= LIMB, 1.0, 0.0)
+    return {"low": low - carry * LIMB, "high": count["high"] + carry}
 
-    def high(self, name: str) -> Array:
-        return self._count["high"][COUNTERS.index(name)]
 
-    def plus_one(self, name: str) -> tuple[Array, Array]:
-        low = self.low(name) + 1.0
-        carry = self._xp.where(low >= LIMB, 1.0, 0.0)
-        return low - carry * LIMB, self.high(name) + carry
-
-    def add(self, increments: Array) -> dict[str, Array]:
-        low = self._count["low"] + increments
-        carry = self._xp.where(low >= LIMB, 1.0, 0.0)
-        return {"low": low - carry * LIMB, "high": self._count["high"] + carry}
+def _counted(count: Mapping[str, Array], name: str) -> Array:
+    """A counter as one float32: good enough for a rate, not for a report."""
+    i = COUNTERS.index(name)
+    return count["low"][i] + count["high"][i] * LIMB
 
 
 def _levels(xp: Namespace, levels: Array, seen: Array, now: norms.Norms) -> Array:
     """Running mean of each variable's log norm, shape [num_variables]: what a vanishing layer fell from."""
-    logs = xp.log(xp.maximum(now.per_variable, 1e-37))
+    logs = xp.log(xp.maximum(now.per_variable, TINY))
     off = xp.minimum(xp.maximum(logs - levels, -2.0), 2.0)
     moved = xp.where(seen > 0.0, levels + off / xp.minimum(seen + 1.0, 100.0), logs)
     return xp.where(now.finite, moved, levels)

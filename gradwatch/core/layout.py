@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,14 @@ class Field:
         return math.prod(self.shape)
 
 
+def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
 class Layout:
     """Names <-> slices of the packed vector, for trees of one fixed structure.
 
@@ -39,44 +47,41 @@ class Layout:
     """
 
     def __init__(self, example: Tree) -> None:
+        # scalars first and side by side: packing them is one operation instead of one each
+        shapes = {path: tuple(np.shape(value)) for path, value in _leaves(example)}
         self.fields: list[Field] = []
         self.size = 0
-        self._root = self._place(example, ())
-
-    def _place(self, tree: Tree, path: tuple[str, ...]) -> dict[str, Any]:
-        """`tree` with a Field in place of each array."""
-        node: dict[str, Any] = {}
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                node[name] = self._place(value, (*path, name))
-                continue
-            node[name] = Field((*path, name), self.size, tuple(np.shape(value)))
-            self.fields.append(node[name])
-            self.size += node[name].size
-        return node
+        for path in sorted(shapes, key=lambda path: shapes[path] != ()):
+            self.fields.append(Field(path, self.size, shapes[path]))
+            self.size += self.fields[-1].size
+        self._by_path = {field.path: field for field in self.fields}
+        self._example = example
 
     def pack(self, xp: Namespace, tree: Tree) -> Array:
         """The tree as one vector, shape [size]."""
-        pieces = []
-        for field in self.fields:
-            value: Any = tree
-            for name in field.path:
-                value = value[name]
-            pieces.append(xp.reshape(value, (field.size,)))
-        return xp.concat(pieces)
+        found = dict(_leaves(tree))
+        scalars = [found[field.path] for field in self.fields if field.shape == ()]
+        arrays = [xp.reshape(found[field.path], (field.size,)) for field in self.fields if field.shape != ()]
+        return xp.concat([xp.stack(scalars), *arrays] if scalars else arrays)
 
     def unpack(self, xp: Namespace, vector: Array) -> dict[str, Any]:
         """The vector, shape [size], as a tree again."""
 
-        def read(node: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                name: read(value)
-                if isinstance(value, dict)
-                else xp.reshape(vector[value.offset : value.offset + value.size], value.shape)
-                for name, value in node.items()
-            }
+        def read(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
+            tree: dict[str, Any] = {}
+            for name, value in node.items():
+                here = (*path, name)
+                if isinstance(value, Mapping):
+                    tree[name] = read(value, here)
+                    continue
+                field = self._by_path[here]
+                if field.shape == ():
+                    tree[name] = vector[field.offset]
+                else:
+                    tree[name] = xp.reshape(vector[field.offset : field.offset + field.size], field.shape)
+            return tree
 
-        return read(self._root)
+        return read(self._example, ())
 
     def fingerprint(self) -> str:
         """A short text that is equal exactly when two layouts are."""

@@ -12,8 +12,9 @@ class Norms(NamedTuple):
 
     Attributes:
       raw: global norm as it came, shape (); NaN or Inf when a gradient held one.
-      finite: whether every gradient was finite, shape ().
-      total: global norm, shape (); 0 where not finite.
+      finite: whether every gradient was finite, shape (). A norm above 1e36 counts as Inf.
+      enters: whether statistics may learn from this step, shape (): finite and not zero.
+      total: global norm, shape (); 0 where not finite. A norm below 1e-37 counts as 0.
       log: natural logarithm of `total`, floored at log(1e-37).
       per_variable: shape [num_variables]; 0 where not finite.
       broken: 1.0 for each variable whose gradient held a NaN or Inf, shape [num_variables].
@@ -21,6 +22,7 @@ class Norms(NamedTuple):
 
     raw: Array
     finite: Bool
+    enters: Bool
     total: Array
     log: Array
     per_variable: Array
@@ -28,24 +30,29 @@ class Norms(NamedTuple):
 
 
 def of(xp: Namespace, per_variable: Array) -> Norms:
-    """The global norm of per-variable L2 norms, shape [num_variables], without overflow or underflow.
-
-    total = m * sqrt(sum((norm_i / m)^2)) with m = max(norm_i); the plain sum of squares overflows from 1.8e19.
-    """
-    good = xp.is_finite(per_variable)
-    clean = xp.minimum(xp.where(good, per_variable, 0.0), HUGE)
-    largest = xp.maximum(xp.max(clean), TINY)
-    ratios = clean / largest
-    total = xp.minimum(largest * xp.sqrt(xp.sum(ratios * ratios)), HUGE)
+    """The global norm of per-variable L2 norms, shape [num_variables]."""
+    # a comparison with NaN is false
+    good = per_variable <= HUGE
+    clean = xp.where(good & (per_variable >= TINY), per_variable, 0.0)
+    joint = total(xp, clean)
     broken = xp.where(good, 0.0, 1.0)
-    finite = xp.sum(broken) < 0.5
-    total = xp.where(finite, total, 0.0)
+    # many variables at the limit are beyond it together
+    finite = (xp.sum(broken) < 0.5) & (joint <= HUGE)
+    usable = xp.where(finite, joint, 0.0)
     return Norms(
-        # the sum carries whichever of NaN and Inf the variables hold
-        raw=xp.where(finite, total, xp.sum(per_variable)),
+        # a largest element or a sum would be one of NaN and Inf, whichever the variables hold
+        raw=xp.where(xp.sum(broken) < 0.5, joint, xp.sum(xp.where(good, 0.0, per_variable))),
         finite=finite,
-        total=total,
-        log=xp.log(xp.maximum(total, TINY)),
+        enters=finite & (usable > 0.0),
+        total=usable,
+        log=xp.log(xp.maximum(usable, TINY)),
         per_variable=clean,
         broken=broken,
     )
+
+
+def total(xp: Namespace, per_variable: Array) -> Array:
+    """m * sqrt(sum((norm_i / m)^2)), m = max(norm_i): a plain sum of squares overflows from norms of 1.8e19."""
+    largest = xp.maximum(xp.max(per_variable), TINY)
+    ratios = per_variable / largest
+    return largest * xp.sqrt(xp.sum(ratios * ratios))

@@ -21,7 +21,7 @@ import numpy as np
 
 from gradwatch.core import checks, sketch
 from gradwatch.core.norms import Norms
-from gradwatch.core.xp import Array, Bool, Namespace
+from gradwatch.core.xp import TINY, Array, Bool, Namespace
 from gradwatch.errors import ConfigError
 
 State = Mapping[str, Any]
@@ -39,7 +39,7 @@ class Policy(NamedTuple):
       scope: what clip_norm bounds. "global": the global norm, shape (). "variable": each variable's norm,
         shape [num_variables]. "value": each element, by `limit`. "none": nothing is ever changed.
       limit: the bound of each element's magnitude (scope "value" only).
-      expected_clip_ratio: share of steps in [0, 1] that it means to clip on stationary norms, None if it
+      expected_clip_ratio: share of steps in [0, 1] that it clips at most on stationary norms, None if it
         makes no such claim.
     """
 
@@ -74,40 +74,38 @@ def _name(factory: str, *positional: Any, **keywords: Any) -> str:
     return f"{factory}({', '.join(parts)})"
 
 
-def _enters(norms: Norms) -> Bool:
-    return norms.finite & (norms.total > 0.0)
+def _learned(xp: Namespace, take: Bool, new: State, old: State) -> State:
+    """The new state where the step may teach, else the old one."""
+    return {name: xp.where(take, new[name], old[name]) for name in old}
 
 
-def _quantile_policy(
-    name: str,
-    q: float,
-    factor: float,
-    window: int,
-    warmup_steps: int,
-    winsorise: float,
-    bounds: _Bounds,
-    ratio: float | None,
+def _one_more(xp: Namespace, seen: Array) -> Array:
+    """A counter of steps; it stops far below 2^24, where float32 counters stick."""
+    return xp.minimum(seen + 1.0, 1e6)
+
+
+def _quantile(
+    name: str, q: float, *, factor: float, window: int, warmup: int, winsorise: float, bounds: _Bounds
 ) -> Policy:
     """clip_norm_t = factor * Q_q(norms before t), on the sketch."""
     decay = 1.0 - 1.0 / window
-    reach = math.log(winsorise)
 
     def init(num_variables: int) -> State:
         return {"sketch": sketch.init(), "seen": np.zeros((), np.float32)}
 
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Array, Mapping[str, Array]]:
         held, seen = state["sketch"], state["seen"]
-        log_quantile = sketch.log_quantile(xp, held, q)
-        ready = seen >= warmup_steps
-        threshold = xp.where(ready, xp.exp(log_quantile) * factor, bounds.maximum)
-        take = _enters(norms)
+        log_threshold = sketch.log_quantile(xp, held, q) + math.log(factor)
+        clip_norm = xp.where(seen >= warmup, xp.exp(log_threshold), bounds.maximum)
         # before there is a quantile there is nothing to clamp at
-        ceiling = xp.where(seen > 0.0, log_quantile + (math.log(factor) + reach), norms.log)
-        held = sketch.update(xp, held, xp.minimum(norms.log, ceiling), take, decay)
-        seen = xp.minimum(seen + xp.where(take, 1.0, 0.0), 1e6)
-        return {"sketch": held, "seen": seen}, bounds.clamp(xp, threshold), {}
+        ceiling = xp.where(seen > 0.0, log_threshold + math.log(winsorise), norms.log)
+        new = {
+            "sketch": sketch.update(xp, held, xp.minimum(norms.log, ceiling), norms.enters, decay),
+            "seen": xp.where(norms.enters, _one_more(xp, seen), seen),
+        }
+        return new, bounds.clamp(xp, clip_norm), {}
 
-    return Policy(name, init, update, expected_clip_ratio=ratio)
+    return Policy(name, init, update)
 
 
 def percentile(
@@ -146,12 +144,13 @@ def percentile(
     winsorise = checks.number("winsorise", winsorise, above=1)
     name = _name("percentile", q, window=window, minimum=minimum, maximum=maximum)
     bounds = _bounds(minimum, maximum)
-    return _quantile_policy(name, q / 100, 1.0, window, warmup, winsorise, bounds, 1 - q / 100)
+    made = _quantile(name, q / 100, factor=1.0, window=window, warmup=warmup, winsorise=winsorise, bounds=bounds)
+    return made._replace(expected_clip_ratio=1 - q / 100)
 
 
 def median(
     factor: float = 2.0,
-    window: int = 200,
+    window: int = 100,
     *,
     warmup_steps: int = 1,
     winsorise: float = 2.0,
@@ -181,7 +180,8 @@ def median(
             "raise winsorise"
         )
     name = _name("median", factor, window=window, minimum=minimum, maximum=maximum)
-    return _quantile_policy(name, 0.5, factor, window, warmup, winsorise, _bounds(minimum, maximum), None)
+    bounds = _bounds(minimum, maximum)
+    return _quantile(name, 0.5, factor=factor, window=window, warmup=warmup, winsorise=winsorise, bounds=bounds)
 
 
 def zscore(
@@ -189,7 +189,7 @@ def zscore(
     *,
     decay: float = 0.97,
     warmup_steps: int = 25,
-    winsorise: float = 2.0,
+    winsorise: float = 1.0,
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Policy:
@@ -201,55 +201,57 @@ def zscore(
 
     Args:
       z_max: standard deviations, > 0.
-      decay: weight of the past, in [0, 1); 0.97 remembers about 33 steps.
+      decay: weight of the past, in [0.5, 1); 0.97 remembers about 33 steps.
       warmup_steps: norms observed before the first clip, >= 2.
-      winsorise: a norm enters clamped at mean + winsorise * z_max * std, > 1.
+      winsorise: a norm enters clamped at mean + winsorise * z_max * std, >= 1; winsorise * z_max >= 1.5, or a
+        rise would shrink the deviation instead of widening it.
       minimum, maximum: bounds of clip_norm, None for none.
 
     Raises:
       ConfigError: an argument is out of range.
 
-    Source: ZClip (Kumar et al. 2025, arXiv 2504.02507), section 3. We differ: NaN and Inf never enter; a norm
-    enters winsorised instead of clipped, and the standard deviation is at least 1 % of the mean, so that a
-    lasting rise is followed instead of clipped forever; above the threshold we clip to the threshold itself.
+    Source: ZClip (Kumar et al. 2025, arXiv 2504.02507), section 3. We differ: NaN and Inf never enter; we clip
+    to the threshold itself and that is what enters, where the paper's value sinks back to the mean, so that a
+    lasting rise is followed instead of clipped forever; the standard deviation is at least 1 % of the mean.
     """
     z_max = checks.number("z_max", z_max, above=0, hint="to watch without clipping use policies.observe()")
-    decay = checks.number("decay", decay, least=0, below=1)
+    decay = checks.number("decay", decay, least=0.5, below=1)
     warmup = checks.count("warmup_steps", warmup_steps, least=2)
-    winsorise = checks.number("winsorise", winsorise, above=1)
+    winsorise = checks.number("winsorise", winsorise, least=1)
+    if winsorise * z_max < 1.5:
+        raise ConfigError(
+            f"winsorise * z_max must be >= 1.5, got {winsorise:g} * {z_max:g}: a lasting rise would be clipped "
+            "forever; raise winsorise"
+        )
     bounds = _bounds(minimum, maximum)
 
     def init(num_variables: int) -> State:
-        return {name: np.zeros((), np.float32) for name in ("mean", "var", "seen")}
+        return {name: np.zeros((), np.float32) for name in ("mean", "spread", "seen")}
 
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Array, Mapping[str, Array]]:
-        mean, var, seen = state["mean"], state["var"], state["seen"]
-        # deviations relative to the mean: the square of a norm of 1e30 would overflow
-        unit = xp.maximum(mean, 1e-37)
-        deviation = xp.maximum(xp.sqrt(var), 0.01) * unit
+        mean, seen = state["mean"], state["seen"]
         ready = seen >= warmup
-        clip_norm = xp.where(ready, mean + z_max * deviation, bounds.maximum)
-        x = xp.where(ready, xp.minimum(norms.total, mean + winsorise * z_max * deviation), norms.total)
+        # spread is std / mean: a variance of norms of 1e30 would overflow
+        deviation = xp.maximum(state["spread"], 0.01)
+        clip_norm = xp.where(ready, mean * (1.0 + z_max * deviation), bounds.maximum)
+        x = xp.where(ready, xp.minimum(norms.total, mean * (1.0 + winsorise * z_max * deviation)), norms.total)
+
         rate = xp.maximum(1.0 / (seen + 1.0), 1.0 - decay)
         new_mean = mean + rate * (x - mean)
-        new_unit = xp.maximum(new_mean, 1e-37)
-        shrink = xp.where(seen > 0.0, unit / new_unit, 0.0)
-        off = (x - new_mean) / new_unit
-        # plain variance while it warms up (Welford's (x - old mean) * (x - new mean)), then the paper's
-        square = xp.where(ready, off * off, off * (x - mean) / new_unit)
-        square = xp.where(seen > 0.0, square, 0.0)
-        new_var = (1.0 - rate) * var * shrink * shrink + rate * square
-        take = _enters(norms)
-        new_state = {
-            "mean": xp.where(take, new_mean, mean),
-            "var": xp.where(take, new_var, var),  # of norm / mean
-            "seen": xp.minimum(seen + xp.where(take, 1.0, 0.0), 1e6),
+        unit = xp.maximum(new_mean, TINY)
+        std, off, old_off = state["spread"] * (mean / unit), (x - new_mean) / unit, (x - mean) / unit
+        # while it warms up the plain variance, by Welford's recursion; then the paper's
+        square = xp.where(ready, off * off, off * old_off)
+        new = {
+            "mean": new_mean,
+            "spread": xp.sqrt((1.0 - rate) * std * std + rate * square),
+            "seen": _one_more(xp, seen),
         }
-        return new_state, bounds.clamp(xp, clip_norm), {}
+        return _learned(xp, norms.enters, new, state), bounds.clamp(xp, clip_norm), {}
 
-    tail = 0.5 * math.erfc(z_max / math.sqrt(2))
     name = _name("zscore", z_max, decay=decay, minimum=minimum, maximum=maximum)
-    return Policy(name, init, update, expected_clip_ratio=tail)
+    # Cantelli's inequality: whatever the shape of the distribution
+    return Policy(name, init, update, expected_clip_ratio=1 / (1 + z_max**2))
 
 
 def per_variable(
@@ -261,7 +263,7 @@ def per_variable(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Policy:
-    """Clip each variable's norm against its own history.
+    """Clip each variable's norm against its own history (it can turn the direction of the whole gradient).
 
     clip_norm_{t,i} = ratio * gamma_{t-1,i};  gamma_{t,i} = decay * gamma_{t-1,i} + (1 - decay) * x_{t,i}
     with x the winsorised norm of variable i; during the warm-up gamma_i is the smallest norm seen.
@@ -277,8 +279,8 @@ def per_variable(
       ConfigError: an argument is out of range.
 
     Source: AdaGC (Wang et al. 2025, arXiv 2502.11034), algorithm 1. We differ: the warm-up has no absolute
-    clip (give `maximum` for one), NaN and Inf never enter, and with `winsorise` above 1 a lasting rise is
-    followed at once instead of by 0.1 % a step.
+    clip (give `maximum` for one), NaN, Inf and zero never enter, and with `winsorise` above 1 a lasting rise
+    is followed at once instead of by 0.1 % a step.
     """
     ratio = checks.number("ratio", ratio, above=0)
     decay = checks.number("decay", decay, least=0, below=1)
@@ -292,16 +294,13 @@ def per_variable(
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Array, Mapping[str, Array]]:
         gamma, seen, x = state["gamma"], state["seen"], norms.per_variable
         ready = seen >= warmup
-        # a variable that had no gradient so far (gamma 0) has no history to be judged by
-        clip_norm = xp.where(ready & (gamma > 0.0), ratio * gamma, bounds.maximum)
-        entered = xp.minimum(x, xp.where(gamma > 0.0, winsorise * ratio * gamma, x))
-        running = decay * gamma + (1.0 - decay) * entered
-        smallest = xp.minimum(x, gamma)
-        new = xp.where(gamma > 0.0, xp.where(ready, running, xp.where(x > 0.0, smallest, gamma)), x)
-        take = _enters(norms)
+        known = gamma > 0.0  # a variable that had no gradient so far has no history to be judged by
+        clip_norm = xp.where(ready & known, ratio * gamma, bounds.maximum)
+        averaged = decay * gamma + (1.0 - decay) * xp.minimum(x, (winsorise * ratio) * gamma)
+        learned = xp.where(known, xp.where(ready, averaged, xp.minimum(x, gamma)), x)
         new_state = {
-            "gamma": xp.where(take, new, gamma),
-            "seen": xp.minimum(seen + xp.where(take, 1.0, 0.0), 1e6),
+            "gamma": xp.where(norms.enters & (x > 0.0), learned, gamma),
+            "seen": xp.where(norms.enters, _one_more(xp, seen), seen),
         }
         return new_state, bounds.clamp(xp, clip_norm), {}
 

@@ -2,10 +2,12 @@
 
 Buckets stand at logarithmic distances, as in DDSketch (Masson, Rim, Lee 2019, arXiv 1908.10693): bucket i
 holds the values in (gamma^(i-1), gamma^i] and answers 2 gamma^i / (gamma + 1), at most `ACCURACY` away from
-each of them, gamma = (1 + ACCURACY) / (1 - ACCURACY). We differ in three points. Every step multiplies the
+each of them, gamma = (1 + ACCURACY) / (1 - ACCURACY). We differ in four points. Every step multiplies the
 old weights by a forgetting factor. The *cumulative* weights are kept, which makes a quantile one comparison
 and one sum (no sort, no scan). The buckets are centred on the first value, so 2,048 of them reach almost nine
-decades to either side whatever the scale of the gradient.
+decades to either side whatever the scale of the gradient. And where most of the weight has ended up in an
+outermost bucket, as after a first value that was nothing like the rest, the sketch starts over around the
+value that comes next.
 """
 
 from __future__ import annotations
@@ -37,23 +39,29 @@ def weight(state: State) -> Array:
 
 def update(xp: Namespace, state: State, log_value: Array, take: Bool, decay: float) -> dict[str, Array]:
     """Enter one value, given by its natural logarithm, shape (); `take` False leaves all as it is."""
+    cumulative, origin, total = state["cumulative"], state["origin"], weight(state)
     position = xp.ceil(log_value / WIDTH)
-    origin = xp.where(take & (weight(state) <= 0.0), position, state["origin"])
-    index = xp.minimum(xp.maximum(position - origin + BUCKETS // 2, 0.0), BUCKETS - 1.0)
-    entered = state["cumulative"] * decay + xp.where(xp.arange(BUCKETS) >= index, 1.0, 0.0)
-    return {"cumulative": xp.where(take, entered, state["cumulative"]), "origin": origin}
+    index = position - origin + BUCKETS // 2
+    # half of the weight lies where values of any size look the same, or nothing lies anywhere yet
+    lost = ((index < 0.0) & (cumulative[0] >= 0.5 * total)) | (
+        (index > BUCKETS - 1.0) & (cumulative[-2] <= 0.5 * total)
+    )
+    lost = take & (lost | (total <= 0.0))
+    origin = xp.where(lost, position, origin)
+    index = xp.where(lost, BUCKETS // 2, xp.minimum(xp.maximum(index, 0.0), BUCKETS - 1.0))
+    kept = cumulative * xp.where(lost, 0.0, decay)
+    entered = kept + xp.where(xp.arange(BUCKETS) >= index, 1.0, 0.0)
+    return {"cumulative": xp.where(take, entered, cumulative), "origin": origin}
 
 
 def log_quantile(xp: Namespace, state: State, q: float) -> Array:
     """Natural logarithm of the q-quantile, q in [0, 1], shape (); meaningless while the sketch is empty.
 
     The inverse of the weighted distribution function: the smallest bucket with at least q of the weight at
-    or below it.
+    or below it. What holds less than a millionth of the weight at either end is forgotten.
     """
     cumulative = state["cumulative"]
-    # a hair below q: rounding must not push the last bucket out of reach
-    target = weight(state) * (q * (1.0 - 1e-6))
-    index = xp.sum(xp.where(cumulative < target, 1.0, 0.0))
-    empty_below = xp.sum(xp.where(cumulative <= 0.0, 1.0, 0.0))  # q = 0 means the smallest value seen
-    index = xp.minimum(xp.maximum(index, empty_below), BUCKETS - 1.0)
+    # a hair below q = 1: rounding must not push the last bucket out of reach
+    target = weight(state) * max(q * (1.0 - 1e-6), 1e-6)
+    index = xp.minimum(xp.sum(xp.where(cumulative < target, 1.0, 0.0)), BUCKETS - 1.0)
     return (index + state["origin"] - BUCKETS // 2) * WIDTH + _MIDDLE

@@ -17,8 +17,8 @@ Bool = Any  # the same, of booleans
 
 #: Norms below this count as zero: float32's smallest normal number is 1.2e-38, and XLA flushes what is below.
 TINY = 1e-37
-#: Finite norms are clamped here, so that sums of them stay finite.
-HUGE = 1e38
+#: Norms above this count as Inf: float32 ends at 3.4e38, and sums and multiples of a norm must stay finite.
+HUGE = 1e36
 
 
 class Namespace(Protocol):

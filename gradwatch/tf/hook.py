@@ -26,11 +26,20 @@ Watchers = Mapping[int, Monitor]
 
 
 class Scope:
-    """Who watches during one call of a watched step, and how often a gradient came by while tracing."""
+    """Who watches during one call of a watched step, and whether a gradient ever came by (traced or run)."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
-        self.seen = 0
+        self.seen = False
+        self.enter()
+
+    def enter(self) -> None:
+        self.explicit_before = self.monitor._hidden.explicit_calls
+
+    @property
+    def clipped_by_hand(self) -> bool:
+        """Whether the step called `monitor.clip` itself since it was entered."""
+        return self.monitor._hidden.explicit_calls != self.explicit_before
 
 
 _context: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("gradwatch", default=None)
@@ -92,7 +101,10 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
         scope = _watcher(self)
         if scope is None:
             return original(self, grads, trainable_variables)
-        scope.seen += 1
+        scope.seen = True
+        if scope.clipped_by_hand:
+            # these gradients went through the monitor already
+            return original(self, grads, trainable_variables)
         return _apply(scope.monitor, self, original, list(grads), trainable_variables)
 
     apply._gradwatch = True  # type: ignore[attr-defined]
@@ -101,6 +113,9 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _apply(monitor: Monitor, optimizer: Any, original: Callable[..., Any], grads: list[Any], variables: Any) -> Any:
     listed = None if variables is None else list(variables)
+    if listed is not None and not optimizer.built and hasattr(optimizer, "optimizers"):
+        # MultiOptimizer learns only here which optimizers it wraps
+        optimizer.build(listed)
     named = listed if listed is not None else list(optimizer._trainable_variables)
     # variables that Keras overwrites with their "gradient" (fp8 scales) carry none
     watched = [
@@ -223,8 +238,10 @@ def _scoped(step: Callable[..., Any], monitor: Monitor, attached: Scope | None) 
 
     @functools.wraps(step)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        scope.enter()
         with _watching(scope if attached is None else None):
             result = step(*args, **kwargs)
+        scope.seen = scope.seen or scope.clipped_by_hand
         if not scope.seen:
             _blind(monitor)
         return result

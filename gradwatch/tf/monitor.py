@@ -24,7 +24,7 @@ from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.gradients import Gradient
-from gradwatch.tf.ops import TENSORFLOW
+from gradwatch.tf.ops import FUSED, TENSORFLOW
 
 _numbers = itertools.count(1)
 
@@ -145,6 +145,7 @@ class Monitor(tf.Module):
           NothingToWatch: all gradients are None.
           LayoutError: the variables are others than at the first step.
         """
+        self._hidden.explicit_calls += 1
         return self._hidden.clip(list(grads), variables)
 
     def snapshot(self) -> Snapshot:
@@ -196,12 +197,14 @@ class _Hidden:
             "policy": guard.policy.name,
         }
         self.host_seconds = 0.0
+        self.explicit_calls = 0  # of Monitor.clip, traced or run
         self.extra: dict[str, float] = {}
         self.built: _Built | None = None
         self._pending: tuple[str, np.ndarray] | None = None
         self._lock = threading.Lock()
         self._name = monitor.name
         # one small program over one vector: some eighty scalar ops cost more than what they compute
+        self._xp = FUSED if jit else TENSORFLOW
         self._judge = tf.function(self._judge_vector, jit_compile=jit or None, autograph=False)
         self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
         self._monitor = monitor  # keep: the reader holds it weakly
@@ -285,9 +288,9 @@ class _Hidden:
         self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         assert self.built is not None
-        layout = self.built.layout
-        state, decision = self.guard.step(TENSORFLOW, layout.unpack(TENSORFLOW, vector), norms, applied)
-        return layout.pack(TENSORFLOW, state), decision.scale, tf.stack(decision[1:])
+        layout, xp = self.built.layout, self._xp
+        state, decision = self.guard.step(xp, layout.unpack(xp, vector), norms, applied)
+        return layout.pack(xp, state), decision.scale, xp.stack(decision[1:])
 
     # -- reading ----------------------------------------------------------------------------------------
 

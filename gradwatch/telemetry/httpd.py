@@ -28,7 +28,8 @@ REQUEST_SECONDS = 5.0  # for a request to arrive, TLS handshake included
 RESPONSE_SECONDS = 60.0  # for a connection as a whole
 REQUEST_BYTES = 32 * 1024  # of request line and headers
 MOST_CONNECTIONS = 32
-REQUESTS_PER_SECOND = 50.0  # on average; as many again at once after a quiet second
+REQUESTS_PER_SECOND = 10.0  # in the long run: each costs about a millisecond of the training's processor
+BURST = 100  # requests that may come at once after a quiet time
 
 _running: weakref.WeakSet[Httpd] = weakref.WeakSet()
 
@@ -51,7 +52,7 @@ class Httpd(ThreadingMixIn, WSGIServer):
         self._lock = threading.Lock()
         self._deadlines: dict[socket.socket, float] = {}
         self._slots = threading.Semaphore(MOST_CONNECTIONS)
-        self._tokens, self._token_time = REQUESTS_PER_SECOND, time.monotonic()
+        self._tokens, self._token_time = float(BURST), time.monotonic()
         self._stopping = False
         super().__init__((str(info[4][0]), port), _Handler)
         self.set_app(app)
@@ -70,7 +71,8 @@ class Httpd(ThreadingMixIn, WSGIServer):
     def stop(self) -> None:
         """Stops serving, frees the port and cuts off who is still connected. May be called twice."""
         self._stopping = True
-        self.shutdown()
+        if self._thread.is_alive():  # it is not in a forked child, and would never answer
+            self.shutdown()
         self.server_close()
         self._cut_off(lambda deadline: True)
 
@@ -96,7 +98,7 @@ class Httpd(ThreadingMixIn, WSGIServer):
 
     def _wait_for_token(self) -> None:
         now = time.monotonic()
-        self._tokens = min(REQUESTS_PER_SECOND, self._tokens + (now - self._token_time) * REQUESTS_PER_SECOND)
+        self._tokens = min(BURST, self._tokens + (now - self._token_time) * REQUESTS_PER_SECOND)
         self._token_time = now
         self._tokens -= 1.0
         if self._tokens < 0:

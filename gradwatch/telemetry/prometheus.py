@@ -48,7 +48,7 @@ MOST_LAYERS = 200
 #: Environment variables that number the workers of one host, in the order they are asked.
 WORKER_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
-_CACHE_SECONDS = 0.5
+_CACHE_SECONDS = 1.0
 
 App = Callable[[Mapping[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -451,24 +451,27 @@ def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterabl
 
 
 def _cached(app: App) -> App:
-    """`app`, with its answers kept for half a second: a storm of scrapes costs one formatting, not a hundred."""
+    """`app`, with its answers kept until there are new readings: a storm of scrapes costs one formatting.
+
+    At most for a second: the counters of the process are not part of the readings.
+    """
     lock = threading.Lock()
-    answers: dict[tuple[Any, ...], tuple[float, tuple[Any, ...], list[bytes]]] = {}
+    answers: dict[tuple[Any, ...], tuple[int, float, tuple[Any, ...], list[bytes]]] = {}
 
     def cached(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         keys = ("REQUEST_METHOD", "QUERY_STRING", "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING")
         key = tuple(environ.get(name) for name in keys)
         with lock:  # also has a storm format once
-            now = time.monotonic()
+            version, now = reader.version(), time.monotonic()
             known = answers.get(key)
-            if known is None or now - known[0] > _CACHE_SECONDS:
+            if known is None or known[0] != version or now - known[1] > _CACHE_SECONDS:
                 if len(answers) >= 8:
                     answers.clear()
                 started: list[Any] = []
                 body = list(app(environ, lambda *args: started.extend(args)))
-                known = answers[key] = (now, tuple(started), body)
-        start_response(*known[1])
-        return known[2]
+                known = answers[key] = (version, now, tuple(started), body)
+        start_response(*known[2])
+        return known[3]
 
     return cached
 
@@ -476,6 +479,8 @@ def _cached(app: App) -> App:
 def _after_fork() -> None:
     global _servers_lock
     _servers_lock = threading.RLock()
+    for server in _servers.values():  # port and target file are the parent's: `close` must not touch them here
+        server._httpd = server.target_file = None
     _servers.clear()
 
 

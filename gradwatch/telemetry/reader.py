@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
@@ -44,6 +45,7 @@ logger = logging.getLogger("gradwatch")
 #: Upper bounds in seconds of the histogram of snapshot durations; +Inf is implied.
 DURATION_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
+_LEAST_INTERVAL_SECONDS = 0.05  # between two polls, however much a listener hurries
 _EXIT_SECONDS = 5.0  # for the last poll, and again for the last alerts
 _MOST_DEPARTED = 64  # last readings kept of monitors that are gone
 _LOG_GAP_SECONDS = 60.0  # between two log lines above DEBUG of one kind and monitor
@@ -63,6 +65,11 @@ class Source(Protocol):
     def snapshot(self) -> Snapshot: ...
 
     def history(self) -> Mapping[str, Any]: ...
+
+
+#: Called on the reader's thread with a source, its newest reading and the alerts that this reading gave; must
+#: return soon. Returns the seconds after which it would like to be called again, or None for the usual interval.
+Listener = Callable[[Source, "Reading", "Sequence[Alert]"], "float | None"]
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,12 @@ class Reader:
         self._tracks: list[_Track] = []  # oldest registration first
         self._departed: OrderedDict[str, Reading] = OrderedDict()
         self._asked = self._answered = 0  # polls asked for, and done
+        self._version = 0
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._at_exit: list[Callable[[], None]] = []
+        self._listeners: tuple[Listener, ...] = ()
+        self._hurry = math.inf  # seconds to the next poll, as far as a listener asked for it
         self._alerts: Worker[tuple[Callable[[Alert], Any], Alert]] = Worker(_deliver, "gradwatch-alerts", 1000)
 
     # -- sources ---------------------------------------------------------------------------------------
@@ -184,6 +194,7 @@ class Reader:
                 if other.name == name and other.shown:
                     other.shown = False
                     logger.info("a newer monitor is called %r: the older one leaves the metrics", name)
+            self._version += 1
             track.shown = True
             track.rebase |= restored
             self._tracks.append(track)
@@ -210,6 +221,7 @@ class Reader:
         with self._wake:
             track = self._find(source)
             if track is not None:
+                self._version += 1
                 track.active = active
                 if track.reading is not None:
                     track.reading = replace(track.reading, active=active)
@@ -220,6 +232,19 @@ class Reader:
             track = self._find(source)
             if track is not None:
                 track.rebase = True
+
+    def listen(self, listener: Listener) -> None:
+        """Has `listener` called for each source at each poll, its last one included; see `Listener`."""
+        with self._wake:
+            if listener not in self._listeners:
+                self._listeners = (*self._listeners, listener)
+            self._asked += 1  # what is there already is read at once
+            self._wake.notify_all()
+
+    def unlisten(self, listener: Listener) -> None:
+        """Takes back `listen(listener)`."""
+        with self._wake:
+            self._listeners = tuple(other for other in self._listeners if other != listener)
 
     # -- readings --------------------------------------------------------------------------------------
 
@@ -235,6 +260,12 @@ class Reader:
             names = {reading.name for reading in live}
             gone = [r for r in self._departed.values() if r.name not in names] if departed else []
         return gone + live
+
+    def version(self) -> int:
+        """A number that changes whenever `readings` may have something new to say."""
+        with self._wake:
+            self._prune()
+            return self._version
 
     def poll_now(self, timeout_seconds: float = 5.0) -> bool:
         """Has every source read now, and its alerts delivered; False if that took longer than the timeout.
@@ -306,6 +337,7 @@ class Reader:
             self._drop(track)
 
     def _drop(self, track: _Track) -> None:
+        self._version += 1
         self._tracks.remove(track)
         if track.reading is not None and track.shown:
             self._departed[track.name] = replace(track.reading, active=False)
@@ -335,17 +367,19 @@ class Reader:
                 if self._thread is not threading.current_thread():
                     return  # given up by `close`, or a fork's leftover
                 number, stopping = self._asked, self._stopping
+                self._hurry = math.inf
                 self._prune()
                 sources = [track.source for track in self._tracks]
             for source in sources:
                 self._poll(source)
             with self._wake:
                 self._answered = max(self._answered, number)
+                self._version += 1
                 self._wake.notify_all()
                 if stopping:
                     return
                 if self._asked == number and not self._stopping:
-                    self._wake.wait(self._interval)
+                    self._wake.wait(min(self._interval, max(self._hurry, _LEAST_INTERVAL_SECONDS)))
 
     def _poll(self, reference: weakref.ref[Source]) -> None:
         source = reference()  # the only strong reference, gone before the thread waits
@@ -367,13 +401,21 @@ class Reader:
         except Exception:
             health.failed("snapshot", f"monitor {track.name!r} cannot be read", exc_info=True)
             return
-        if restored:  # from a checkpoint: what it remembers is not news
-            return
+        alerts: list[Alert] = []
         try:
-            for alert in alerts_between(before, after, source.history):
+            if not restored:  # else from a checkpoint: what it remembers is not news
+                alerts = alerts_between(before, after, source.history)
+            for alert in alerts:
                 self._tell(track, alert, source.alert_sinks)
         except Exception:
             health.failed("alerts", f"an alert of monitor {track.name!r} cannot be made", exc_info=True)
+        for listener in self._listeners:
+            try:
+                wish = listener(source, after, alerts)
+                self._hurry = min(self._hurry, math.inf if wish is None else wish)
+            except Exception:
+                name = getattr(listener, "__qualname__", type(listener).__qualname__)
+                health.failed("reader", f"{name} cannot take a reading", exc_info=True)
 
     def _tell(self, track: _Track, alert: Alert, sinks: Sequence[Callable[[Alert], Any]]) -> None:
         _log(track, alert)
@@ -423,6 +465,8 @@ rebase = reader.rebase
 readings = reader.readings
 poll_now = reader.poll_now
 set_interval = reader.set_interval
+listen = reader.listen
+unlisten = reader.unlisten
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=reader._reset)

@@ -110,6 +110,7 @@ def test_there_are_never_more_threads_than_places(server):
 
 def test_a_storm_of_requests_is_slowed_to_the_rate(monkeypatch):
     monkeypatch.setattr(httpd, "REQUESTS_PER_SECOND", 20.0)
+    monkeypatch.setattr(httpd, "BURST", 20)
     server = Httpd(app, "127.0.0.1", 0)
     try:
         began = time.monotonic()

@@ -6,6 +6,7 @@ import gc
 import gzip
 import json
 import math
+import os
 import shutil
 import socket
 import ssl
@@ -19,6 +20,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 from telemetry.fake import FakeMonitor
+from telemetry.processes import run_script
 
 from gradwatch.errors import ConfigError, ServeError
 from gradwatch.telemetry import prometheus
@@ -54,12 +56,6 @@ def show(reader, *monitors):
     for monitor in monitors:
         reader.register(monitor)
     assert reader.poll_now()
-
-
-def fresh(server) -> bytes:
-    """The exposition, past the half second for which it is kept."""
-    time.sleep(prometheus._CACHE_SECONDS + 0.05)
-    return get(server.metrics_url)
 
 
 def promtool(text: bytes) -> None:
@@ -128,7 +124,26 @@ def test_a_dead_monitor_leaves_the_exposition(reader, server):
     del monitor
     gc.collect()
     reader.poll_now()
-    assert b'monitor="run"' not in fresh(server)
+    assert b'monitor="run"' not in get(server.metrics_url)
+
+
+def test_a_new_reading_is_in_the_next_scrape(reader, server):
+    monitor = FakeMonitor()
+    show(reader, monitor)
+    for steps in (1, 2, 3):
+        monitor.step()
+        reader.poll_now()
+        assert samples(get(server.metrics_url))["gradwatch_steps_total", "monitor", "run"] == steps
+
+
+def test_a_storm_of_scrapes_formats_once(reader, monkeypatch):
+    formatted = []
+    original = prometheus.Collector.collect
+    monkeypatch.setattr(prometheus.Collector, "collect", lambda self: formatted.append(1) or original(self))
+    with serve(0) as server:
+        for _ in range(20):
+            get(server.metrics_url)
+    assert len(formatted) <= 3
 
 
 def test_openmetrics_is_served_to_who_asks_for_it(reader, server):
@@ -364,6 +379,38 @@ def test_the_target_file_names_the_endpoint_and_goes_with_it(reader, tmp_path):
 def test_a_hostile_host_name_stays_inside_the_folder(reader, tmp_path):
     with serve(0, file_sd=tmp_path, advertise="../../evil\n"):
         assert len(list(tmp_path.iterdir())) == 1
+
+
+# -- forks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_neither_holds_the_port_nor_closes_the_parents_server(tmp_path):
+    done = run_script(
+        f"""
+import os, time, urllib.request, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from gradwatch.telemetry.prometheus import serve
+folder = Path({str(tmp_path)!r})
+with serve(0, file_sd=folder) as server:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        print("FILES", len(list(folder.iterdir())), urllib.request.urlopen(server.url).status, flush=True)
+if child == 0:
+    os._exit(0)
+with serve(0) as server:
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+port = server.port
+serve(port).close()
+print("FREE", flush=True)
+os.kill(child, 9)
+"""
+    )
+    assert done.stdout.split("\n")[:2] == ["FILES 1 200", "FREE"], done.stderr
 
 
 # -- TLS -------------------------------------------------------------------------------------------------

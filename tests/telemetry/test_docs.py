@@ -1,0 +1,95 @@
+"""What the pages say is what the code does."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from gradwatch.telemetry import alerts, httpd, notify, prometheus, push, reader, text
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ["prometheus.md", "notifications.md"]
+CALLABLES = {
+    "gradwatch.serve": prometheus.serve,
+    "gradwatch.push": push.push,
+    "gradwatch.notify.Slack": notify.Slack,
+    "gradwatch.notify.Webhook": notify.Webhook,
+    "gradwatch.notify.Apprise": notify.Apprise,
+    "gradwatch.notify.channel_for": notify.channel_for,
+}
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def calls(name: str) -> list[ast.Call]:
+    text = page(name)
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code += re.findall(r"`(gradwatch\.[^`\n]*\))`", text)
+    return [node for block in code for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_call_on_the_page_fits_its_function(name):
+    seen = 0
+    for call in calls(name):
+        function = CALLABLES.get(ast.unparse(call.func))
+        if function is None:
+            continue
+        seen += 1
+        inspect.signature(function).bind(*call.args, **{k.arg: None for k in call.keywords})
+    assert seen > 0
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_metric_on_the_page_exists(name):
+    from gradwatch.telemetry.metrics import BY_NAME
+
+    assert set(re.findall(r"\bgradwatch_[a-z_]+", page(name))) <= set(BY_NAME)
+
+
+def test_the_limits_on_the_page_of_the_endpoint_are_those_of_the_code():
+    said = " ".join(page("prometheus.md").split())
+    for words in (
+        f"port {prometheus.DEFAULT_PORT}",
+        f"A request has {httpd.REQUEST_SECONDS:g} seconds to arrive",
+        f"a connection {httpd.RESPONSE_SECONDS:g} to end",
+        f"a request {httpd.REQUEST_BYTES // 1024} KiB",
+        f"at most {httpd.MOST_CONNECTIONS} connections",
+        f"after a burst of {httpd.BURST}, at most {httpd.REQUESTS_PER_SECOND:g} requests a second",
+        f"at most {prometheus.MOST_LAYERS}",
+        f"longer than {text.LABEL_LIMIT} characters",
+        ", ".join(f"`{name}`" for name in prometheus.WORKER_VARIABLES),
+    ):
+        assert words in said
+
+
+def test_the_defaults_on_the_page_of_the_channels_are_those_of_the_code():
+    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page("notifications.md"), re.MULTILINE))
+    parameters = inspect.signature(notify.Channel.__init__).parameters
+    limits = {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert {name: ast.literal_eval(table[name].strip(" `")) for name in limits} == limits
+
+
+def test_the_severities_on_the_page_are_those_of_the_code():
+    said = " ".join(page("notifications.md").split())
+    assert f"lasted {alerts.CRITICAL_EXPLOSION_SECONDS:g} seconds" in said
+    assert f"from {alerts.CRITICAL_STREAK_STEPS} non-finite steps" in said
+
+
+def test_the_fields_on_the_page_are_those_of_an_alert():
+    table = page("notifications.md").split("| field | |")[1].split("\n\n")[0]
+    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    alert = alerts.Alert("explosion", "run", 1, 1.0, 1.0, "", "warning", 0.0)
+    assert named == set(alert.as_json()) - {"version"}
+
+
+def test_the_functions_of_the_reader_on_the_page_exist():
+    for name in re.findall(r"gradwatch\.telemetry\.reader\.(\w+)", page("prometheus.md")):
+        assert callable(getattr(reader, name))

@@ -15,7 +15,9 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -26,7 +28,7 @@ from gradwatch.errors import ConfigError
 from gradwatch.telemetry.alerts import Alert
 from gradwatch.telemetry.health import health
 from gradwatch.telemetry.reader import Reader, Reading, Source, reader
-from gradwatch.telemetry.steps import HISTORY_STEPS, StepCursor
+from gradwatch.telemetry.steps import StepCursor
 from gradwatch.telemetry.text import clean
 from gradwatch.telemetry.worker import Worker
 
@@ -97,7 +99,7 @@ class TensorBoard:
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._worker: Worker[_Look] = Worker(_write, "gradwatch-tensorboard", capacity=1000)
+        self._worker: Worker[Callable[[], None]] = Worker(_do, "gradwatch-tensorboard", capacity=1000)
         _make_folder(self.log_dir)
         self._reader.listen(self._take)
         self._reader.at_exit(self.close)
@@ -122,7 +124,7 @@ class TensorBoard:
         self._reader.unlisten(self._take)
         self._reader.cancel_at_exit(self.close)
         for run in list(self._runs.values()):
-            self._worker.put(_Look(run, last=True))
+            self._worker.put(run.close)
         if not self._worker.flush(_CLOSE_SECONDS):
             health.failed("tensorboard", "the last steps for TensorBoard could not be written in time")
 
@@ -155,36 +157,27 @@ class TensorBoard:
             )
         waiting, run.alerts = run.alerts, []
         run.waiting += 1
-        if not self._worker.put(_Look(run, reading, rows, history, waiting)):
+        if not self._worker.put(partial(run.write, _Look(reading, history, rows, waiting))):
             run.waiting -= 1
             health.failed("tensorboard", "steps cannot be handed to TensorBoard's writing thread")
         return run.cursor.next_look_seconds()
 
 
+@dataclass(frozen=True)
 class _Look:
-    """What one look brought, on its way to the writing thread."""
+    """What one look brought: `rows` are the steps of `history` that are new."""
 
-    def __init__(
-        self,
-        run: _Run,
-        reading: Reading | None = None,
-        rows: Mapping[str, np.ndarray] | None = None,
-        history: Mapping[str, np.ndarray] | None = None,
-        alerts: Sequence[Alert] = (),
-        *,
-        last: bool = False,
-    ) -> None:
-        self.run, self.reading, self.rows, self.history = run, reading, rows, history
-        self.alerts, self.last = alerts, last
+    reading: Reading
+    history: Mapping[str, np.ndarray]
+    rows: Mapping[str, np.ndarray]
+    alerts: Sequence[Alert]
 
 
-def _write(look: _Look) -> None:
+def _do(job: Callable[[], None]) -> None:
     try:
-        look.run.write(look)
+        job()
     except Exception:
         health.failed("tensorboard", "TensorBoard's files cannot be written", key="write", exc_info=True)
-    finally:
-        look.run.waiting -= not look.last
 
 
 class _Run:
@@ -204,34 +197,34 @@ class _Run:
         self._newest: _Look | None = None
 
     def write(self, look: _Look) -> None:
-        if look.last:
-            if self._newest is not None and self._newest.reading.snapshot.steps != self._summed_up:  # type: ignore[union-attr]
-                self._write_summary(self._newest)
+        """Writes the new steps, the alerts, and from time to time the summary."""
+        self.waiting -= 1
+        now = look.reading.snapshot.time
+        if len(look.history["step"]):
+            self._newest = look
+            self._write_steps(look.rows, now)
+            for alert in look.alerts:
+                self._write_alert(alert)
+            if now >= self._due:
+                self._write_summary(look)
+                self._due = now + self._every_seconds
             if self._file is not None:
-                self._file.close()
-                self._file = None
-            return
-        reading, rows, history = look.reading, look.rows, look.history
-        assert reading is not None and rows is not None and history is not None
-        if not len(history["step"]):
-            self._time = reading.snapshot.time
-            return
-        self._newest = look
-        self._write_steps(rows, reading.snapshot.time)
-        for alert in look.alerts:
-            self._write_alert(alert)
-        if reading.snapshot.time >= self._due and reading.snapshot.steps != self._summed_up:
-            self._write_summary(look)
-            self._due = reading.snapshot.time + self._every_seconds
+                self._file.flush()
+        self._time = now
+
+    def close(self) -> None:
+        """Writes the summary of the last step and ends the file."""
+        if self._newest is not None:
+            self._write_summary(self._newest)
         if self._file is not None:
-            self._file.flush()
+            self._file.close()
+            self._file = None
 
     def _write_steps(self, rows: Mapping[str, np.ndarray], now: float) -> None:
         steps = rows["step"].tolist()
         columns = {name: np.asarray(rows[name], np.float64).tolist() for name in SCALARS if name in rows}
         # the host saw them at once; in between they are spread evenly, which is closer than one instant
         times = np.linspace(self._time or now, now, len(steps) + 1)[1:].tolist()
-        self._time = now
         for i, (step, wall_time) in enumerate(zip(steps, times)):
             event = _event(step, wall_time)
             for name, values in columns.items():
@@ -240,9 +233,12 @@ class _Run:
             self._append(event)
 
     def _write_summary(self, look: _Look) -> None:
-        assert look.reading is not None and look.history is not None
+        step = int(look.history["step"][-1])
+        if step == self._summed_up:
+            return
+        self._summed_up = step
         snapshot, norms = look.reading.snapshot, np.asarray(look.history["norm"], np.float64)
-        event = _event(int(look.history["step"][-1]), snapshot.time)
+        event = _event(step, snapshot.time)
         _add_scalar(event, CLIP_SHARE, float(np.mean(np.asarray(look.history["verdict"]) == _CLIP)))
         _add_scalar(event, MISSED_STEPS, float(self.cursor.missed))
         if np.isfinite(norms).any():
@@ -252,7 +248,6 @@ class _Run:
         for name in names[::every] if self._layers else ():
             _add_scalar(event, LAYERS + clean(name), snapshot.layer_norms[name])
         self._append(event)
-        self._summed_up = snapshot.steps
 
     def _write_alert(self, alert: Alert) -> None:
         event = _event(alert.step, alert.time)
@@ -319,7 +314,7 @@ def _add_text(event: Any, tag: str, text: str) -> None:
 def folder_name(name: str) -> str:
     """A monitor's name as the name of one folder; two names give two folders, whatever they hold."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80]
-    if safe == name and not name.startswith("."):
+    if name and safe == name and not name.startswith("."):
         return name
     return f"{safe.lstrip('.') or 'monitor'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
 

@@ -17,6 +17,9 @@ from __future__ import annotations
 class GradwatchError(Exception):
     """Base of all errors of this package."""
 
+    # by this AutoGraph knows how to re-raise an error of a traced function; it would be a StagingError else
+    __init__ = Exception.__init__
+
 
 class ConfigError(GradwatchError, ValueError):
     """An argument is out of range, or two arguments contradict each other."""

@@ -62,7 +62,7 @@ class _Level(NamedTuple):
     @staticmethod
     def init() -> dict[str, np.ndarray]:
         zero = np.zeros((), np.float32)
-        return {"mean": zero, "var": zero + np.float32(_PRIOR_VAR), "seen": zero}
+        return {"mean": zero, "var": np.full((), _PRIOR_VAR, np.float32), "seen": zero}
 
     def std(self, xp: Namespace, state: State) -> Array:
         return xp.sqrt(xp.maximum(state["var"], self.min_std**2))
@@ -160,8 +160,8 @@ def trend(
 
     One-sided CUSUM: S_t = max(0, S_{t-1} + (min(z_t, winsorise) - drift) / v_{t-1}), alarm where S_t > decision,
     z_t as in `spike`. v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
-    relative to independent ones; r, in [0, 0.95], is the running correlation of the last 1,000 steps. S is held
-    at twice the decision, so that it comes back after the norm does.
+    relative to independent ones; r, in [0, 0.95], is the running correlation of the last 1,000 steps without an
+    alarm. S is held at twice the decision, so that it comes back after the norm does.
 
     Args:
       drift: deviations above the mean that are still normal, > 0 (the reference value k).
@@ -196,18 +196,19 @@ def trend(
         grown = state["sum"] + (xp.minimum(z, winsorise) - drift) * (1.0 - r) / (1.0 + r)
         grown = xp.where(ready, xp.minimum(xp.maximum(grown, 0.0), 2.0 * decision), 0.0)
         total = xp.where(norms.finite, grown, state["sum"])
+        rising = total > decision
         near = xp.minimum(xp.maximum(z, -_WINSORISE), _WINSORISE)
-        # slower than the level: the trend to be found must not pass for correlation
+        # slower than the level, and not while it alarms: a trend must not pass for correlation
         correlated = correlation + (near * last - correlation) / xp.minimum(held["seen"] + 2.0, 1000.0)
         new = {
             "level": level.update(xp, held, norms),
             "sum": total,
             "last": xp.where(norms.enters, near, last),
-            "correlation": xp.where(norms.enters, correlated, correlation),
+            "correlation": xp.where(norms.enters & ~rising, correlated, correlation),
         }
         threshold = _norm(xp, held["mean"] + drift * level.std(xp, held))
         info = {"score": total, "threshold": xp.where(ready, threshold, math.inf)}
-        return new, ready & norms.finite & (total > decision), info
+        return new, ready & norms.finite & rising, info
 
     return Detector("trend", f"trend({drift:g}, {decision:g}, window={window})", init, update, cooldown)
 

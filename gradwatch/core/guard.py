@@ -102,7 +102,9 @@ class Guard:
             raise ConfigError(
                 f"policy must come from gradwatch.policies, for example percentile(90); got {self.policy!r}"
             )
-        found = tuple(self.detectors) if isinstance(self.detectors, (tuple, list)) else (self.detectors,)
+        # a Detector is itself a tuple
+        several = isinstance(self.detectors, (tuple, list)) and not isinstance(self.detectors, Detector)
+        found = tuple(self.detectors) if several else (self.detectors,)
         for detector in found:
             if not isinstance(detector, Detector):
                 raise ConfigError(
@@ -133,7 +135,7 @@ class Guard:
     def init(self, num_variables: int) -> dict[str, Any]:
         """The state before the first step, as numpy arrays."""
         zero, one_each = np.zeros((), np.float32), np.zeros(num_variables, np.float32)
-        infinite = zero + np.float32(math.inf)
+        infinite = np.full((), math.inf, np.float32)
         return {
             "count": {limb: np.zeros(len(COUNTERS), np.float32) for limb in ("low", "high")},
             "last": {
@@ -188,9 +190,7 @@ class Guard:
             "policy": policy,
             "detectors": detectors,
             "episodes": self._episodes(xp, state, count, now, found),
-            "history": xp.concat(
-                [state["history"][len(COLUMNS) :], xp.stack([getattr(decision, name) for name in COLUMNS])]
-            ),
+            "history": xp.push(state["history"], xp.stack([getattr(decision, name) for name in COLUMNS])),
         }
         return new_state, decision
 
@@ -311,8 +311,8 @@ class Guard:
         found: _Findings,
     ) -> dict[str, Any]:
         """Alarms that belong together are one episode; where it began is kept with the variables' shares."""
-        of_square = now.per_variable / xp.maximum(now.total, TINY)
-        of_square = of_square * of_square
+        share = now.per_variable / xp.where(now.enters, now.total, HUGE)
+        of_square = share * share
         of_drop = xp.maximum(state["levels"] - xp.log(xp.maximum(now.per_variable, TINY)), 0.0)
         shares = {
             "explosion": of_square,
@@ -343,7 +343,8 @@ class Guard:
 
 def _ratio(xp: Namespace, norm: Array, clip_norm: Array) -> Array:
     """What a gradient of this norm is multiplied by, in [0, 1]; 1 where the bound is NaN."""
-    return xp.where(norm > clip_norm, clip_norm / xp.maximum(norm, TINY), 1.0)
+    over = norm > clip_norm
+    return xp.where(over, clip_norm / xp.where(over, norm, HUGE), 1.0)
 
 
 def _count(xp: Namespace, count: Mapping[str, Array], flags: Mapping[str, Array], now: norms.Norms) -> dict[str, Array]:

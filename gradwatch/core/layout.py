@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,47 +39,67 @@ def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield (*path, name), value
 
 
+def _at(tree: Tree, path: Sequence[str]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
 class Layout:
     """Names <-> slices of the packed vector, for trees of one fixed structure.
 
+    Fields of one shape lie side by side, scalars first and the largest last: a group is packed by one
+    operation instead of one for each field.
+
     Args:
       example: a tree of numpy arrays; its structure and shapes are the layout.
+
+    Attributes:
+      fields: every array of the tree, in the order of the vector.
+      groups: the same, shape by shape.
+      size: length of the vector.
     """
 
     def __init__(self, example: Tree) -> None:
-        # scalars first and side by side: packing them is one operation instead of one each
         shapes = {path: tuple(np.shape(value)) for path, value in _leaves(example)}
-        self.fields: list[Field] = []
+        self.groups: list[tuple[Field, ...]] = []
         self.size = 0
-        for path in sorted(shapes, key=lambda path: shapes[path] != ()):
-            self.fields.append(Field(path, self.size, shapes[path]))
-            self.size += self.fields[-1].size
-        self._by_path = {field.path: field for field in self.fields}
+        for shape in sorted(set(shapes.values()), key=lambda shape: (math.prod(shape) if shape else 0, shape)):
+            group = []
+            for path in (path for path in shapes if shapes[path] == shape):
+                group.append(Field(path, self.size, shape))
+                self.size += group[-1].size
+            self.groups.append(tuple(group))
+        self.fields = tuple(field for group in self.groups for field in group)
         self._example = example
 
     def pack(self, xp: Namespace, tree: Tree) -> Array:
         """The tree as one vector, shape [size]."""
-        found = dict(_leaves(tree))
-        scalars = [found[field.path] for field in self.fields if field.shape == ()]
-        arrays = [xp.reshape(found[field.path], (field.size,)) for field in self.fields if field.shape != ()]
-        return xp.concat([xp.stack(scalars), *arrays] if scalars else arrays)
+        return xp.concat([self.pack_group(xp, tree, group) for group in self.groups])
+
+    def pack_group(self, xp: Namespace, tree: Tree, group: Sequence[Field]) -> Array:
+        """The fields of one group, side by side, shape [sum of their sizes]."""
+        stacked = xp.stack([xp.reshape(_at(tree, field.path), field.shape) for field in group])
+        return xp.reshape(stacked, (sum(field.size for field in group),))
 
     def unpack(self, xp: Namespace, vector: Array) -> dict[str, Any]:
         """The vector, shape [size], as a tree again."""
 
+        def leaf(field: Field) -> Array:
+            if field.shape == ():
+                return vector[field.offset]
+            return xp.reshape(vector[field.offset : field.offset + field.size], field.shape)
+
+        return self.build({field.path: leaf(field) for field in self.fields})
+
+    def build(self, leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+        """A tree of this structure out of path -> leaf."""
+
         def read(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
-            tree: dict[str, Any] = {}
-            for name, value in node.items():
-                here = (*path, name)
-                if isinstance(value, Mapping):
-                    tree[name] = read(value, here)
-                    continue
-                field = self._by_path[here]
-                if field.shape == ():
-                    tree[name] = vector[field.offset]
-                else:
-                    tree[name] = xp.reshape(vector[field.offset : field.offset + field.size], field.shape)
-            return tree
+            return {
+                name: read(value, (*path, name)) if isinstance(value, Mapping) else leaves[(*path, name)]
+                for name, value in node.items()
+            }
 
         return read(self._example, ())
 

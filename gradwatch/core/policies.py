@@ -236,7 +236,7 @@ def zscore(
         clip_norm = xp.where(ready, mean * (1.0 + z_max * deviation), bounds.maximum)
         x = xp.where(ready, xp.minimum(norms.total, mean * (1.0 + winsorise * z_max * deviation)), norms.total)
 
-        rate = xp.maximum(1.0 / (seen + 1.0), 1.0 - decay)
+        rate = xp.where(ready, 1.0 - decay, 1.0 / (seen + 1.0))
         new_mean = mean + rate * (x - mean)
         unit = xp.maximum(new_mean, TINY)
         std, off, old_off = state["spread"] * (mean / unit), (x - new_mean) / unit, (x - mean) / unit

@@ -49,9 +49,10 @@ def update(xp: Namespace, state: State, log_value: Array, take: Bool, decay: flo
     lost = take & (lost | (total <= 0.0))
     origin = xp.where(lost, position, origin)
     index = xp.where(lost, BUCKETS // 2, xp.minimum(xp.maximum(index, 0.0), BUCKETS - 1.0))
-    kept = cumulative * xp.where(lost, 0.0, decay)
-    entered = kept + xp.where(xp.arange(BUCKETS) >= index, 1.0, 0.0)
-    return {"cumulative": xp.where(take, entered, cumulative), "origin": origin}
+    # beyond the end and times 1: nothing changes, to the bit
+    index = xp.where(take, index, float(BUCKETS))
+    keep = xp.where(take, xp.where(lost, 0.0, decay), 1.0)
+    return {"cumulative": xp.enter(cumulative, index, keep), "origin": origin}
 
 
 def log_quantile(xp: Namespace, state: State, q: float) -> Array:
@@ -60,8 +61,7 @@ def log_quantile(xp: Namespace, state: State, q: float) -> Array:
     The inverse of the weighted distribution function: the smallest bucket with at least q of the weight at
     or below it. What holds less than a millionth of the weight at either end is forgotten.
     """
-    cumulative = state["cumulative"]
     # a hair below q = 1: rounding must not push the last bucket out of reach
-    target = weight(state) * max(q * (1.0 - 1e-6), 1e-6)
-    index = xp.minimum(xp.sum(xp.where(cumulative < target, 1.0, 0.0)), BUCKETS - 1.0)
+    below = xp.count_below(state["cumulative"], max(q * (1.0 - 1e-6), 1e-6))
+    index = xp.minimum(below, BUCKETS - 1.0)
     return (index + state["origin"] - BUCKETS // 2) * WIDTH + _MIDDLE

@@ -41,6 +41,20 @@ class Namespace(Protocol):
     def concat(self, xs: Sequence[Array]) -> Array: ...
     def reshape(self, x: Array, shape: tuple[int, ...]) -> Array: ...
 
+    # Arrays of a thousand numbers and more (sketches, the history) are touched through these three and by one
+    # integer index only: the device runs them outside the compiled scalar part (gradwatch/tf/fused.py).
+    def count_below(self, ascending: Array, fraction: float) -> Array:
+        """How many entries are below `fraction` times the last one, shape ()."""
+        ...
+
+    def enter(self, cumulative: Array, index: Array, keep: Array) -> Array:
+        """All entries times `keep`, plus 1 from `index` on; an index beyond the end adds nothing."""
+        ...
+
+    def push(self, ring: Array, row: Array) -> Array:
+        """The ring without its oldest row, and `row` at its end."""
+        ...
+
 
 def _f32(x: Any) -> Any:
     return np.asarray(x, np.float32)
@@ -78,7 +92,8 @@ class _Numpy:
         return np.isfinite(x)
 
     def sum(self, x: Array) -> Array:
-        return np.sum(_f32(x), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            return np.sum(_f32(x), dtype=np.float32)
 
     def max(self, x: Array) -> Array:
         return np.max(_f32(x))
@@ -97,6 +112,15 @@ class _Numpy:
 
     def reshape(self, x: Array, shape: tuple[int, ...]) -> Array:
         return np.reshape(_f32(x), shape)
+
+    def count_below(self, ascending: Array, fraction: float) -> Array:
+        return _f32(np.count_nonzero(ascending < ascending[-1] * np.float32(fraction)))
+
+    def enter(self, cumulative: Array, index: Array, keep: Array) -> Array:
+        return cumulative * keep + self.where(self.arange(len(cumulative)) >= index, 1.0, 0.0)
+
+    def push(self, ring: Array, row: Array) -> Array:
+        return self.concat([ring[len(row) :], row])
 
 
 NUMPY: Namespace = _Numpy()

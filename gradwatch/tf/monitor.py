@@ -23,8 +23,8 @@ from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
 from gradwatch.tf import gradients as _gradients
+from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
-from gradwatch.tf.ops import FUSED, TENSORFLOW
 
 _numbers = itertools.count(1)
 
@@ -32,11 +32,14 @@ _numbers = itertools.count(1)
 class _Built:
     """What exists once the variables are known."""
 
-    def __init__(self, guard: Guard, paths: Sequence[str], shapes: Sequence[tuple[int | None, ...]]) -> None:
+    def __init__(
+        self, guard: Guard, paths: Sequence[str], shapes: Sequence[tuple[int | None, ...]], *, jit_compile: bool
+    ) -> None:
         self.paths = tuple(paths)
         self.shapes = tuple(shapes)
         initial = guard.init(len(paths))
         self.layout = Layout(initial)
+        self.guard = FusedGuard(guard, self.layout, initial, jit_compile=jit_compile)
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}"
         with tf.init_scope():
             # aggregation stays NONE: under a strategy each replica writes its own equal copy
@@ -203,9 +206,7 @@ class _Hidden:
         self._pending: tuple[str, np.ndarray] | None = None
         self._lock = threading.Lock()
         self._name = monitor.name
-        # one small program over one vector: some eighty scalar ops cost more than what they compute
-        self._xp = FUSED if jit else TENSORFLOW
-        self._judge = tf.function(self._judge_vector, jit_compile=jit or None, autograph=False)
+        self._jit = jit
         self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
         self._monitor = monitor  # keep: the reader holds it weakly
 
@@ -228,7 +229,7 @@ class _Hidden:
         return self.built
 
     def _build(self, paths: list[str], shapes: list[tuple[int | None, ...]]) -> None:
-        built = _Built(self.guard, paths, shapes)
+        built = _Built(self.guard, paths, shapes, jit_compile=self._jit)
         if self._pending is not None:
             fingerprint, vector = self._pending
             _check_layout(self._name, fingerprint, built.fingerprint)
@@ -275,22 +276,13 @@ class _Hidden:
             applied = _gradients.norms(clipped)
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        state = tf.convert_to_tensor(built.state)
-        new_state, scale, numbers = self._judge(state, norms, applied)
+        new_state, scale, numbers = built.guard.step(tf.convert_to_tensor(built.state), norms, applied)
         built.state.assign(new_state)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
         factors = tf.unstack(scale) if policy.scope == policies.VARIABLE else [scale] * len(grads)
         return [_gradients.scale(g, factor) for g, factor in zip(clipped, factors)], decision
-
-    def _judge_vector(
-        self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        assert self.built is not None
-        layout, xp = self.built.layout, self._xp
-        state, decision = self.guard.step(xp, layout.unpack(xp, vector), norms, applied)
-        return layout.pack(xp, state), decision.scale, xp.stack(decision[1:])
 
     # -- reading ----------------------------------------------------------------------------------------
 

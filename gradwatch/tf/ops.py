@@ -59,13 +59,24 @@ class _TensorFlow:
     def reshape(self, x: Any, shape: tuple[int, ...]) -> tf.Tensor:
         return tf.reshape(x, shape)
 
+    def count_below(self, ascending: Any, fraction: float) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(ascending < ascending[-1] * fraction, tf.float32))
+
+    def enter(self, cumulative: Any, index: Any, keep: Any) -> tf.Tensor:
+        place = tf.range(cumulative.shape[0], dtype=tf.float32)
+        return cumulative * keep + tf.cast(place >= index, tf.float32)
+
+    def push(self, ring: Any, row: Any) -> tf.Tensor:
+        return tf.concat([ring[row.shape[0] :], row], 0)
+
 
 class _Fused(_TensorFlow):
     """For XLA on the CPU, where each operand of a concatenation of scalars becomes a kernel of its own."""
 
     def stack(self, xs: Sequence[Any]) -> tf.Tensor:
-        place = tf.range(len(xs))
-        out = tf.zeros([len(xs)])
+        xs = [tf.convert_to_tensor(x, tf.float32) for x in xs]
+        place = tf.reshape(tf.range(len(xs)), [len(xs)] + [1] * xs[0].shape.rank)
+        out = tf.zeros([len(xs), *xs[0].shape])
         for i, x in enumerate(xs):
             out = tf.where(place == i, x, out)
         return out

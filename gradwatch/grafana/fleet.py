@@ -22,14 +22,13 @@ from gradwatch.grafana.panels import (
     target,
     timeseries,
 )
-from gradwatch.grafana.queries import chosen, finite, increase, per_run, positive, rate, share_of_steps
+from gradwatch.grafana.queries import chosen, finite, firing, increase, per_run, positive, rate, share_of_steps
 from gradwatch.grafana.shared import FLEET_UID, HEALTH_UID, NO_STEPS, STATES, state, step_age, variables
 
 #: What an episode under way adds to a run's trouble: powers of two, so that the sum tells which.
 WEIGHTS = {"nonfinite": 8, "explosion": 4, "trend": 2, "vanishing": 1}
 
 _STALLED = 600  # seconds without a step, as in the alert
-_FIRING = ('alertstate="firing"', 'alertname=~"Gradwatch.+"')
 _NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
 
 
@@ -141,7 +140,7 @@ def _firing() -> Json:
     return stat(
         "Alerts by severity",
         "What would have woken me? Those that fire now; the list is below the table.",
-        [target(f"count by (severity) ({chosen('ALERTS', *_FIRING)})", "{{severity}}", instant=True)],
+        [target(f"count by (severity) ({firing()})", "{{severity}}", instant=True)],
         unit="none",
         empty=_NO_RULES,
         overrides=[
@@ -189,13 +188,19 @@ def _worst_first() -> Json:
             override(
                 "Trouble",
                 decimals=2,
+                noValue="–",
                 thresholds=steps((None, GREEN), (0.05, YELLOW), (1, ORANGE), (4, RED)),
                 custom__cellOptions=coloured,
             ),
-            override("State", mappings=STATES, custom__cellOptions=coloured),
-            override("Since last step", unit="s", thresholds=steps((None, GREEN), (60, YELLOW), (_STALLED, RED))),
+            override("State", mappings=STATES, noValue="–", custom__cellOptions=coloured),
+            override(
+                "Since last step",
+                unit="s",
+                noValue="no step yet",
+                thresholds=steps((None, GREEN), (60, YELLOW), (_STALLED, RED)),
+            ),
             override("Steps per second", unit="cps", noValue="–"),
-            override("Anomalies", decimals=0),
+            override("Anomalies", decimals=0, noValue="–"),
             override("Clip share", unit="percentunit", noValue="–"),
             override("Norm / threshold", unit="percentunit", noValue="–"),
             override("Loss", unit="short", noValue="not told"),
@@ -220,7 +225,7 @@ def _alerts() -> Json:
         "Alerts firing",
         "What does Prometheus say? Each has its section in docs/runbooks.md: what it means, how to confirm it, "
         "what to do.",
-        [target(chosen("ALERTS", *_FIRING), instant=True, form="table")],
+        [target(firing(), instant=True, form="table")],
         columns=columns,
         empty=_NO_RULES,
     )

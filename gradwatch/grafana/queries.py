@@ -10,6 +10,7 @@ from gradwatch.telemetry.metrics import BY_NAME
 #: What every query of a dashboard is narrowed to: the variables at its top.
 TARGET = ('job=~"$job"', 'instance=~"$instance"')
 MONITOR = 'monitor=~"$monitor"'
+MONITOR_IF_ANY = 'monitor=~"$monitor|"'  # an alert about a process has no monitor, and belongs to all of them
 
 #: One series for each run.
 RUN = ("job", "instance", "monitor")
@@ -40,6 +41,11 @@ def chosen(name: str, *matchers: str) -> str:
     """A selector for dashboards: what the variables at the top of the dashboard chose."""
     monitor = (MONITOR,) if (name in BY_NAME and BY_NAME[name].scope == "monitor") or _histogram(name) else ()
     return series(name, *TARGET, *monitor, *matchers)
+
+
+def firing() -> str:
+    """The gradwatch alerts that fire for what the variables chose."""
+    return series("ALERTS", *TARGET, MONITOR_IF_ANY, 'alertstate="firing"', 'alertname=~"Gradwatch.+"')
 
 
 def finite(selector: str) -> str:

@@ -179,6 +179,12 @@ CASES = [
     ),
     Case(
         "GradwatchGradientNonFinite",
+        "nine steps in a row are not yet ten",
+        {_STREAK: "0x4 9x10"},
+        silent=(5, 10),
+    ),
+    Case(
+        "GradwatchGradientNonFinite",
         "two of the first twenty steps mean nothing",
         {_STREAK: "2x30", _STEPS: "0+4x30", _NONFINITE: "0 1 2x30"},
         silent=(2, 4, 5),

@@ -188,3 +188,15 @@ def test_a_hostile_monitor_name_stays_within_its_label():
     assert "repeat" not in text
     assert "${monitor:raw}" not in text
     assert re.findall(r"[^\"]\$monitor", text) == []
+
+
+def test_an_empty_cell_is_not_filled_with_the_panel_s_sentence(panel):
+    """In a table, the text for "no data at all" would stand in every cell without a value."""
+    if panel["type"] != "table":
+        return
+    columns = {
+        name: field for field, name in panel["transformations"][-1]["options"]["renameByName"].items() if "#" in field
+    }
+    overrides = {o["matcher"]["options"]: {p["id"] for p in o["properties"]} for o in panel["fieldConfig"]["overrides"]}
+    missing = [name for name in columns if "noValue" not in overrides.get(name, set())]
+    assert missing in ([], ["Step"]), "Step is what makes the row"

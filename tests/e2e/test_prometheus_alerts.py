@@ -1,0 +1,330 @@
+"""From a real training's explosion to a message at a person's webhook, and to the message that it is over.
+
+The rules, routes and inhibitions are the shipped ones. Only their clock runs faster: a minute lasts a second.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from servers import (
+    Alertmanager,
+    Prometheus,
+    Receiver,
+    alertmanager,
+    installed,
+    prometheus,
+    receiver,
+    training,
+    wait_until,
+)
+
+from gradwatch import grafana
+from gradwatch.grafana import alertmanager as shipped_alertmanager
+
+pytestmark = pytest.mark.timeout(300)  # the story is told in the first test's set-up
+
+RUN, NEIGHBOUR = "lm", "neighbour"
+
+
+def faster(rules: str) -> str:
+    """The rules with a minute that lasts a second."""
+    rules = rules.replace("1h", "60m")
+    rules = re.sub(r"\b(\d+)m\b", r"\1s", rules)
+    return re.sub(r"(\d+) \* 60\b", r"\1 * 1", rules)
+
+
+def routed(team: Receiver, on_call: Receiver) -> dict[str, Any]:
+    """The shipped Alertmanager configuration with our webhooks in place of Slack and PagerDuty, and little wait."""
+    config = yaml.safe_load(grafana.files()["alertmanager/alertmanager.yml"])
+    config["route"] |= {"group_wait": "1s", "group_interval": "1s", "repeat_interval": "1h"}
+    for route in config["route"]["routes"]:
+        route.pop("repeat_interval", None)
+    config["receivers"] = [
+        {"name": "nobody"},
+        {"name": "team", "webhook_configs": [{"url": team.url, "send_resolved": True}]},
+        {"name": "on-call", "webhook_configs": [{"url": on_call.url, "send_resolved": True}]},
+    ]
+    return config
+
+
+@dataclass
+class Story:
+    """What was seen while the training exploded, gave NaN, recovered, hung and died."""
+
+    team: list[dict[str, Any]] = field(default_factory=list)  # messages
+    on_call: list[dict[str, Any]] = field(default_factory=list)
+    during_explosion: list[dict[str, Any]] = field(default_factory=list)  # Alertmanager's alerts
+    during_nan: list[dict[str, Any]] = field(default_factory=list)
+    after_recovery: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def told(messages: list[dict[str, Any]], status: str) -> dict[str, dict[str, Any]]:
+    """Alert name -> the alert as it was first told with that status."""
+    found: dict[str, dict[str, Any]] = {}
+    for message in messages:
+        for alert in message["alerts"]:
+            if alert["status"] == status:
+                found.setdefault(alert["labels"]["alertname"], alert)
+    return found
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Plays it once; the tests below look at what was seen."""
+    directory = tmp_path_factory.mktemp("alerts")
+    installed("prometheus")
+    seen = Story()
+    with (
+        receiver() as team,
+        receiver() as on_call,
+        training(RUN, NEIGHBOUR) as run,
+        alertmanager(directory / "alertmanager", routed(team, on_call)) as am,
+        prometheus(directory / "prometheus", _scraping(directory / "prometheus", run.address, am.address)) as prom,
+    ):
+        wait_until(lambda: _value(prom, f'gradwatch_steps_total{{monitor="{RUN}"}}') >= 150, 60, "150 steps")
+        assert prom.firing() == set(), "a calm training is silent"
+
+        began = time.monotonic()
+        run.say("explode")
+        wait_until(lambda: "GradwatchGradientExplosion" in told(team.messages, "firing"), 30, "the explosion's message")
+        seen.seconds["explosion told"] = time.monotonic() - began
+        wait_until(lambda: _muted(am, "GradwatchGradientExplosion"), 30, "a sustained explosion")
+        seen.during_explosion = am.alerts()
+
+        run.say("calm")
+        over = {"GradwatchGradientExplosion", "GradwatchGradientExplosionSustained"}
+        wait_until(lambda: over <= set(told(team.messages, "resolved")), 90, "messages that the explosion is over")
+        seen.after_recovery = am.alerts()
+
+        run.say("explode")
+        wait_until(lambda: "GradwatchGradientExplosion" in prom.firing(), 30, "the second explosion")
+        run.say("nan")
+        nan = "GradwatchGradientNonFinite"
+        wait_until(lambda: nan in told(on_call.messages, "firing"), 30, "the message about NaN")
+        seen.during_nan = am.alerts()
+        run.say("calm")
+        wait_until(lambda: nan in told(on_call.messages, "resolved"), 60, "the message that NaN is over")
+
+        run.say("hang")
+        stall = "GradwatchTrainingStalled"
+        wait_until(lambda: stall in told(on_call.messages, "firing"), 40, "the message about the stall")
+        run.say("quit")
+        wait_until(lambda: "GradwatchTargetDown" in told(team.messages, "firing"), 40, "the message about the target")
+        seen.team, seen.on_call = list(team.messages), list(on_call.messages)
+    return seen
+
+
+def _scraping(directory: Path, training: str, alertmanager: str) -> dict[str, Any]:
+    config = yaml.safe_load(grafana.files()["prometheus/prometheus.yml"])
+    config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"]["external_labels"] = {"environment": "production"}
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
+    [job] = config["scrape_configs"]
+    del job["file_sd_configs"]
+    job["static_configs"] = [{"targets": [training]}]
+    directory.mkdir(parents=True)
+    (directory / "rules.yml").write_text(faster(grafana.files()["prometheus/rules.yml"]))
+    return config
+
+
+def _value(prom: Prometheus, expr: str) -> float:
+    found = prom.query(expr)
+    return float(found[0]["value"][1]) if found else 0.0
+
+
+def _muted(am: Alertmanager, name: str) -> bool:
+    return any(a["status"]["inhibitedBy"] for a in am.alerts() if a["labels"]["alertname"] == name)
+
+
+def _mutes(alerts: list[dict[str, Any]], muted: str) -> set[str]:
+    """Names of the alerts that mute `muted`."""
+    names = {alert["fingerprint"]: alert["labels"]["alertname"] for alert in alerts}
+    [alert] = [alert for alert in alerts if alert["labels"]["alertname"] == muted]
+    return {names[fingerprint] for fingerprint in alert["status"]["inhibitedBy"]}
+
+
+# -- the story ------------------------------------------------------------------------------------------
+
+
+def test_the_explosion_is_told_with_what_a_person_needs(story):
+    alert = told(story.team, "firing")["GradwatchGradientExplosion"]
+    assert alert["labels"]["monitor"] == RUN
+    assert alert["labels"]["severity"] == "warning"
+    assert alert["labels"]["environment"] == "production"
+    assert alert["annotations"]["summary"] == "A gradient explosion began."
+    assert re.match(
+        rf"{RUN} on 127\.0\.0\.1:\d+: an explosion began [\d.]+m?s ago\.", alert["annotations"]["description"]
+    )
+    assert alert["annotations"]["runbook_url"].endswith("#gradwatchgradientexplosion")
+
+
+def test_it_is_told_within_seconds(story):
+    assert story.seconds["explosion told"] < 15, "one read, one scrape, one evaluation, one second of group_wait"
+
+
+def test_one_message_holds_the_alerts_of_one_run(story):
+    for message in story.team + story.on_call:
+        assert set(message["groupLabels"]) <= {"job", "instance", "monitor"}
+        assert len({alert["labels"].get("monitor") for alert in message["alerts"]}) == 1
+
+
+def test_a_sustained_explosion_mutes_the_one_that_began(story):
+    assert _mutes(story.during_explosion, "GradwatchGradientExplosion") == {"GradwatchGradientExplosionSustained"}
+    assert _mutes(story.during_explosion, "GradwatchGradientExplosionSustained") == set()
+
+
+def test_nan_mutes_the_explosion(story):
+    assert "GradwatchGradientNonFinite" in _mutes(story.during_nan, "GradwatchGradientExplosion")
+    assert _mutes(story.during_nan, "GradwatchGradientNonFinite") == set()
+
+
+def test_only_critical_alerts_wake_whoever_is_on_call(story):
+    woke = told(story.on_call, "firing")
+    assert {"GradwatchGradientExplosionSustained", "GradwatchGradientNonFinite", "GradwatchTrainingStalled"} <= set(
+        woke
+    )
+    assert {alert["labels"]["severity"] for alert in woke.values()} == {"critical"}
+
+
+def test_the_team_hears_of_everything(story):
+    assert set(told(story.on_call, "firing")) <= set(told(story.team, "firing"))
+
+
+def test_after_the_recovery_each_of_them_is_told_to_be_over(story):
+    assert {"GradwatchGradientExplosion", "GradwatchGradientExplosionSustained"} <= set(told(story.team, "resolved"))
+    assert {"GradwatchGradientExplosionSustained", "GradwatchGradientNonFinite"} <= set(told(story.on_call, "resolved"))
+    still = {alert["labels"]["alertname"] for alert in story.after_recovery}
+    assert not still & {"GradwatchGradientExplosion", "GradwatchGradientExplosionSustained"}
+
+
+def test_a_training_that_hangs_is_told(story):
+    alert = told(story.on_call, "firing")["GradwatchTrainingStalled"]
+    assert "no step for" in alert["annotations"]["description"]
+
+
+def test_a_training_that_died_is_told(story):
+    alert = told(story.team, "firing")["GradwatchTargetDown"]
+    assert "monitor" not in alert["labels"]
+
+
+def test_the_neighbour_in_the_same_process_is_left_in_peace(story):
+    about = {
+        alert["labels"]["alertname"]
+        for message in story.team + story.on_call
+        for alert in message["alerts"]
+        if alert["labels"].get("monitor") == NEIGHBOUR
+    }
+    assert about <= {"GradwatchTrainingStalled"}, "it hung, like its process"
+
+
+# -- the shipped files under Prometheus' and Alertmanager's own tools -----------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("export")
+    grafana.export(directory)
+    return directory
+
+
+def run(program: str, *arguments: str) -> str:
+    """What a tool prints; fails with its output if it is not content."""
+    done = subprocess.run([installed(program), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_finds_every_rule_and_every_alert_fires_and_stays_silent(exported):
+    assert "SUCCESS: 16 rules found" in run("promtool", "check", "rules", str(exported / "prometheus/rules.yml"))
+    assert "SUCCESS" in run("promtool", "test", "rules", str(exported / "prometheus/rules.test.yml"))
+
+
+@pytest.mark.parametrize(
+    ("alert", "before", "after"),
+    [
+        ("GradwatchGradientExplosion", "< 5 * 60", "< 1 * 60"),
+        ("GradwatchGradientExplosion", "keep_firing_for: 10m", "keep_firing_for: 1m"),
+        ("GradwatchGradientExplosionSustained", "for: 2m", "for: 5m"),
+        ("GradwatchGradientNonFinite", ">= 10\n", ">= 9\n"),
+        ("GradwatchGradientNonFinite", "> 0.05 and", "> 0.2 and"),
+        ("GradwatchGradientNonFinite", ">= 5)", ">= 1)"),
+        ("GradwatchClippingSaturated", "> 0.3\n", "> 0.9\n"),
+        ("GradwatchClipNormDrift", "> 10 * (", "> 100 * ("),
+        ("GradwatchClipNormDrift", "> 60 * 60", "> 1"),
+        ("GradwatchTrainingStalled", "> 10 * 60", "> 1 * 60"),
+        ("GradwatchTargetDown", "gradwatch_build_info[1d]", "gradwatch_loss[1d]"),
+        ("GradwatchNotificationsFailing", 'outcome="failed"', 'outcome="sent"'),
+        ("GradwatchInternalErrors", '{component="exposition"}', ""),
+        ("GradwatchLossScaleCollapsed", " < 1\n", " < 0.1\n"),
+    ],
+)
+def test_the_unit_tests_catch_a_wrong_rule(exported: Path, tmp_path: Path, alert: str, before: str, after: str):
+    rules = (exported / "prometheus/rules.yml").read_text()
+    assert before in rules
+    (tmp_path / "rules.yml").write_text(rules.replace(before, after))
+    tests = yaml.safe_load((exported / "prometheus/rules.test.yml").read_text())
+    tests["tests"] = [test for test in tests["tests"] if test["name"].startswith(f"{alert}:")]
+    (tmp_path / "rules.test.yml").write_text(json.dumps(tests))
+    command = [installed("promtool"), "test", "rules", str(tmp_path / "rules.test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert f"alertname: {alert}," in done.stdout + done.stderr
+
+
+def test_amtool_accepts_the_shipped_configuration(exported):
+    checked = run("amtool", "check-config", str(exported / "alertmanager/alertmanager.yml"))
+    assert "2 inhibit rules" in checked
+    assert "3 receivers" in checked
+
+
+@pytest.mark.parametrize(
+    ("labels", "receivers"),
+    [
+        ("environment=production severity=critical", "on-call,team"),
+        ("environment=production severity=warning", "team"),
+        ("environment=staging severity=critical", "team"),
+        ("severity=critical", "nobody"),
+        ("environment=laptop severity=critical", "nobody"),
+    ],
+)
+def test_who_is_told_depends_on_environment_and_severity(exported, labels, receivers):
+    config = str(exported / "alertmanager/alertmanager.yml")
+    assert run("amtool", "config", "routes", "test", f"--config.file={config}", *labels.split()).strip() == receivers
+
+
+def hostile(status: str) -> dict[str, Any]:
+    """What a template sees: a monitor whose name calls everybody on Slack."""
+    alert = {
+        "status": status,
+        "labels": {"alertname": "GradwatchGradientExplosion", "severity": "warning"},
+        "annotations": {"description": "<!channel> on gpu7: boom", "runbook_url": "docs/runbooks.md#x"},
+    }
+    common = {"monitor": "<!channel>", "instance": "gpu7:9464"}
+    return {"status": status, "commonLabels": common, "alerts": [alert]}
+
+
+@pytest.mark.parametrize("status", ["firing", "resolved"])
+def test_the_message_is_readable_and_a_hostile_name_in_it_is_inert(tmp_path, status):
+    (tmp_path / "none.tmpl").write_text("")
+    (tmp_path / "data.json").write_text(json.dumps(hostile(status)))
+
+    def render(template: str) -> str:
+        arguments = (f"--template.glob={tmp_path}/none.tmpl", f"--template.data={tmp_path}/data.json")
+        return run("amtool", "template", "render", *arguments, f"--template.text={template}").strip()
+
+    over = "over: " if status == "resolved" else ""
+    assert render(shipped_alertmanager.TITLE) == f"{over}&lt;!channel> on gpu7:9464: 1 alert"
+    text = render(shipped_alertmanager.TEXT)
+    assert text.startswith(f"*GradwatchGradientExplosion* (warning, {status})")
+    assert "&lt;!channel> on gpu7: boom" in text
+    assert "<" not in text

@@ -24,16 +24,17 @@ def as_yaml(data: Any, head: str) -> str:
     except ImportError as error:
         raise MissingExtra("pyyaml", "grafana", "writing the Grafana files") from error
 
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True  # a repeated list is written out: readers need not know anchors
+    def increase_indent(dumper: Any, flow: bool = False, indentless: bool = False) -> Any:
+        return yaml.SafeDumper.increase_indent(dumper, flow, False)  # list items stand deeper than their key
 
-        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-            super().increase_indent(flow, False)  # list items stand deeper than their key
+    def ignore_aliases(dumper: Any, data: Any) -> bool:
+        return True  # a repeated list is written out: readers need not know anchors
 
     def text(dumper: Any, value: str) -> Any:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
-    Dumper.add_representer(str, text)
+    methods = {"increase_indent": increase_indent, "ignore_aliases": ignore_aliases}
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), methods)
+    dumper.add_representer(str, text)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in head.strip().splitlines())
-    return comment + "\n" + yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return f"{comment}\n{yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True, width=110)}"

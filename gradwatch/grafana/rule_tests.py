@@ -398,7 +398,7 @@ def _alert_test(case: Case, alert: Alert, runbooks: str) -> dict[str, Any]:
             "exp_alerts": [
                 {
                     "exp_labels": {"severity": alert.severity, **case.labels},
-                    "exp_annotations": {**rules.annotations(alert, runbooks), "description": text},
+                    "exp_annotations": {**rules.texts(alert, runbooks), "description": text},
                 }
             ],
         }

@@ -229,7 +229,7 @@ def configuration(runbooks: str) -> dict[str, Any]:
     }
 
 
-def annotations(alert: Alert, runbooks: str) -> dict[str, str]:
+def texts(alert: Alert, runbooks: str) -> dict[str, str]:
     """Of one alert: summary, description and the address of its section in the runbook."""
     return {
         "summary": alert.summary,
@@ -245,5 +245,5 @@ def _rule(alert: Alert, runbooks: str) -> dict[str, Any]:
     if alert.keep:
         rule["keep_firing_for"] = alert.keep
     rule["labels"] = {"severity": alert.severity}
-    rule["annotations"] = annotations(alert, runbooks)
+    rule["annotations"] = texts(alert, runbooks)
     return rule

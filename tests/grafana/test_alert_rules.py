@@ -62,7 +62,7 @@ def test_the_summary_is_static_and_the_description_names_the_run(alert):
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_every_alert_has_its_section_in_the_runbook(alert):
     section = sections()[alert.name]
-    assert rules.annotations(alert, "docs/runbooks.md")["runbook_url"] == f"docs/runbooks.md#{alert.name.lower()}"
+    assert rules.texts(alert, "docs/runbooks.md")["runbook_url"] == f"docs/runbooks.md#{alert.name.lower()}"
     assert f"Severity: {alert.severity}." in section
     assert [part in section for part in ("**What it means.**", "**How to confirm.**", "**What to do.**")] == [True] * 3
 

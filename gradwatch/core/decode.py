@@ -74,7 +74,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         last_events=events,
         norm_bounds=BOUNDS,
         norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
-        norm_sum=float(run["sum"]) - float(run["sum_rest"]),
+        norm_sum=float(run["sum"]) + float(run["sum_rest"]),
         expected_clip_ratio=guard.policy.expected_clip_ratio,
         **known,
     )

@@ -157,7 +157,7 @@ class Guard:
                 }
                 for kind in KINDS
             },
-            "history": np.full(HISTORY * len(COLUMNS), math.nan, np.float32),
+            "history": np.zeros(HISTORY * len(COLUMNS), np.float32),
         }
 
     def step(
@@ -370,7 +370,11 @@ def _levels(xp: Namespace, levels: Array, seen: Array, now: norms.Norms) -> Arra
 
 
 def _add_exactly(xp: Namespace, total: Array, rest: Array, x: Array) -> tuple[Array, Array]:
-    """Kahan's compensated sum (1965): float32 would lose small norms after some thousand steps."""
-    y = x - rest
-    t = xp.minimum(total + y, 3e38)
-    return t, xp.where(t < 3e38, (t - total) - y, 0.0)
+    """Neumaier's compensated sum (1974): float32 alone would lose small norms after some thousand steps.
+
+    `rest` takes what rounding dropped from `total`, found by Knuth's branch-free TwoSum; the sum is both together.
+    """
+    t = xp.minimum(total + x, 3e38)
+    back = t - total
+    dropped = (total - (t - back)) + (x - back)
+    return t, xp.where(t < 3e38, rest + dropped, 0.0)

@@ -209,7 +209,7 @@ def test_nothing_is_clipped_before_the_warm_up_is_over(make, warmup_steps):
 def test_percentile_clips_the_share_of_steps_that_it_names(q):
     clip_norm = replay.policy(policies.percentile(q, 300), stream(1200)).clip_norm
     share = share_clipped(clip_norm[300:], 1.0, 0.4).mean()
-    assert share == pytest.approx(policies.percentile(q).expected_clip_ratio, abs=0.015)
+    assert share == pytest.approx(policies.percentile(q).expected_clip_ratio, abs=0.025)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.8, 1.5])

@@ -17,49 +17,75 @@ from typing import Any
 import tensorflow as tf
 from keras.optimizers import Optimizer as _Optimizer
 
+from gradwatch.core.guard import SKIP
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError, NothingToWatch
+from gradwatch.tf import accumulation
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
-Watchers = Mapping[int, Monitor]
-
 
 class Scope:
-    """Who watches during one call of a watched step, and whether a gradient ever came by (traced or run)."""
+    """Who watches one step or one optimizer, and whether a gradient ever came by (traced or run)."""
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, optimizer: str = "") -> None:
         self.monitor = monitor
+        self.optimizer = optimizer  # the name it was given under, for messages
         self.seen = False
         self.enter()
 
     def enter(self) -> None:
-        self.explicit_before = self.monitor._hidden.explicit_calls
+        """A call of the step begins."""
+        self._explicit_before = self.monitor._hidden.explicit_calls
 
     @property
     def clipped_by_hand(self) -> bool:
         """Whether the step called `monitor.clip` itself since it was entered."""
-        return self.monitor._hidden.explicit_calls != self.explicit_before
+        return self.monitor._hidden.explicit_calls != self._explicit_before
+
+    def leave(self) -> None:
+        """A call of the step has ended.
+
+        Raises:
+          NothingToWatch: no gradient came by, in this call or before.
+        """
+        self.seen = self.seen or self.clipped_by_hand
+        if not self.seen:
+            _blind(self)
 
 
 _context: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("gradwatch", default=None)
 _by_graph: weakref.WeakKeyDictionary[Any, Scope] = weakref.WeakKeyDictionary()
 _by_optimizer: weakref.WeakKeyDictionary[Any, Scope] = weakref.WeakKeyDictionary()
-# inner optimizers of a wrapper that is being applied: they get what the wrapper was given
-_inner: weakref.WeakSet[Any] = weakref.WeakSet()
+# inner optimizers of a wrapper that is being applied, and how often: they get what the wrapper was given.
+# Not by thread: MirroredStrategy applies them in threads of its own.
+_inner: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+# optimizers whose `apply` this thread is in: a subclass may call its parent's, hooked too
+_applying: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("gradwatch_applying", default=())
 
 
-def attach(optimizer: Any, monitor: Monitor) -> Scope:
+def attach(optimizer: Any, monitor: Monitor, name: str = "") -> Scope:
     """From now on every `apply` of this optimizer goes through the monitor."""
     install()
-    scope = Scope(monitor)
+    scope = Scope(monitor, name)
     _by_optimizer[optimizer] = scope
     return scope
 
 
-def detach(optimizer: Any) -> None:
-    """Stop watching this optimizer; functions traced while it was watched keep the watching in their graph."""
-    _by_optimizer.pop(optimizer, None)
+def attached(optimizer: Any) -> Scope | None:
+    """Who watches this optimizer wherever it is applied."""
+    return _by_optimizer.get(optimizer)
+
+
+def detach(optimizer: Any, before: Scope | None = None) -> None:
+    """Stop watching this optimizer, or leave it to who watched `before`.
+
+    Functions traced while it was watched keep the watching in their graph.
+    """
+    if before is None:
+        _by_optimizer.pop(optimizer, None)
+    else:
+        _by_optimizer[optimizer] = before
 
 
 def install() -> None:
@@ -82,7 +108,7 @@ def _install(cls: type) -> None:
 
 
 def _watcher(optimizer: Any) -> Scope | None:
-    if optimizer in _inner:
+    if _inner.get(optimizer) or id(optimizer) in _applying.get():
         return None
     scope = _by_optimizer.get(optimizer) or _context.get()
     if scope is None and not tf.executing_eagerly():
@@ -102,21 +128,22 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
         if scope is None:
             return original(self, grads, trainable_variables)
         scope.seen = True
-        if scope.clipped_by_hand:
-            # these gradients went through the monitor already
+        if scope.clipped_by_hand or _leaves_it_to_inner(self):
             return original(self, grads, trainable_variables)
-        return _apply(scope.monitor, self, original, list(grads), trainable_variables)
+        listed = None if trainable_variables is None else list(trainable_variables)
+        return _apply(scope.monitor, self, original, list(grads), listed)
 
     apply._gradwatch = True  # type: ignore[attr-defined]
     return apply
 
 
-def _apply(monitor: Monitor, optimizer: Any, original: Callable[..., Any], grads: list[Any], variables: Any) -> Any:
-    listed = None if variables is None else list(variables)
-    if listed is not None and not optimizer.built and hasattr(optimizer, "optimizers"):
+def _apply(
+    monitor: Monitor, optimizer: Any, original: Callable[..., Any], grads: list[Any], variables: list[Any] | None
+) -> Any:
+    if variables is not None and not optimizer.built and hasattr(optimizer, "optimizers"):
         # MultiOptimizer learns only here which optimizers it wraps
-        optimizer.build(listed)
-    named = listed if listed is not None else list(optimizer._trainable_variables)
+        optimizer.build(variables)
+    named = variables if variables is not None else list(optimizer._trainable_variables)
     # variables that Keras overwrites with their "gradient" (fp8 scales) carry none
     watched = [
         i
@@ -128,43 +155,75 @@ def _apply(monitor: Monitor, optimizer: Any, original: Callable[..., Any], grads
             f"optimizer {optimizer.name!r} was given {len(grads)} gradients and all are None; the loss does not "
             "depend on the variables: is the forward pass inside the tape, and are these its variables?"
         )
-    scaled, decision = monitor._hidden.clip(
-        [grads[i] for i in watched],
-        [named[i] for i in watched] if len(named) == len(grads) else None,
-        loss_scale=_loss_scale(optimizer),
-    )
-    for i, g in zip(watched, scaled):
-        grads[i] = g
+    names = [named[i] for i in watched] if len(named) == len(grads) else None
     with _unwatched(optimizer):
-        if monitor.guard.skips and not _skips_itself(optimizer):
-            return apply_or_keep(original, optimizer, grads, listed, decision)
-        return original(optimizer, grads, listed)
+        if optimizer.gradient_accumulation_steps:
+            with accumulation.watched(optimizer, monitor, names):
+                return original(optimizer, grads, variables)
+        scaled, decision = monitor._hidden.clip([grads[i] for i in watched], names, loss_scale=_loss_scale(optimizer))
+        if _is_loss_scaler(optimizer) and monitor.guard.scales:
+            scaled = _keep_broken(scaled, decision.finite)
+        for i, g in zip(watched, scaled):
+            grads[i] = g
+        if not _skips(monitor, optimizer):
+            return original(optimizer, grads, variables)
+        # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
+        keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not _is_loss_scaler(optimizer)))
+        return apply_or_keep(original, optimizer, grads, variables, keep)
+
+
+def _is_loss_scaler(optimizer: Any) -> bool:
+    return hasattr(optimizer, "inner_optimizer") and hasattr(optimizer, "initial_scale")
 
 
 def _loss_scale(optimizer: Any) -> Any:
     """What the gradients at `apply` were multiplied by, or None."""
-    if hasattr(optimizer, "inner_optimizer") and hasattr(optimizer, "initial_scale"):
+    if _is_loss_scaler(optimizer):
         return optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale
     return getattr(optimizer, "loss_scale_factor", None)
 
 
-def _skips_itself(optimizer: Any) -> bool:
-    """LossScaleOptimizer drops a non-finite step by itself, and must see it to lower its scale."""
-    return hasattr(optimizer, "inner_optimizer") and hasattr(optimizer, "initial_scale")
+def _leaves_it_to_inner(optimizer: Any) -> bool:
+    """A loss scaler around an accumulating optimizer: only the inner one knows the effective gradient."""
+    return _is_loss_scaler(optimizer) and bool(optimizer.inner_optimizer.gradient_accumulation_steps)
+
+
+def _skips(monitor: Monitor, optimizer: Any) -> bool:
+    if _is_loss_scaler(optimizer):
+        return monitor.guard.on_explosion == "skip"
+    return monitor.guard.skips
+
+
+def _keep_broken(grads: list[Any], finite: Any) -> list[Any]:
+    """A NaN back into the smallest gradient of a zeroed step: without it the loss scale would never come down."""
+    sizes = [_values(g).shape.num_elements() for g in grads]
+    known = [i for i, size in enumerate(sizes) if size]
+    i = min(known, key=lambda i: sizes[i]) if known else 0
+    kept, values = list(grads), _values(grads[i])
+    values = tf.where(finite > 0.0, values, tf.constant(float("nan"), values.dtype))
+    sparse = isinstance(grads[i], tf.IndexedSlices)
+    kept[i] = tf.IndexedSlices(values, grads[i].indices, grads[i].dense_shape) if sparse else values
+    return kept
+
+
+def _values(gradient: Any) -> Any:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
 @contextlib.contextmanager
 def _unwatched(optimizer: Any) -> Iterator[None]:
-    """While a wrapper runs, what it wraps is not watched a second time."""
+    """While an optimizer runs, neither its parent's `apply` nor what it wraps is watched a second time."""
     inside = [getattr(optimizer, "inner_optimizer", None), *(getattr(optimizer, "optimizers", None) or ())]
-    added = [o for o in inside if o is not None and o not in _inner]
-    for o in added:
-        _inner.add(o)
+    inside = [o for o in inside if o is not None]
+    for o in inside:
+        _inner[o] = _inner.get(o, 0) + 1
+    token = _applying.set((*_applying.get(), id(optimizer)))
     try:
         yield
     finally:
-        for o in added:
-            _inner.discard(o)
+        _applying.reset(token)
+        for o in inside:
+            _inner[o] -= 1
 
 
 # -- the decorator ----------------------------------------------------------------------------------------
@@ -193,57 +252,74 @@ def watch(
     Args:
       step: the train step; absent when the decorator is called with options.
       policy, name: as for `Monitor`, which is made from them.
-      optimizer: watch this optimizer only, wherever its `apply` is called.
+      optimizer: watch this optimizer only, wherever its `apply` is called. A mapping of names to optimizers
+        gives each a monitor of that name, with the same options.
       monitor: use this monitor instead of making one; excludes the other options.
       **options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert.
 
     Returns:
-      The watched step, of the same kind as the given one, with the attribute `monitor`.
+      The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
+      name, for a mapping of optimizers.
 
     Raises:
       ConfigError: the arguments do not fit together.
       NothingToWatch: at the first call, when no gradient came by.
     """
-    if monitor is not None and (policy is not None or name is not None or options):
-        given = sorted(["policy"] * (policy is not None) + ["name"] * (name is not None) + list(options))
+    several = isinstance(optimizer, Mapping)
+    if monitor is not None and (policy is not None or name is not None or options or several):
+        given = ["policy"] * (policy is not None) + ["name"] * (name is not None) + ["several optimizers"] * several
         raise ConfigError(
-            f"monitor= brings its own options, got {', '.join(given)} as well; give them to gradwatch.Monitor(...)"
+            f"monitor= brings its own options, got {', '.join([*given, *options])} as well; "
+            "give options to gradwatch.Monitor(...), and watch several optimizers without monitor="
         )
     if monitor is not None and not isinstance(monitor, Monitor):
         raise ConfigError(f"monitor must be a gradwatch.Monitor, got {monitor!r}")
-    if step is not None and not callable(step):
+    if step is not None and (not callable(step) or getattr(step, "__module__", "") == Policy.__module__):
         raise ConfigError(
             f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"
         )
-    if optimizer is not None and not hasattr(optimizer, "apply"):
-        raise ConfigError(f"optimizer must be a Keras 3 optimizer, got {optimizer!r}")
+    optimizers = dict(optimizer) if several else {"": optimizer} if optimizer is not None else {}
+    for key, one in optimizers.items():
+        if not hasattr(one, "apply") or not hasattr(one, "apply_gradients"):
+            raise ConfigError(f"optimizer must be a Keras 3 optimizer or a dict of such, got {one!r}")
+        if several and not (isinstance(key, str) and key):
+            raise ConfigError(f"the keys of optimizer= name the monitors and must be texts, got {key!r}")
+    if several and not optimizers:
+        raise ConfigError("optimizer= must name at least one optimizer, got an empty dict")
     if step is None:
         return functools.partial(watch, policy=policy, name=name, optimizer=optimizer, monitor=monitor, **options)
     install()
-    made = monitor if monitor is not None else Monitor(name, policy, **options)
-    attached = attach(optimizer, made) if optimizer is not None else None
+    if several:
+        made = {key: Monitor(f"{name}-{key}" if name else key, policy, **options) for key in optimizers}
+        scopes = [attach(one, made[key], key) for key, one in optimizers.items()]
+    else:
+        single = monitor if monitor is not None else Monitor(name, policy, **options)
+        made = {single.name: single}
+        scopes = [attach(one, single) for one in optimizers.values()] or [Scope(single)]
+    in_context = None if optimizers else scopes[0]
     inner = getattr(step, "python_function", None)
     if inner is not None and hasattr(step, "_clone"):
         # its own traces: an earlier trace, or one for another monitor, would stay unwatched
-        watched = step._clone(python_function=_scoped(inner, made, attached))
+        watched = step._clone(python_function=_scoped(inner, scopes, in_context))
     else:
-        watched = _scoped(step, made, attached)
-    watched.monitor = made
+        watched = _scoped(step, scopes, in_context)
+    watched.monitors = made
+    if not several:
+        watched.monitor = single
     return watched
 
 
-def _scoped(step: Callable[..., Any], monitor: Monitor, attached: Scope | None) -> Callable[..., Any]:
-    """`step`, during which `monitor` watches."""
-    scope = attached or Scope(monitor)
+def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | None) -> Callable[..., Any]:
+    """`step`, during which `in_context` watches; `scopes` must all see a gradient."""
 
     @functools.wraps(step)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        scope.enter()
-        with _watching(scope if attached is None else None):
+        for scope in scopes:
+            scope.enter()
+        with _watching(in_context):
             result = step(*args, **kwargs)
-        scope.seen = scope.seen or scope.clipped_by_hand
-        if not scope.seen:
-            _blind(monitor)
+        for scope in scopes:
+            scope.leave()
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument
@@ -274,10 +350,11 @@ def _watching(scope: Scope | None) -> Iterator[None]:
 
 
 @tf.autograph.experimental.do_not_convert
-def _blind(monitor: Monitor) -> None:
+def _blind(scope: Scope) -> None:
+    of = f" of the optimizer given as {scope.optimizer!r}" if scope.optimizer else ""
     raise NothingToWatch(
-        f"monitor {monitor.name!r} saw no gradient in this step: neither optimizer.apply nor apply_gradients of a "
-        "Keras 3 optimizer was traced or run. If the update is written by hand, call "
+        f"monitor {scope.monitor.name!r} saw no gradient{of} in this step: neither optimizer.apply nor "
+        "apply_gradients of a Keras 3 optimizer was traced or run. If the update is written by hand, call "
         "`grads, decision = monitor.clip(grads)` before it; if the step calls a tf.function that was traced "
         "before, decorate that one, or pass optimizer= before its first call"
     )

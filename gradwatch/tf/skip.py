@@ -7,12 +7,10 @@ new value or the one saved before (docs/decisions/0003).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
-
-from gradwatch.core.guard import Decision
 
 
 def apply_or_keep(
@@ -20,21 +18,29 @@ def apply_or_keep(
     optimizer: Any,
     grads: list[Any],
     variables: list[Any] | None,
-    decision: Decision,
+    keep: tf.Tensor,
 ) -> Any:
-    """`original(optimizer, grads, variables)`, undone where the verdict is "skip"."""
+    """`original(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
     if not optimizer.built:
         with tf.init_scope():
             optimizer.build(variables)
     targets = list(variables if variables is not None else optimizer._trainable_variables)
-    held = {id(v): v for v in (_tf_variable(v) for v in [*targets, *optimizer.variables])}
-    saved = {key: tf.identity(tf.convert_to_tensor(v)) for key, v in held.items()}
-    keep = tf.equal(decision.verdict, 3.0)
-    with tf.control_dependencies(list(saved.values())):
-        result = original(optimizer, grads, variables)
-    for key, v in held.items():
-        v.assign(tf.where(keep, saved[key], tf.convert_to_tensor(v)))
+    before = saved([*targets, *optimizer.variables])
+    result = original(optimizer, grads, variables)
+    restore_where(keep, before)
     return result
+
+
+def saved(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
+    """The variables (Keras' or TensorFlow's) with their present values."""
+    distinct = {id(v): v for v in map(_tf_variable, variables)}
+    return [(v, tf.identity(tf.convert_to_tensor(v))) for v in distinct.values()]
+
+
+def restore_where(keep: tf.Tensor, before: list[tuple[tf.Variable, tf.Tensor]]) -> None:
+    """Undo all that was assigned since `saved`, where `keep` (a boolean scalar) is true."""
+    for v, value in before:
+        v.assign(tf.where(keep, value, tf.convert_to_tensor(v)))
 
 
 def _tf_variable(variable: Any) -> Any:

@@ -1,0 +1,112 @@
+"""What numpy computes offline is what the training graph decides: eagerly, as a function, and under XLA."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gradwatch import testing
+from gradwatch.core import decode, detectors, policies
+from gradwatch.core.detectors import DETECTORS
+from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.layout import Layout
+from gradwatch.core.policies import POLICIES
+from gradwatch.core.xp import NUMPY
+from gradwatch.testing import conformance, streams
+from gradwatch.tf.fused import FusedGuard
+
+
+@pytest.mark.parametrize("make", [*POLICIES.values(), *DETECTORS.values()], ids=[*POLICIES, *DETECTORS])
+def test_policy_or_detector_decides_alike_on_every_backend(make):
+    conformance.every_backend_decides_alike(conformance.part_of(make()))
+
+
+def test_the_public_check_includes_every_backend():
+    testing.check_policy(policies.zscore())
+    testing.check_detector(detectors.nonfinite())
+
+    def update(xp, state, norms):
+        on_numpy = isinstance(norms.total, (np.ndarray, np.float32))
+        return {}, norms.total * 0.0 + (1.0 if on_numpy else 2.0), {}
+
+    two_faced = policies.Policy("two_faced()", lambda n: {}, update)
+    with pytest.raises(AssertionError, match=r"tf\.function disagrees with numpy"):
+        testing.check_policy(two_faced, absolute=True)
+
+
+def long_stream(steps=1200, variables=3):
+    """Norms as a run has them: noise, spikes, a rise, NaN, zeros, and hostile ones."""
+    rng = np.random.default_rng(0)
+    rows = streams.lognormal(rng, steps, 0.4, variables) * [0.1, 1.0, 3.0]
+    rows = streams.shift(rows, 700, 5.0)
+    rows[100::90] *= 30.0
+    rows[150::200, 1] = math.nan
+    rows[170::200, 2] = math.inf
+    rows[400:410] = 0.0
+    rows[500:509, 0] = conformance.HOSTILE
+    return rows.astype(np.float32)
+
+
+GUARDS = {
+    "percentile": lambda: Guard(policies.percentile(window=100), detectors.default()),
+    "median": lambda: Guard(policies.median(), detectors.default(), "skip", "skip"),
+    "zscore": lambda: Guard(policies.zscore(), detectors.default(), "propagate", "observe"),
+    "per_variable": lambda: Guard(policies.per_variable(), detectors.default()),
+    "observe": lambda: Guard(policies.observe(), detectors.default()),
+}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["tf.function", "XLA"])
+@pytest.mark.parametrize("name", GUARDS)
+def test_the_guard_decides_alike_over_a_long_stream(name, jit_compile):
+    guard, rows = GUARDS[name](), long_stream()
+    state = guard.init(3)
+    layout = Layout(state)
+    fused = tf.function(FusedGuard(guard, layout, state, jit_compile=jit_compile).step, autograph=False)
+    vector = tf.constant(layout.pack(NUMPY, state))
+    expected, got = [], []
+    for row in rows:
+        state, decision = guard.step(NUMPY, state, row)
+        expected.append(np.concatenate([np.ravel(x) for x in decision]))
+        vector, scale, numbers = fused(vector, tf.constant(row), tf.constant(row))
+        got.append(np.concatenate([np.ravel(scale), numbers]))
+    expected, got = np.array(expected, np.float64), np.array(got, np.float64)
+    assert expected.shape == got.shape
+
+    # a norm within rounding of a bucket's edge may fall on either side of it: a bucket is 2 % wide
+    with np.errstate(invalid="ignore"):
+        same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+        off = np.where(same, 0.0, np.abs(got - expected) / np.maximum(np.abs(expected), 1e-3))
+    assert off.max() < 0.021
+    away = (off > 1e-5).any(axis=1)
+    assert away.mean() <= 0.01, f"steps {np.flatnonzero(away)[:10]}"
+    verdict = len(expected[0]) - len(Decision._fields) + Decision._fields.index("verdict")
+    assert np.array_equal(got[:, verdict], expected[:, verdict])
+
+    there = decode.snapshot(guard, layout.unpack(NUMPY, np.asarray(vector)), name="m", paths="abc")
+    here = decode.snapshot(guard, state, name="m", paths="abc")
+    for field in ("steps", "clipped_steps", "nonfinite_steps", "skipped_by_reason", "anomalies", "anomalous_steps",
+                  "active", "norm_counts", "warmup", "verdict"):  # fmt: skip
+        assert getattr(there, field) == getattr(here, field), field
+    assert there.norm_sum == pytest.approx(here.norm_sum, rel=1e-6)
+    assert there.max_norm == pytest.approx(here.max_norm, rel=1e-6)
+    assert {k: e and e.step for k, e in there.last_events.items()} == {
+        k: e and e.step for k, e in here.last_events.items()
+    }
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["tf.function", "XLA"])
+def test_compilers_keep_what_rounding_drops_from_the_sum_of_norms(jit_compile):
+    guard = Guard(policies.observe(), ())
+    state = guard.init(1)
+    layout = Layout(state)
+    fused = tf.function(FusedGuard(guard, layout, state, jit_compile=jit_compile).step, autograph=False)
+    vector = tf.constant(layout.pack(NUMPY, state))
+    for x in [1e8] + [0.125] * 80:
+        row = tf.constant([x], tf.float32)
+        vector, _, _ = fused(vector, row, row)
+    snapshot = decode.snapshot(guard, layout.unpack(NUMPY, np.asarray(vector)), name="m", paths="a")
+    assert snapshot.norm_sum == 1e8 + 10.0

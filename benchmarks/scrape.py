@@ -1,29 +1,42 @@
-"""What a storm of scrapes costs a training step: python benchmarks/scrape.py [--clients 100].
+"""What does a storm of scrapes cost a training step?
+
+    python benchmarks/scrape.py [--clients 100] [--rounds 20]
 
 Three conditions take turns in one training process, round by round:
 
-- quiet: nobody scrapes;
-- elsewhere: the clients scrape a copy of the endpoint in another process, so they take their share of the
-  machine but not of the training process;
-- here: the clients scrape the training's own endpoint, each again as soon as it has its answer.
+  quiet      nobody scrapes
+  elsewhere  the clients scrape a copy of the endpoint in another process: they take their share of the machine,
+             but nothing of the training process
+  here       the clients scrape the training's own endpoint
 
-here / elsewhere is what gradwatch can do something about; elsewhere / quiet is what such clients cost on a
-machine of this size wherever they scrape. Medians over the rounds of each round's mean step time.
+Every client scrapes again as soon as it has its answer; a Prometheus would wait 15 seconds. here / elsewhere is
+what gradwatch can do something about; elsewhere / quiet is what such clients cost on a machine of this size
+wherever they scrape. First, with nothing trained, the processor time of one answer: it tells more on a machine
+that is not quiet. Reported is the median over the rounds of the ratio within a round, with its 95 % interval.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import keras
+import setting
+import tensorflow as tf
+
+import gradwatch
+from gradwatch.telemetry import prometheus
+
+SETTLE_SECONDS = 1.5  # until the burst that the endpoint grants is used up
 
 CLIENTS = """
 import socket, sys, threading, time
@@ -34,7 +47,7 @@ def scrape():
     while True:
         address = target
         if address is None:
-            time.sleep(0.01)
+            time.sleep(0.05)
             continue
         try:
             with socket.create_connection(address, timeout=30) as s:
@@ -56,33 +69,47 @@ for line in sys.stdin:
 
 COPY = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from gradwatch.telemetry.httpd import Httpd
-body = sys.stdin.buffer.read(int(sys.argv[2]))
+body = open(sys.argv[1], "rb").read()
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [body]
-server = Httpd(app, "127.0.0.1", 0)
-print(server.port, flush=True)
-sys.stdin.read()
+for _ in sys.stdin:
+    server = Httpd(app, "127.0.0.1", 0)
+    print(server.port, flush=True)
+    sys.stdin.readline()
+    server.stop()
+    print("stopped", flush=True)
 """
 
 
-def training(width: int):
+class Helper:
+    """A Python program of ours that answers each line it is sent with a number or a word."""
+
+    def __init__(self, program: str, *arguments: str) -> None:
+        command = [sys.executable, "-c", program, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, line: object) -> str:
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def training(width: int) -> Callable[[], tf.Tensor]:
     """A watched step of an MLP with about 3 * width^2 weights."""
-    import keras
-    import tensorflow as tf
-
-    import gradwatch
-
-    layers = [keras.layers.Dense(width, activation="relu") for _ in range(3)]
-    model = keras.Sequential([keras.layers.Input((width,)), *layers, keras.layers.Dense(1)])
+    hidden = [keras.layers.Dense(width, activation="relu") for _ in range(3)]
+    model = keras.Sequential([keras.layers.Input((width,)), *hidden, keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(1e-4)
     x, y = tf.random.normal((32, width)), tf.random.normal((32, 1))
 
     @gradwatch.watch(name="bench")
     @tf.function
-    def step():
+    def step() -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean((model(x) - y) ** 2)
         optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
@@ -91,82 +118,102 @@ def training(width: int):
     return step
 
 
+def step_seconds(step: Callable[[], tf.Tensor], seconds: float) -> float:
+    """Mean time of a step over about `seconds`."""
+    steps, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        step().numpy()
+        steps += 1
+    return (time.perf_counter() - began) / steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one round")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one condition in one round")
     parser.add_argument("--width", type=int, default=800, help="of the MLP's three layers; 800: 2 M weights")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, default=setting.RESULTS / "scrape.json")
     options = parser.parse_args()
 
-    import urllib.request
-
-    from gradwatch.telemetry import prometheus
-
+    facts = setting.machine()
+    print(setting.one_line(facts), flush=True)
     step = training(options.width)
     for _ in range(20):
         step().numpy()
-    server = prometheus.serve(0)
-    body = urllib.request.urlopen(server.metrics_url).read()
-    root = str(Path(__file__).resolve().parents[1])
-    copy = subprocess.Popen(
-        [sys.executable, "-c", COPY, root, str(len(body))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    copy.stdin.write(body)
-    copy.stdin.flush()
-    ports = {"quiet": 0, "elsewhere": int(copy.stdout.readline()), "here": server.port}
-    command = [sys.executable, "-c", CLIENTS, str(options.clients)]
-    clients = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with prometheus.serve(0) as server:
+        body = urllib.request.urlopen(server.metrics_url).read()
+    file = options.json.with_suffix(".exposition")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(body)
+    clients, copy = Helper(CLIENTS, str(options.clients)), Helper(COPY, str(file))
 
-    def aim(port: int) -> int:
-        """Points the clients at a port (0: at none); how many answers they have had so far."""
-        clients.stdin.write(f"{port}\n")
-        clients.stdin.flush()
-        return int(clients.stdout.readline())
+    def under_load(port: int) -> tuple[float, float]:
+        """(time of a step, answers a second) while the clients scrape `port`."""
+        clients.ask(port)
+        time.sleep(SETTLE_SECONDS)
+        before, began = int(clients.ask(port)), time.perf_counter()
+        mean = step_seconds(step, options.seconds)
+        answers = int(clients.ask(port)) - before
+        rate = answers / (time.perf_counter() - began)
+        clients.ask(0)
+        return mean, rate
 
-    def drain() -> int:
-        """Waits until the clients that still stand in the queue have had their answers."""
-        aim(0)
-        count = -1
-        while (now := aim(0)) != count:
-            count = now
-            time.sleep(0.5)
-        return count
+    def answer_cpu(seconds: float) -> tuple[float, float]:
+        """(CPU seconds of this process for one answer, their share of one core) while nothing is trained."""
+        with prometheus.serve(0) as server:
+            clients.ask(server.port)
+            time.sleep(SETTLE_SECONDS)
+            before, cpu, began = int(clients.ask(server.port)), time.process_time(), time.perf_counter()
+            time.sleep(seconds)
+            used = time.process_time() - cpu
+            answers = int(clients.ask(server.port)) - before
+            share = used / (time.perf_counter() - began)
+            clients.ask(0)
+        return used / max(answers, 1), share
 
-    means: dict[str, list[float]] = {name: [] for name in ports}
-    answers = dict.fromkeys(ports, 0)
+    def quiet() -> tuple[float, float]:
+        time.sleep(SETTLE_SECONDS)
+        return step_seconds(step, options.seconds), 0.0
+
+    def elsewhere() -> tuple[float, float]:
+        port = int(copy.ask("start"))
+        try:
+            return under_load(port)
+        finally:
+            copy.ask("stop")
+
+    def here() -> tuple[float, float]:
+        with prometheus.serve(0) as server:
+            return under_load(server.port)
+
+    rounds: list[dict[str, tuple[float, float]]] = []
     try:
+        cost, share = answer_cpu(5 * options.seconds)
         for _ in range(options.rounds):
-            for name, port in ports.items():
-                before = drain()
-                aim(port)
-                time.sleep(0.3)  # until all of them have come
-                steps, began = 0, time.perf_counter()
-                while time.perf_counter() - began < options.seconds:
-                    step().numpy()
-                    steps += 1
-                means[name].append((time.perf_counter() - began) / steps)
-                answers[name] += aim(port) - before
+            rounds.append({condition.__name__: condition() for condition in (quiet, elsewhere, here)})
     finally:
-        for process in (clients, copy):
-            process.kill()
-            process.wait()
-        server.close()
+        clients.end()
+        copy.end()
+        file.unlink()
 
-    figures = {name: statistics.median(rounds) for name, rounds in means.items()}
-    seconds = options.rounds * (options.seconds + 0.3)
-    print(f"{options.clients} clients, {options.rounds} rounds of {options.seconds:g} s, exposition {len(body)} bytes")
-    print(f"{'condition':<12}{'step, ms':>10}{'spread':>10}{'answers/s':>11}")
-    for name, value in figures.items():
-        spread = (max(means[name]) - min(means[name])) / value
-        print(f"{name:<12}{value * 1e3:>10.3f}{spread:>10.1%}{answers[name] / seconds:>11.1f}")
-    ratio = statistics.median(h / e for h, e in zip(means["here"], means["elsewhere"]))
-    print(f"here / elsewhere: {ratio - 1:+.2%}   elsewhere / quiet: {figures['elsewhere'] / figures['quiet'] - 1:+.2%}")
-    if options.json:
-        options.json.write_text(
-            json.dumps({"seconds": figures, "rounds": means, "here_over_elsewhere": ratio}, indent=2)
-        )
+    print(f"{options.clients} clients, {options.rounds} rounds, exposition of {len(body)} bytes\n")
+    print(f"CPU of the training process for one answer: {cost * 1e3:.2f} ms; while all ask: {share:.2%} of one core\n")
+    rows = []
+    for name in ("quiet", "elsewhere", "here"):
+        median, low, high = setting.median_interval([r[name][0] * 1e3 for r in rounds])
+        rate = setting.median_interval([r[name][1] for r in rounds])[0]
+        rows.append([name, f"{median:.3f}", f"{low:.3f} - {high:.3f}", f"{rate:.1f}"])
+    print(setting.table(["condition", "step, ms", "95 %", "answers/s"], rows) + "\n")
+    ratios: dict[str, Any] = {}
+    for above, below in (("here", "elsewhere"), ("elsewhere", "quiet"), ("here", "quiet")):
+        median, low, high = setting.median_interval([r[above][0] / r[below][0] for r in rounds])
+        ratios[f"{above} / {below}"] = {"median": median, "low": low, "high": high}
+        print(f"{above} / {below}: {median - 1:+.2%}  ({low - 1:+.2%} to {high - 1:+.2%})")
+    setting.write(
+        options.json,
+        {"machine": facts, "clients": options.clients, "answer_cpu": cost, "ratios": ratios, "rounds": rounds},
+    )
 
 
 if __name__ == "__main__":

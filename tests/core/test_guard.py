@@ -330,7 +330,7 @@ def test_a_vanishing_gradient_names_the_variable_that_fell_furthest_below_its_ow
     shot = run.snapshot()
     assert shot.anomalies["vanishing"] == 1
     shares = shot.last_events["vanishing"].shares
-    assert list(shares)[0] == "dense/kernel"
+    assert next(iter(shares)) == "dense/kernel"
     assert shares["dense/kernel"] == pytest.approx(2 / 3, abs=0.05)  # log 1e-6 of log 1e-6 + log 1e-3
     assert shares["out/kernel"] == pytest.approx(0.0, abs=0.05)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from gradwatch.core import detectors, policies
@@ -34,7 +36,7 @@ def test_fields_do_not_overlap_and_leave_no_gap():
     taken = sorted((field.offset, field.offset + field.size) for field in layout.fields)
     assert taken[0][0] == 0
     assert taken[-1][1] == layout.size
-    assert all(end == begin for (_, end), (begin, _) in zip(taken, taken[1:]))
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(taken))
 
 
 def test_size_does_not_depend_on_the_number_of_steps_and_little_on_the_variables():

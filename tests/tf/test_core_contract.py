@@ -25,8 +25,7 @@ def test_policy_or_detector_decides_alike_on_every_backend(make):
 
 
 def test_the_public_check_includes_every_backend():
-    testing.check_policy(policies.zscore())
-    testing.check_detector(detectors.nonfinite())
+    testing.check_policy(policies.observe())
 
     def update(xp, state, norms):
         on_numpy = isinstance(norms.total, (np.ndarray, np.float32))
@@ -37,11 +36,11 @@ def test_the_public_check_includes_every_backend():
         testing.check_policy(two_faced, absolute=True)
 
 
-def long_stream(steps=1200, variables=3):
+def long_stream(steps=600, variables=3):
     """Norms as a run has them: noise, spikes, a rise, NaN, zeros, and hostile ones."""
     rng = np.random.default_rng(0)
     rows = streams.lognormal(rng, steps, 0.4, variables) * [0.1, 1.0, 3.0]
-    rows = streams.shift(rows, 700, 5.0)
+    rows = streams.shift(rows, 300, 5.0)
     rows[100::90] *= 30.0
     rows[150::200, 1] = math.nan
     rows[170::200, 2] = math.inf
@@ -52,10 +51,8 @@ def long_stream(steps=1200, variables=3):
 
 GUARDS = {
     "percentile": lambda: Guard(policies.percentile(window=100), detectors.default()),
-    "median": lambda: Guard(policies.median(), detectors.default(), "skip", "skip"),
     "zscore": lambda: Guard(policies.zscore(), detectors.default(), "propagate", "observe"),
-    "per_variable": lambda: Guard(policies.per_variable(), detectors.default()),
-    "observe": lambda: Guard(policies.observe(), detectors.default()),
+    "per_variable": lambda: Guard(policies.per_variable(), detectors.default(), "skip", "skip"),
 }
 
 

@@ -35,7 +35,8 @@ from prometheus_client.utils import floatToGoString
 from gradwatch.errors import ConfigError, ServeError
 from gradwatch.telemetry.health import Health, health
 from gradwatch.telemetry.httpd import Httpd
-from gradwatch.telemetry.metrics import METRICS, Buckets, Metric, version_of
+from gradwatch.telemetry.live import LivePage
+from gradwatch.telemetry.metrics import METRICS, Buckets, Metric
 from gradwatch.telemetry.reader import Reader, Reading, reader
 from gradwatch.telemetry.text import clean
 
@@ -218,9 +219,12 @@ class Server:
       target_file: the `file_sd` file it wrote, or None.
     """
 
-    def __init__(self, httpd: Httpd, addr: str, tls: bool, options: tuple[Any, ...]) -> None:
+    def __init__(
+        self, httpd: Httpd, addr: str, tls: bool, options: tuple[Any, ...], live: LivePage | None = None
+    ) -> None:
         self._httpd: Httpd | None = httpd
         self._options = options
+        self._live = live
         self.addr = addr
         self.port = httpd.port
         self.target_file: Path | None = None
@@ -238,6 +242,8 @@ class Server:
             return
         reader.cancel_at_exit(self.close)
         httpd.stop()
+        if self._live is not None:
+            self._live.close()
         if self.target_file is not None:
             try:
                 self.target_file.unlink(missing_ok=True)
@@ -288,7 +294,7 @@ def serve(
       file_sd: folder for a Prometheus `file_sd` target file of this endpoint; removed by `close`.
       advertise: host name to write into that file; default: `addr`, or this host's name if `addr` is a
         wildcard.
-      page: WSGI app for every path but `/metrics`; default: a line of text at `/`.
+      page: WSGI app for every path but `/metrics`; default: the live page of `gradwatch.telemetry.live`.
 
     Raises:
       ConfigError: an argument is out of range, or two contradict each other.
@@ -307,11 +313,14 @@ def serve(
                 "close that server first (server.close()) or take another port"
             )
         metrics = _cached(make_wsgi_app(registry(layers)))
+        live = LivePage() if page is None else None
         try:
-            httpd = Httpd(_routes(metrics, page or _index), addr, port, context)
+            httpd = Httpd(_routes(metrics, page or live), addr, port, context)
         except (OSError, OverflowError) as exc:
+            if live is not None:
+                live.close()
             raise _cannot_listen(addr, port, exc) from exc
-        server = Server(httpd, addr, context is not None, options)
+        server = Server(httpd, addr, context is not None, options, live)
         _servers[addr, server.port] = server
     reader.at_exit(server.close)
     if file_sd is not None:
@@ -432,15 +441,6 @@ def _routes(metrics: App, page: App) -> App:
             return _text(start_response, "500 Internal Server Error", "This page could not be made; see the log.\n")
 
     return app
-
-
-def _index(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    if environ.get("PATH_INFO") != "/":
-        return _text(start_response, "404 Not Found", "Nothing here. Metrics are at /metrics.\n")
-    if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-        return _text(start_response, "405 Method Not Allowed", "Only GET.\n")
-    version = version_of("gradwatch")
-    return _text(start_response, "200 OK", f"gradwatch {version}\nMetrics for Prometheus are at /metrics.\n")
 
 
 def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterable[bytes]:

@@ -1,0 +1,239 @@
+"""The demo from beginning to end: serve, train twice, tell, draw."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import gradwatch
+from gradwatch.core import policies
+from gradwatch.core.policies import Policy
+from gradwatch.core.snapshot import Snapshot
+from gradwatch.demo import task
+from gradwatch.demo.diagnosis import carried_by, diagnose, number
+from gradwatch.demo.picture import draw
+from gradwatch.demo.text import Text, batches, english
+from gradwatch.demo.training import Run, train
+from gradwatch.errors import ServeError
+
+#: Where there is no terminal to draw a bar on, a line is printed this often.
+LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; see `gradwatch demo --help`.
+
+    Attributes:
+      learning_rate: None is the optimizer's, at which the unprotected run diverges.
+      warmup_steps: the learning rate rises to its peak in so many steps.
+      port: None takes the usual one, or a free one where that is taken.
+      serve: keep serving the metrics at the end, until Ctrl-C.
+    """
+
+    policy: Policy
+    steps: int = 1500
+    learning_rate: float | None = None
+    warmup_steps: int = 400
+    optimizer: str = "sgd"
+    port: int | None = None
+    seed: int = 0
+    output: Path = Path("demo-output")
+    serve: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The two runs (None: not begun) and the files written."""
+
+    unprotected: Run | None
+    protected: Run | None
+    picture: Path | None
+    diagnosis: list[tuple[str, list[str]]]
+
+    @property
+    def interrupted(self) -> bool:
+        return any(run is None or run.ended == "interrupted" for run in (self.unprotected, self.protected))
+
+
+def run(options: Options, console: Console, *, text: Text | None = None) -> Outcome:
+    """Train unprotected, then protected, from one seed; tell what happened and draw it.
+
+    Ctrl-C ends the training; what was learned so far is told and drawn all the same.
+
+    Args:
+      text: what to learn; default: the topics of Python's `help()`.
+
+    Raises:
+      ServeError: `options.port` was asked for and cannot be opened.
+    """
+    text = english() if text is None else text
+    rate = options.learning_rate or task.OPTIMIZERS[options.optimizer][1]
+    about = (
+        f"{options.optimizer}, learning rate {rate:g} after {options.warmup_steps} steps of warm-up, "
+        f"seed {options.seed}, {options.steps} steps"
+    )
+    console.print(
+        f"[bold]Text[/]      {len(text.codes):,} characters of Python's own documentation, {len(text.vocabulary)} "
+        f"different; knowing nothing is a loss of {number(text.uniform_loss)}\n"
+        f"[bold]Network[/]   recurrent, {task.UNITS} ReLU units over {task.LENGTH} characters, batch {task.BATCH}\n"
+        f"[bold]Training[/]  {about}",
+        highlight=False,
+    )
+    server = _serve(options.port, console)
+    runs: list[Run | None] = [None, None]
+    try:
+        with _alerts_in(console) as alert:
+            for i, (name, policy) in enumerate((("unprotected", policies.observe()), ("protected", options.policy))):
+                runs[i] = _one_run(name, policy, options, rate, text, console, alert)
+                if runs[i].ended == "interrupted":  # type: ignore[union-attr]
+                    break
+    except KeyboardInterrupt:
+        pass  # between the steps of two runs: what there is, is told below
+    outcome = _tell(runs[0], runs[1], text.uniform_loss, about, options.output, console)
+    if options.serve and not outcome.interrupted:
+        console.print(f"Still serving {server.url} ; Ctrl-C ends it.", highlight=False)
+        try:
+            while True:
+                time.sleep(1.0)
+        except KeyboardInterrupt:
+            pass
+    server.close()
+    return outcome
+
+
+def _serve(port: int | None, console: Console) -> Any:
+    if port is not None:
+        server = gradwatch.serve(port=port)
+    else:
+        try:
+            server = gradwatch.serve()
+        except ServeError:
+            server = gradwatch.serve(port=0)  # the usual port is taken: nobody asked for it by name
+    console.print(f"[bold]Metrics[/]   curl {server.url}", highlight=False, soft_wrap=True)
+    return server
+
+
+def _one_run(
+    name: str,
+    policy: Policy,
+    options: Options,
+    rate: float,
+    text: Text,
+    console: Console,
+    alert: Callable[[Any], None],
+) -> Run:
+    built = task.build(
+        text, optimizer=options.optimizer, learning_rate=rate, warmup_steps=options.warmup_steps, seed=options.seed
+    )
+    watched = gradwatch.watch(built.train_step, policy=policy, name=name, on_alert=alert)
+    data = batches(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
+    with _progress(name, options.steps, console) as on_look:
+        return train(
+            name,
+            watched,
+            data,
+            steps=options.steps,
+            learning_rate=lambda: float(built.optimizer.learning_rate),
+            on_look=on_look,
+        )
+
+
+@contextmanager
+def _progress(name: str, steps: int, console: Console) -> Iterator[Callable[[int, float, Snapshot], None]]:
+    """A bar on a terminal, a line every few seconds elsewhere."""
+    if not console.is_terminal:
+        printed = time.monotonic()
+
+        def line(done: int, loss: float, snapshot: Snapshot) -> None:
+            nonlocal printed
+            if done == steps or time.monotonic() - printed > LINE_SECONDS:
+                printed = time.monotonic()
+                console.print(
+                    f"{name:<11} {done}/{steps}  loss {number(loss)}  norm {number(snapshot.norm)}  "
+                    f"clip_norm {number(snapshot.clip_norm)}  {snapshot.verdict}",
+                    highlight=False,
+                )
+
+        yield line
+        return
+    bar = Progress(
+        TextColumn("[bold]{task.description:<11}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss [cyan]{task.fields[loss]:<6}"),
+        TextColumn("norm [magenta]{task.fields[norm]:<8}"),
+        TextColumn("clip_norm [green]{task.fields[clip_norm]:<6}"),
+        TextColumn("{task.fields[verdict]:<4}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        expand=True,
+    )
+    with bar:
+        shown = bar.add_task(name, total=steps, loss="", norm="", clip_norm="", verdict="")
+
+        def move(done: int, loss: float, snapshot: Snapshot) -> None:
+            bar.update(
+                shown,
+                completed=done,
+                loss=number(loss),
+                norm=number(snapshot.norm),
+                clip_norm=number(snapshot.clip_norm),
+                verdict=snapshot.verdict,
+            )
+
+        yield move
+
+
+@contextmanager
+def _alerts_in(console: Console) -> Iterator[Callable[[Any], None]]:
+    """Alerts as one short line each above the bar, in place of gradwatch's own long ones in the log."""
+
+    def sink(alert: Any) -> None:
+        if alert.phase == "fired":
+            console.print(
+                f"[yellow]{alert.monitor}, step {alert.step}: {alert.kind}[/], norm {number(alert.norm)}, alarm from "
+                f"{number(alert.threshold)} on; {escape(carried_by(alert))}",
+                highlight=False,
+            )
+
+    logger = logging.getLogger("gradwatch")
+    before = logger.propagate
+    silent = logging.NullHandler()
+    logger.addHandler(silent)
+    logger.propagate = False
+    try:
+        yield sink
+    finally:
+        logger.propagate = before
+        logger.removeHandler(silent)
+
+
+def _tell(
+    unprotected: Run | None, protected: Run | None, uniform: float, about: str, output: Path, console: Console
+) -> Outcome:
+    told = diagnose(unprotected, protected, uniform)
+    if not told:
+        console.print("Interrupted before the first step: nothing to tell.")
+        return Outcome(unprotected, protected, None, told)
+    console.print()
+    for title, sentences in told:
+        console.print(f"[bold]{title.capitalize()}[/]")
+        for sentence in sentences:
+            console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)
+    picture = output / "demo.png"
+    draw(unprotected, protected, uniform, picture, subtitle=about)
+    report = "\n\n".join("\n".join([title.capitalize(), *sentences]) for title, sentences in told)
+    (output / "diagnosis.txt").write_text(f"{about}\n\n{report}\n", encoding="utf-8")
+    console.print(f"\n[bold]Picture[/]   {picture}", highlight=False, soft_wrap=True)
+    return Outcome(unprotected, protected, picture, told)

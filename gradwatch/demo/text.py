@@ -1,0 +1,48 @@
+"""Real English text that every CPython has on disk: the topics of `help()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as numbers.
+
+    Attributes:
+      codes: int32 [characters], each an index into `vocabulary`.
+      vocabulary: the characters that occur, sorted.
+    """
+
+    codes: np.ndarray
+    vocabulary: str
+
+    @property
+    def uniform_loss(self) -> float:
+        """Cross-entropy in nats of knowing nothing: every character equally likely."""
+        return float(np.log(len(self.vocabulary)))
+
+
+def english() -> Text:
+    """The topics of Python's `help()`, in the order of their names: about half a megabyte of prose and tables."""
+    from pydoc_data.topics import topics
+
+    return encode("\n".join(topics[name] for name in sorted(topics)))
+
+
+def encode(text: str) -> Text:
+    """`text` as indices into its own vocabulary."""
+    points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    return Text(codes.astype(np.int32).reshape(-1), "".join(map(chr, points)))
+
+
+def batches(text: Text, *, seed: int, batch: int, length: int):
+    """Endless random windows: (x, y), int32 [batch, length] each; y is x one character later."""
+    random = np.random.default_rng(seed)
+    reach = np.arange(length + 1)
+    while True:
+        starts = random.integers(0, len(text.codes) - length, batch)
+        window = text.codes[starts[:, None] + reach]
+        yield window[:, :-1], window[:, 1:]

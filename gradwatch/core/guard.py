@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradwatch.core import checks, norms, policies, sketch
-from gradwatch.core.detectors import Detector
+from gradwatch.core.detectors import Detector, nonfinite
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import KINDS, VERDICTS
 from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
@@ -131,6 +131,16 @@ class Guard:
     def scales(self) -> bool:
         """Whether gradients can be changed at all."""
         return self.policy.scope != policies.NONE or self.on_nonfinite != "propagate" or self.skips
+
+    def under_loss_scaling(self) -> Guard:
+        """The same guard for an optimizer that drops non-finite steps to find its loss scale.
+
+        Such a step is a skipped update, and ten in a row are an anomaly instead of one.
+        """
+        usual, patient = nonfinite(), nonfinite(patience=10)
+        detectors = tuple(patient if d.name == usual.name else d for d in self.detectors)
+        chosen = "skip" if self.on_nonfinite == "zero" else self.on_nonfinite
+        return replace(self, detectors=detectors, on_nonfinite=chosen)
 
     def init(self, num_variables: int) -> dict[str, Any]:
         """The state before the first step, as numpy arrays."""

@@ -73,7 +73,7 @@ def scale(gradient: Gradient, factor: tf.Tensor) -> Gradient:
 
 
 def _scale(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    # NaN * 0 is NaN, so not a product
+    # NaN * 0 is NaN, so not a product; a factor of NaN makes all NaN
     if x.dtype in (tf.float16, tf.bfloat16):
         # a factor of 1e-9 would be 0 in fp16
         return tf.cast(tf.math.multiply_no_nan(tf.cast(x, tf.float32), factor), x.dtype)

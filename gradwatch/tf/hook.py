@@ -20,7 +20,7 @@ from keras.optimizers import Optimizer as _Optimizer
 from gradwatch.core.guard import SKIP
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError, NothingToWatch
-from gradwatch.tf import accumulation
+from gradwatch.tf import accumulation, distribution
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -55,6 +55,7 @@ class Scope:
 
 
 _context: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("gradwatch", default=None)
+_entered: list[Scope] = []  # the watched steps under way, newest last
 _by_graph: weakref.WeakKeyDictionary[Any, Scope] = weakref.WeakKeyDictionary()
 _by_optimizer: weakref.WeakKeyDictionary[Any, Scope] = weakref.WeakKeyDictionary()
 # inner optimizers of a wrapper that is being applied, and how often: they get what the wrapper was given.
@@ -116,6 +117,9 @@ def _watcher(optimizer: Any) -> Scope | None:
         while scope is None and graph is not None:
             scope = _by_graph.get(graph)
             graph = getattr(graph, "outer_graph", None)
+    if scope is None and _entered and tf.executing_eagerly() and distribution.replicas() > 1:
+        # the thread of a replica in an eager strategy.run has neither: it belongs to the step that runs now
+        scope = _entered[-1]
     return scope
 
 
@@ -160,9 +164,12 @@ def _apply(
         if optimizer.gradient_accumulation_steps:
             with accumulation.watched(optimizer, monitor, names):
                 return original(optimizer, grads, variables)
-        scaled, decision = monitor._hidden.clip([grads[i] for i in watched], names, loss_scale=_loss_scale(optimizer))
-        if _is_loss_scaler(optimizer) and monitor.guard.scales:
-            scaled = _keep_broken(scaled, decision.finite)
+        scaled, decision = monitor._hidden.clip(
+            [grads[i] for i in watched],
+            names,
+            loss_scale=_loss_scale(optimizer),
+            skips_itself=_is_loss_scaler(optimizer),
+        )
         for i, g in zip(watched, scaled):
             grads[i] = g
         if not _skips(monitor, optimizer):
@@ -192,22 +199,6 @@ def _skips(monitor: Monitor, optimizer: Any) -> bool:
     if _is_loss_scaler(optimizer):
         return monitor.guard.on_explosion == "skip"
     return monitor.guard.skips
-
-
-def _keep_broken(grads: list[Any], finite: Any) -> list[Any]:
-    """A NaN back into the smallest gradient of a zeroed step: without it the loss scale would never come down."""
-    sizes = [_values(g).shape.num_elements() for g in grads]
-    known = [i for i, size in enumerate(sizes) if size]
-    i = min(known, key=lambda i: sizes[i]) if known else 0
-    kept, values = list(grads), _values(grads[i])
-    values = tf.where(finite > 0.0, values, tf.constant(float("nan"), values.dtype))
-    sparse = isinstance(grads[i], tf.IndexedSlices)
-    kept[i] = tf.IndexedSlices(values, grads[i].indices, grads[i].dense_shape) if sparse else values
-    return kept
-
-
-def _values(gradient: Any) -> Any:
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
 @contextlib.contextmanager
@@ -333,6 +324,7 @@ def _watching(scope: Scope | None) -> Iterator[None]:
         yield
         return
     token = _context.set(scope)
+    _entered.append(scope)
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     before = None
     if graph is not None:
@@ -342,6 +334,7 @@ def _watching(scope: Scope | None) -> Iterator[None]:
         yield
     finally:
         _context.reset(token)
+        _entered.remove(scope)
         if graph is not None:
             if before is None:
                 _by_graph.pop(graph, None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
+import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
+from gradwatch.tf import distribution
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
@@ -41,14 +45,32 @@ class _Built:
         self.layout = Layout(initial)
         self.guard = FusedGuard(guard, self.layout, initial, jit_compile=jit_compile)
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}"
+        self.initial = self.layout.pack(NUMPY, initial)
+        self.state = distribution.in_scope(self._make)
+
+    def _make(self) -> tf.Variable:
+        return tf.Variable(
+            self.initial,
+            trainable=False,
+            name="gradwatch_state",
+            dtype=tf.float32,
+            # under a strategy each replica writes its own equal copy
+            aggregation=tf.VariableAggregation.NONE,
+            # a tf.function that sees a variable made would trace the user's step a second time
+            experimental_enable_variable_lifting=False,
+        )
+
+    def vector(self) -> tf.Tensor:
+        """The state as this replica has it."""
+        return tf.convert_to_tensor(self.state)
+
+    def put(self, vector: np.ndarray) -> None:
+        """Overwrite the state, on every replica."""
         with tf.init_scope():
-            # aggregation stays NONE: under a strategy each replica writes its own equal copy
-            self.state = tf.Variable(
-                self.layout.pack(NUMPY, initial), trainable=False, name="gradwatch_state", dtype=tf.float32
-            )
+            self.state.assign(vector)
 
     def tree(self) -> dict[str, Any]:
-        return self.layout.unpack(NUMPY, self.state.numpy())
+        return self.layout.unpack(NUMPY, self.vector().numpy())
 
 
 class Monitor(tf.Module):
@@ -147,7 +169,9 @@ class Monitor(tf.Module):
         Raises:
           NothingToWatch: all gradients are None.
           LayoutError: the variables are others than at the first step.
+          ConfigError: grads is not a list of gradients, or variables has another length.
         """
+        _check_clip(grads, variables)
         self._hidden.explicit_calls += 1
         return self._hidden.clip(list(grads), variables)
 
@@ -181,8 +205,29 @@ def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:
     return found
 
 
+def _check_clip(grads: Any, variables: Any) -> None:
+    if not isinstance(grads, (list, tuple)):
+        raise ConfigError(
+            f"grads must be a list with a gradient for each variable, got {type(grads).__name__}; "
+            "give monitor.clip what tape.gradient returned for a list of variables"
+        )
+    if variables is not None and len(list(variables)) != len(grads):
+        raise ConfigError(f"variables must be one for each gradient, got {len(list(variables))} for {len(grads)}")
+    for i, gradient in enumerate(grads):
+        if isinstance(gradient, (list, tuple)):
+            raise ConfigError(
+                f"grads must be gradients, got a {type(gradient).__name__} at number {i}; give the gradients alone, "
+                "and zip what monitor.clip returns with the variables afterwards"
+            )
+        dtype = getattr(gradient, "dtype", None)
+        if dtype is not None and not (tf.as_dtype(dtype).is_floating or tf.as_dtype(dtype).is_complex):
+            raise ConfigError(f"gradients must be floating or complex, got {tf.as_dtype(dtype).name} at number {i}")
+
+
 def _path(variable: Any, index: int) -> str:
-    return str(getattr(variable, "path", None) or getattr(variable, "name", None) or f"gradient_{index}")
+    found = getattr(variable, "path", None) or getattr(variable, "name", None) or f"gradient_{index}"
+    # a tf.Variable under a strategy is called "w/replica_1:0" in the second replica
+    return re.sub(r"/replica_\d+(?=:|$)", "", str(found))
 
 
 class _Hidden:
@@ -204,7 +249,10 @@ class _Hidden:
         self.extra: dict[str, float] = {}
         self.built: _Built | None = None
         self._pending: tuple[str, np.ndarray] | None = None
-        self._lock = threading.Lock()
+        self.loss_scale: Any = None  # a number or a variable, of the last step
+        self._lock = threading.Lock()  # while it is built
+        self._turn = threading.Lock()  # of an eager step
+        self._named = False  # whether the variables were given at the first step
         self._name = monitor.name
         self._jit = jit
         self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
@@ -212,38 +260,53 @@ class _Hidden:
 
     # -- building ---------------------------------------------------------------------------------------
 
-    def ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None) -> _Built:
+    def _ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None, *, loss_scaled: bool) -> _Built:
         shapes = [tuple(_shape(g)) for g in grads]
+        paths = _unique([_path(v, i) for i, v in enumerate(variables or [None] * len(grads))])
         if self.built is None:
-            with self._lock:
+            distribution.check_supported()
+            # the replicas' threads meet while it is built: a lock around that would wait forever
+            with contextlib.nullcontext() if distribution.replicas() > 1 else self._lock:
                 if self.built is None:
-                    paths = [_path(v, i) for i, v in enumerate(variables or [None] * len(grads))]
-                    self._build(_unique(paths), shapes)
+                    self._build(paths, shapes, named=variables is not None, loss_scaled=loss_scaled)
         assert self.built is not None
-        if not _same_shapes(self.built.shapes, shapes):
+        others = self._named and variables is not None and tuple(paths) != self.built.paths
+        if others or not _same_shapes(self.built.shapes, shapes):
+            difference = _difference(self.built.shapes, shapes) or f"{next(_changes(self.built.paths, paths))}"
             raise LayoutError(
                 f"monitor {self._name!r} watches {len(self.built.shapes)} gradients "
                 f"({', '.join(self.built.paths[:3])}, ...) and was given {len(shapes)} others, first difference: "
-                f"{_difference(self.built.shapes, shapes)}; use one Monitor for each set of variables"
+                f"{difference}; use one Monitor for each set of variables, as "
+                "watch(optimizer={'generator': g_optimizer, 'critic': c_optimizer}) does for several optimizers"
             )
         return self.built
 
-    def _build(self, paths: list[str], shapes: list[tuple[int | None, ...]]) -> None:
-        built = _Built(self.guard, paths, shapes, jit_compile=self._jit)
+    def _build(self, paths: list[str], shapes: list[tuple[int | None, ...]], *, named: bool, loss_scaled: bool) -> None:
+        guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
+        built = _Built(guard, paths, shapes, jit_compile=self._jit)
         if self._pending is not None:
             fingerprint, vector = self._pending
             _check_layout(self._name, fingerprint, built.fingerprint)
-            with tf.init_scope():
-                built.state.assign(vector)
+            built.put(vector)
             self._pending = None
-        self.built = built
+        self.run_info.update(strategy=distribution.strategy_name(), replicas=str(distribution.replicas()))
+        self.built, self._named = built, named
         reader.register(self._monitor)
 
     # -- one step ---------------------------------------------------------------------------------------
 
     def clip(
-        self, grads: list[Gradient | None], variables: Sequence[Any] | None, loss_scale: Any = None
+        self,
+        grads: list[Gradient | None],
+        variables: Sequence[Any] | None,
+        loss_scale: Any = None,
+        *,
+        skips_itself: bool = False,
     ) -> tuple[list[Gradient | None], Decision]:
+        """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
+
+        `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
+        """
         began = time.perf_counter()
         present = [i for i, g in enumerate(grads) if g is not None]
         if not present:
@@ -253,35 +316,52 @@ class _Hidden:
             )
         held = [_convert(grads[i]) for i in present]
         named = None if variables is None else [list(variables)[i] for i in present]
-        self.ensure_built(held, named)
-        eager = tf.executing_eagerly()
+        self._ensure_built(held, named, loss_scaled=skips_itself)
+        self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
-        scaled, decision = (self._eager if eager else self._step)(held, multiple)
+        if tf.executing_eagerly():
+            scaled, decision = self._clip_eagerly(held, multiple, skips_itself)
+            self.host_seconds += time.perf_counter() - began
+        else:
+            scaled, decision = self._step(held, multiple, skips_itself)
         out: list[Gradient | None] = list(grads)
         for i, g in zip(present, scaled):
             out[i] = g
-        if eager:
-            self.host_seconds += time.perf_counter() - began
         return out, decision
 
-    def _step(self, grads: list[Gradient], loss_scale: tf.Tensor | None) -> tuple[list[Gradient], Decision]:
+    def _clip_eagerly(
+        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool
+    ) -> tuple[list[Gradient], Decision]:
+        if distribution.replicas() > 1:
+            # the replicas meet in the sum over them, which a function of each cannot hold
+            return self._step(grads, loss_scale, skips_itself)
+        # read, judge, write belong together: two threads on one monitor take turns
+        with self._turn:
+            return self._eager(grads, loss_scale, skips_itself)
+
+    def _step(
+        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool
+    ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.built, self.guard.policy
         assert built is not None
         clipped = grads
-        norms = _gradients.norms(grads)
+        norms = _gradients.norms(distribution.summed(grads))
         applied = norms
         if policy.scope == policies.VALUE:
             clipped = [_gradients.clip_by_value(g, policy.limit) for g in grads]
-            applied = _gradients.norms(clipped)
+            applied = _gradients.norms(distribution.summed(clipped))
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        new_state, scale, numbers = built.guard.step(tf.convert_to_tensor(built.state), norms, applied)
+        new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
         built.state.assign(new_state)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
         factors = tf.unstack(scale) if policy.scope == policies.VARIABLE else [scale] * len(grads)
+        if skips_itself:
+            # every gradient of every replica, so that all come to the same verdict
+            factors = [tf.where(decision.finite > 0.0, factor, math.nan) for factor in factors]
         return [_gradients.scale(g, factor) for g, factor in zip(clipped, factors)], decision
 
     # -- reading ----------------------------------------------------------------------------------------
@@ -292,7 +372,9 @@ class _Hidden:
             tree, paths = self.guard.init(0), ()
         else:
             tree, paths = built.tree(), built.paths
-        return decode.snapshot(self.guard, tree, name=self._name, paths=paths, extra=dict(self.extra))
+        return decode.snapshot(
+            self.guard, tree, name=self._name, paths=paths, extra=dict(self.extra), loss_scale=_number(self.loss_scale)
+        )
 
     def history(self) -> dict[str, np.ndarray]:
         built = self.built
@@ -311,13 +393,25 @@ class _Hidden:
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
         fingerprint = restored["layout"].numpy().decode()
         vector = restored["state"].numpy()
-        if not fingerprint:
-            return  # saved before its first step
+        if not fingerprint:  # saved before its first step
+            if self.built is not None:
+                self.built.put(self.built.initial)
+            return
         if self.built is None:
             self._pending = fingerprint, vector
             return
         _check_layout(self._name, fingerprint, self.built.fingerprint)
-        self.built.state.assign(vector)
+        self.built.put(vector)
+
+
+def _number(loss_scale: Any) -> float | None:
+    """The loss scale as it is now; None for a tensor inside a graph."""
+    if loss_scale is None:
+        return None
+    try:
+        return float(tf.convert_to_tensor(loss_scale))
+    except TypeError:
+        return None
 
 
 def _check_layout(name: str, saved: str, ours: str) -> None:
@@ -359,7 +453,13 @@ def _difference(a: Sequence[tuple[int | None, ...]], b: Sequence[tuple[int | Non
     for i, (x, y) in enumerate(zip(a, b)):
         if not _compatible(x, y):
             return f"number {i} had shape {x} and has {y}"
-    return f"{len(a)} gradients before, {len(b)} now"
+    return "" if len(a) == len(b) else f"{len(a)} gradients before, {len(b)} now"
+
+
+def _changes(before: Sequence[str], now: Sequence[str]) -> Iterator[str]:
+    for i, (x, y) in enumerate(zip(before, now)):
+        if x != y:
+            yield f"number {i} was of {x} and is of {y}"
 
 
 def _unique(paths: list[str]) -> list[str]:

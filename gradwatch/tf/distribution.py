@@ -1,0 +1,92 @@
+"""tf.distribute: where the state is made, and the norm of the aggregated gradient.
+
+In Keras 3 the gradients are summed over the replicas after `optimizer.apply` was called, so what arrives there
+is one replica's part. The norm is taken of the sum; the replica's own part is scaled. Each replica computes the
+same numbers from the same sum, and writes them to its own copy of the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import keras
+import tensorflow as tf
+
+from gradwatch.errors import UnsupportedError
+from gradwatch.tf.gradients import Gradient
+
+T = TypeVar("T")
+
+_FIRST_KERAS = (3, 5)
+
+
+def replicas() -> int:
+    """How many replicas share this step; 1 outside of a strategy."""
+    context = tf.distribute.get_replica_context()
+    return int(context.num_replicas_in_sync) if context is not None else 1
+
+
+def strategy_name() -> str:
+    """The strategy in force, "none" for none."""
+    return type(tf.distribute.get_strategy()).__name__ if tf.distribute.has_strategy() else "none"
+
+
+def check_supported() -> None:
+    """UnsupportedError where gradwatch would report wrong numbers."""
+    if not tf.distribute.has_strategy():
+        return
+    strategy = tf.distribute.get_strategy()
+    if isinstance(
+        strategy,
+        (tf.distribute.experimental.ParameterServerStrategy, tf.distribute.experimental.CentralStorageStrategy),
+    ):
+        raise UnsupportedError(
+            f"{type(strategy).__name__} is not supported: its workers apply their gradients one after the other "
+            "and share no step, so there is no one global norm; use MirroredStrategy or "
+            "MultiWorkerMirroredStrategy, or watch a run on one device"
+        )
+    if keras_version() < _FIRST_KERAS and strategy.num_replicas_in_sync > 1:
+        raise UnsupportedError(
+            f"Keras {keras.__version__} under {type(strategy).__name__}: before Keras 3.5 the optimizer does not "
+            "sum the gradients of the replicas at all, and every replica trains by itself; upgrade to Keras 3.5 "
+            "or later"
+        )
+
+
+def keras_version() -> tuple[int, int]:
+    """Major and minor of the Keras that `import keras` brings."""
+    major, minor = keras.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def in_scope(make: Callable[[], T]) -> T:
+    """Call `make` once, outside of every graph, where the strategy makes its variables."""
+    if not tf.distribute.has_strategy():
+        with tf.init_scope():
+            return make()
+    strategy = tf.distribute.get_strategy()
+
+    def once(strategy: tf.distribute.Strategy) -> T:
+        with strategy.scope():
+            return make()
+
+    traced = not tf.executing_eagerly()
+    with tf.init_scope():
+        context = tf.distribute.get_replica_context()
+        if traced and context is not None and context.num_replicas_in_sync > 1:
+            raise UnsupportedError(
+                "a tf.function that runs inside an eager strategy.run cannot be watched: its replicas do not meet "
+                "while it is traced; put the tf.function around strategy.run: tf.function(lambda x: strategy.run(step, (x,)))"
+            )
+        if context is not None and context.num_replicas_in_sync > 1:
+            return context.merge_call(once)  # an eager step: every replica waits here, one makes it
+        return once(strategy)  # outside of a traced step a replica's thread is in no strategy any more
+
+
+def summed(gradients: Sequence[Gradient]) -> list[Gradient]:
+    """The gradients summed over the replicas: what the optimizer will apply."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return list(gradients)
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients)))

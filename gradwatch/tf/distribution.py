@@ -77,7 +77,7 @@ def in_scope(make: Callable[[], T]) -> T:
         if traced and context is not None and context.num_replicas_in_sync > 1:
             raise UnsupportedError(
                 "a tf.function that runs inside an eager strategy.run cannot be watched: its replicas do not meet "
-                "while it is traced; put the tf.function around strategy.run: tf.function(lambda x: strategy.run(step, (x,)))"
+                "while it is traced; put the tf.function around strategy.run instead"
             )
         if context is not None and context.num_replicas_in_sync > 1:
             return context.merge_call(once)  # an eager step: every replica waits here, one makes it

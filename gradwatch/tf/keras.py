@@ -2,39 +2,117 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from gradwatch.core import checks
+from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError
+from gradwatch.telemetry.reader import reader
 from gradwatch.tf import hook
 from gradwatch.tf.monitor import Monitor
+
+logger = logging.getLogger("gradwatch")
+
+_LOOK_SECONDS = 1.0  # between two reads of the learning rate from the device
 
 
 class KerasCallback(keras.callbacks.Callback):
     """Watch and clip during `model.fit`: `model.fit(..., callbacks=[gradwatch.KerasCallback()])`.
 
+    Adds `gradient_norm` and `clip_norm` (as of the newest reading) and `clipped_steps` to the progress bar and to
+    `History`, and reports loss and learning rate to the exporters.
+
     Args:
       monitor: the `gradwatch.Monitor` to use; None makes one with its defaults.
+      backup_dir: keep the monitor's state in this folder at the end of each epoch and go on from it: the
+        partner of `keras.callbacks.BackupAndRestore`, which does not carry it. Deleted when the training ends.
+      stop_after: end the training once an explosion or NaN gradients have lasted this many steps; None never.
 
     Raises:
-      ConfigError: monitor is not a Monitor.
+      ConfigError: an argument is not what it should be.
     """
 
-    def __init__(self, monitor: Monitor | None = None) -> None:
+    def __init__(
+        self, monitor: Monitor | None = None, *, backup_dir: str | None = None, stop_after: int | None = None
+    ) -> None:
         super().__init__()
         if monitor is not None and not isinstance(monitor, Monitor):
             raise ConfigError(f"monitor must be a gradwatch.Monitor, got {monitor!r}")
         self.monitor = Monitor() if monitor is None else monitor
+        self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
+        self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
         self._optimizer: Any = None
+        self._looked = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._optimizer = self.model.optimizer
+        if self.backup is not None and self.backup.exists():
+            self.monitor.load(self.backup)
         hook.attach(self._optimizer, self.monitor)
         # a train function traced by an earlier fit is unwatched
         self.model.make_train_function(force=True)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if logs is None:
+            return
+        if "loss" in logs:
+            self.monitor.report(loss=logs["loss"])
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self.monitor.report(learning_rate=float(self._optimizer.learning_rate))
+        # what the reader's thread saw last: no step waits for the device here
+        seen = next((r.snapshot for r in reader.readings() if r.run_id == self.monitor.run_id), None)
+        if seen is not None and seen.steps:
+            logs.update(_shown(seen))
+            self._stop_if_lost(seen)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        now = self.monitor.snapshot()
+        if logs is not None:
+            logs.update(_shown(now))
+        self._stop_if_lost(now)
+        if self.backup is not None:
+            try:
+                self.backup.parent.mkdir(parents=True, exist_ok=True)
+                self.monitor.save(self.backup)
+            except OSError as error:  # a full disk must not end a training
+                logger.warning("monitor %r could not be backed up: %s", self.monitor.name, error)
 
     def on_train_end(self, logs: Any = None) -> None:
         hook.detach(self._optimizer)
         # a later fit without the callback must not stay watched
         self.model.train_function = None
+        reader.mark_active(self.monitor, False)
+        if self.backup is not None:
+            self.backup.unlink(missing_ok=True)
+
+    def _stop_if_lost(self, now: Snapshot) -> None:
+        if self.stop_after is None or self.model.stop_training:
+            return
+        explosion = now.last_explosion
+        lasted = now.steps - explosion.step + 1 if explosion is not None and now.active["explosion"] else 0
+        worst = max(lasted, now.nonfinite_streak)
+        if worst >= self.stop_after:
+            logger.error(
+                "monitor %r stops the training at step %d: the gradients have been %s for %d steps",
+                now.name,
+                now.steps,
+                "NaN or Inf" if now.nonfinite_streak == worst else "exploding",
+                worst,
+            )
+            self.model.stop_training = True
+
+
+def _file_name(name: str) -> str:
+    """A file for a monitor of any name, and of any length."""
+    return f"gradwatch-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:64]}.npz"
+
+
+def _shown(now: Snapshot) -> dict[str, float]:
+    return {"gradient_norm": now.norm, "clip_norm": now.clip_norm, "clipped_steps": float(now.clipped_steps)}

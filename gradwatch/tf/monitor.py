@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import re
 import threading
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +192,34 @@ class Monitor(tf.Module):
     def report(self, **numbers: float) -> None:
         """Tell the exporters a number that the training knows: loss=..., learning_rate=... (host values)."""
         self._hidden.extra.update({key: float(x) for key, x in numbers.items()})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state beside a model (a `.keras` file does not carry it), as one .npz file, all or nothing.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        target = Path(path)
+        unfinished = target.with_name(target.name + ".part")
+        with unfinished.open("wb") as file:
+            np.savez(file, **{key: x.numpy() for key, x in self._hidden.serialize().items()})
+        unfinished.replace(target)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a state that `save` wrote: the same gradients then give bit-identical decisions.
+
+        Raises:
+          LayoutError: the file is of another model, policy or detectors, or no monitor's state at all.
+          OSError: the file cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as held:
+                restored = {key: tf.convert_to_tensor(held[key]) for key in ("layout", "state")}
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise LayoutError(
+                f"{os.fspath(path)} holds no monitor's state; give a file that Monitor.save wrote"
+            ) from error
+        self._hidden.restore(restored)
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
         return self._hidden.serialize()

@@ -1,4 +1,4 @@
-"""How policies and detectors behave on synthetic gradient norms; the tables of docs/policies.md and docs/detectors.md.
+"""How policies and detectors behave on synthetic gradient norms: the tables of docs/policies, detectors and sketch.
 
     python benchmarks/behaviour.py            # some minutes
     python benchmarks/behaviour.py --quick    # one minute, rougher
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradwatch.core import detectors, policies
+from gradwatch.core import detectors, policies, sketch
+from gradwatch.core.xp import NUMPY
 from gradwatch.testing import replay, streams
 
 POLICIES = {
@@ -121,6 +122,42 @@ def measure_detection(many: int) -> list[dict[str, object]]:
     return rows
 
 
+def measure_sketch(steps: int) -> list[dict[str, object]]:
+    """Largest error of a quantile against the exact weighted one, and how far float32 weights move a rank."""
+    rng = np.random.default_rng(2)
+    cases = {
+        "log-normal 0.3": streams.lognormal(rng, steps, 0.3),
+        "log-normal 3": streams.lognormal(rng, steps, 3.0),
+        "Pareto 1.1": streams.pareto(rng, steps, 1.1),
+        "two humps six decades apart": np.where(rng.random(steps) < 0.4, 1e-3, 1e3) * streams.lognormal(rng, steps),
+    }
+    rows = []
+    for window in (10, 1000, 10_000, 100_000):
+        decay = 1 - 1 / window
+        row: dict[str, object] = {"window": window}
+        moved = 0.0
+        for case, values in cases.items():
+            state = sketch.init()
+            for x in np.log(values).astype(np.float32):
+                state = sketch.update(NUMPY, state, x, np.bool_(True), decay)
+            order = np.argsort(values)
+            weights = (decay ** np.arange(steps - 1, -1, -1.0))[order]
+            share = np.cumsum(weights) / weights.sum()
+            error = 0.0
+            for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99):
+                exact = values[order][np.searchsorted(share, q)]
+                error = max(error, abs(math.exp(sketch.log_quantile(NUMPY, state, q)) / exact - 1))
+            row[case] = f"{error:.2%}"
+            ends = np.exp((np.arange(sketch.BUCKETS) + state["origin"] - sketch.BUCKETS // 2) * sketch.WIDTH)
+            at = np.searchsorted(values[order], ends, side="right")
+            held = state["cumulative"] / state["cumulative"][-1]
+            moved = max(moved, float(np.abs(held - np.append(0.0, share)[at]).max()))
+        row["rank moved"] = f"{moved:.1e}"
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer seeds and streams")
@@ -133,6 +170,8 @@ def main() -> None:
     results["false alarms"] = measure_false_alarms(*((100, 2000) if options.quick else (1000, 3000)))
     print("\nDetection: share of spikes found on their own step; steps until sustained growth alarms (median, 95 %).")
     results["detection"] = measure_detection(200 if options.quick else 1000)
+    print("\nSketch: largest relative error of eight quantiles; how far float32 weights move a rank.")
+    results["sketch"] = measure_sketch(3000 if options.quick else 20_000)
     if options.output:
         options.output.write_text(json.dumps(results, indent=1))
 

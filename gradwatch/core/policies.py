@@ -121,7 +121,8 @@ def percentile(
 
     clip_norm_t = P_q(norms before t), each step weighing (1 - 1/window) times the next one. On stationary
     norms it clips (100 - q) % of the steps. After a lasting tenfold rise of the norm the share of clipped
-    steps is back near that within half a window (measured in tests/core/test_policies.py).
+    steps is back near that within one window; a growth of 5 % a step moves clip_norm by less than 10 % in 40
+    steps (measured, docs/policies.md).
 
     Args:
       q: percentile, in [0, 100].
@@ -159,7 +160,7 @@ def median(
 ) -> Policy:
     """Clip the global norm at a multiple of the recent median.
 
-    clip_norm_t = factor * P_50(norms before t).
+    clip_norm_t = factor * P_50(norms before t). A lasting tenfold rise is followed within two windows.
 
     Args:
       factor: multiple of the median, > 0.
@@ -197,7 +198,8 @@ def zscore(
 
     clip_norm_t = mean_{t-1} + z_max * std_{t-1}, statistics of the steps before t:
     mean_t = decay * mean_{t-1} + (1 - decay) * x_t, var_t = decay * var_{t-1} + (1 - decay) * (x_t - mean_t)^2
-    with x_t the winsorised norm; during the warm-up the plain mean and variance of what was seen.
+    with x_t the winsorised norm; during the warm-up the plain mean and variance of what was seen. It follows
+    fast: a lasting tenfold rise within 70 steps, but an explosion of 5 % a step too (docs/policies.md).
 
     Args:
       z_max: standard deviations, > 0.
@@ -266,7 +268,8 @@ def per_variable(
     """Clip each variable's norm against its own history (it can turn the direction of the whole gradient).
 
     clip_norm_{t,i} = ratio * gamma_{t-1,i};  gamma_{t,i} = decay * gamma_{t-1,i} + (1 - decay) * x_{t,i}
-    with x the winsorised norm of variable i; during the warm-up gamma_i is the smallest norm seen.
+    with x the winsorised norm of variable i; during the warm-up gamma_i is the smallest norm seen. A lasting
+    tenfold rise is followed within 160 steps. It clips often: 30 to 40 % of the steps of a variable.
 
     Args:
       ratio: how far a norm may exceed its own running mean, > 0.

@@ -236,7 +236,7 @@ def share_clipped(clip_norm, level, sigma):
 
 #: Steps after a lasting rise by 3 and by 10 until the share of clipped steps (mean of 20) stays below twice the
 #: usual one plus 0.03. docs/policies.md has the measured medians, by benchmarks/behaviour.py.
-RECOVERY = {"percentile": (750, 950), "median": (130, 220), "zscore": (80, 110), "per_variable": (130, 220)}
+RECOVERY = {"percentile": (750, 1000), "median": (130, 200), "zscore": (50, 70), "per_variable": (110, 160)}
 
 
 def recovery_steps(name, times, sigma=0.3):

@@ -72,18 +72,17 @@ def clipped(monitor, *values):
 
 
 @pytest.mark.parametrize("name", policies.POLICIES)
-def test_every_policy_goes_on_where_it_was(name, tmp_path: Path):
-    def make():
-        return gradwatch.Monitor("p", policies.POLICIES[name](), detectors.default(), jit_compile=False)
-
+def test_every_policy_taken_back_to_a_checkpoint_decides_the_same_again(name, tmp_path: Path):
+    monitor = gradwatch.Monitor("p", policies.POLICIES[name](), detectors.default(), jit_compile=False)
+    checkpoint = tf.train.Checkpoint(gradwatch=monitor)
     first, second = np.exp(np.random.default_rng(3).normal(size=(2, 20)))
-    whole = clipped(make(), *first, *second).history()
-    prefix = tf.train.Checkpoint(gradwatch=clipped(make(), *first)).write(str(tmp_path / "c"))
-    resumed = make()
-    tf.train.Checkpoint(gradwatch=resumed).restore(prefix)
-    clipped(resumed, *second)
+    clipped(monitor, *first)
+    prefix = checkpoint.write(str(tmp_path / "c"))
+    whole = clipped(monitor, *second).history()
+    checkpoint.restore(prefix)
+    again = clipped(monitor, *second).history()
     for key, column in whole.items():
-        support.assert_same([resumed.history()[key]], [column])
+        support.assert_same([again[key]], [column])
 
 
 @pytest.mark.parametrize("steps_before_restore", [0, 3])

@@ -30,12 +30,14 @@ class Browser:
     Attributes:
       complaints: what the page complained about since it was made: errors and warnings on the console,
         exceptions, blocked or failed requests.
+      requests: every address that was asked for.
     """
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self.complaints: list[str] = []
+        self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -60,12 +62,15 @@ class Browser:
             self.complaints.append(details.get("exception", {}).get("description") or details["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
             self.complaints.append(" ".join(str(arg.get("value", arg.get("description"))) for arg in params["args"]))
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
     def open(self, url: str) -> None:
-        """Goes to an address."""
+        """Goes to an address and waits until it is loaded."""
         self.call("Page.navigate", url=url)
+        self.wait_for(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page; of its promise, if it is one."""
@@ -75,8 +80,15 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 20.0) -> Any:
-        """What the expression gives once that is true."""
-        return servers.wait_until(lambda: self.run(expression), seconds, expression)
+        """What the expression gives once that is true; one that raises is not true yet."""
+
+        def value() -> Any:
+            try:
+                return self.run(expression)
+            except AssertionError:
+                return None
+
+        return servers.wait_until(value, seconds, expression)
 
     def scheme(self, name: str) -> None:
         """Has the page think that the system is "light" or "dark"."""

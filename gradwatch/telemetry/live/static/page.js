@@ -38,7 +38,7 @@
 
   // -- plots --------------------------------------------------------------------------------------------
 
-  const plots = {};  // empty until there is something to draw: a log axis of nothing has no ends
+  const plots = {};  // each is made when it has something to draw: a log axis of nothing has no ends
 
   function figure(options) {
     const made = Bokeh.Plotting.figure({
@@ -48,57 +48,70 @@
     return made;
   }
 
-  function build() {
+  function makeCurves() {
     const B = Bokeh;
-    const curves = figure({
+    const made = figure({
       height: 380, y_axis_type: "log", toolbar_location: "right", x_axis_label: "step",
-      tools: "xpan,box_zoom,reset,save", output_backend: "canvas",
+      tools: "xpan,box_zoom,reset,save",
     });
-    plots.curves = curves;
     plots.sources = {};
     plots.lines = {};
     plots.events = new B.ColumnDataSource({data: {step: [], kind: [], color: []}});
-    // the spans lie below the curves, and must not widen the range
-    plots.spans = curves.vspan({field: "step"}, {
+    made.vspan({field: "step"}, {
       source: plots.events, line_color: {field: "color"}, line_width: 2, line_alpha: 0.55,
     });
     for (const [name, style] of Object.entries(CURVES)) {
       const source = plots.sources[name] = new B.ColumnDataSource({data: {step: [], value: []}});
-      plots.lines[name] = curves.line({field: "step"}, {field: "value"}, {
+      plots.lines[name] = made.line({field: "step"}, {field: "value"}, {
         source, line_width: style.width, line_alpha: style.alpha, line_dash: style.dash, line_join: "round",
       });
-      curves.add_tools(new B.HoverTool({
+      made.add_tools(new B.HoverTool({
         renderers: [plots.lines[name]], mode: name === "norm" ? "vline" : "mouse", line_policy: "nearest",
         tooltips: [["step", "@step{0,0}"], [style.label, "@value{0.[0000]}"]],
       }));
     }
-    for (const axis of curves.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
+    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
+    return made;
+  }
 
+  function makeHistogram() {
+    const B = Bokeh;
     plots.bars = new B.ColumnDataSource({data: {left: [], right: [], count: []}});
-    plots.histogram = figure({height: 260, x_axis_type: "log", x_axis_label: "norm", y_axis_label: "steps", y_range: new B.DataRange1d({start: 0})});
-    plots.quads = plots.histogram.quad({
-      left: {field: "left"}, right: {field: "right"}, top: {field: "count"}, bottom: 0, source: plots.bars, line_width: 1,
+    const made = figure({
+      height: 260, x_axis_type: "log", x_axis_label: "norm", y_axis_label: "steps",
+      y_range: new B.DataRange1d({start: 0}),
     });
-    for (const axis of plots.histogram.yaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
-    plots.histogram.add_tools(new B.HoverTool({
+    plots.quads = made.quad({
+      left: {field: "left"}, right: {field: "right"}, top: {field: "count"}, bottom: 0, source: plots.bars,
+    });
+    for (const axis of made.yaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
+    made.add_tools(new B.HoverTool({
       renderers: [plots.quads], tooltips: [["norm", "@left{0.[0000]} to @right{0.[0000]}"], ["steps", "@count{0,0}"]],
     }));
+    return made;
+  }
 
+  function makeLayers() {
+    const B = Bokeh;
     plots.layerSource = new B.ColumnDataSource({data: {name: [], share: []}});
-    plots.layers = figure({
+    const made = figure({
       height: 260, x_axis_label: "share of the squared norm", y_range: new B.FactorRange({factors: []}),
       x_range: new B.Range1d({start: 0, end: 1}),
     });
-    plots.hbars = plots.layers.hbar({y: {field: "name"}, right: {field: "share"}, left: 0, height: 0.7, source: plots.layerSource});
-    for (const axis of plots.layers.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0 %"});
-
+    plots.hbars = made.hbar({
+      y: {field: "name"}, right: {field: "share"}, left: 0, height: 0.7, source: plots.layerSource,
+    });
+    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0 %"});
+    for (const one of made.ygrid) one.visible = false;
+    return made;
   }
 
-  /** Gives every plot the colours of the page, light or dark. */
+  const MAKE = {curves: makeCurves, histogram: makeHistogram, layers: makeLayers};
+
+  /** Gives the plots there are the colours of the page, light or dark. */
   function paint() {
-    const text = colour("quiet"), line = colour("line"), grid = colour("grid"), card = colour("card");
-    for (const name of ["curves", "histogram", "layers"]) {
-      const plot = plots[name];
+    const text = colour("quiet"), line = colour("line"), grid = colour("grid");
+    for (const plot of Object.keys(MAKE).map((name) => plots[name]).filter(Boolean)) {
       plot.background_fill_color = null;  // the card shows through
       plot.border_fill_color = null;
       plot.outline_line_color = null;
@@ -114,15 +127,19 @@
       }
       for (const one of [...plot.xgrid, ...plot.ygrid]) one.grid_line_color = grid;
     }
-    for (const one of plots.layers.ygrid) one.grid_line_color = null;
-    for (const one of plots.histogram.xgrid) one.grid_line_color = null;
-    for (const name of Object.keys(CURVES)) plots.lines[name].glyph.line_color = colour(name);
-    plots.quads.glyph.fill_color = colour("norm");
-    plots.quads.glyph.line_color = card;
-    plots.hbars.glyph.fill_color = colour("norm");
-    plots.hbars.glyph.line_color = null;
-    const {step, kind} = plots.events.data;
-    plots.events.data = {step, kind, color: kind.map(colour)};
+    if (plots.curves) {
+      for (const name of Object.keys(CURVES)) plots.lines[name].glyph.line_color = colour(name);
+      const {step, kind} = plots.events.data;
+      plots.events.data = {step, kind, color: kind.map(colour)};
+    }
+    if (plots.histogram) {
+      plots.quads.glyph.fill_color = colour("norm");
+      plots.quads.glyph.line_color = colour("card");
+    }
+    if (plots.layers) {
+      plots.hbars.glyph.fill_color = colour("norm");
+      plots.hbars.glyph.line_color = null;
+    }
   }
 
   function showKey(kinds) {
@@ -157,7 +174,7 @@
     showLayerTable(data);
     showAlerts(data);
     summarise(data, numbers);
-    if (data.curves.norm.step.length || plots.curves) showPlots(data);
+    showPlots(data);
     shown.run = data.run_id;
     document.documentElement.dataset.steps = numbers.steps.value;
   }
@@ -176,22 +193,31 @@
     if (data.monitor) list.value = data.monitor;
   }
 
-  function showPlots(data) {
-    const first = !plots.curves;
-    if (first) build();
-    showCurves(data);
-    if (data.histogram.count.length) plots.bars.data = data.histogram;
-    showLayers(data);
-    showEvents(data);
+  /** Brings one plot up to date with `fill`, and makes it first if it is not there yet. */
+  function showPlot(name, fill) {
+    const first = !plots[name];
+    if (first) plots[name] = MAKE[name]();
+    fill();
     if (first) {
       paint();
-      for (const name of ["curves", "histogram", "layers"]) Bokeh.Plotting.show(plots[name], $(name));
+      Bokeh.Plotting.show(plots[name], $(name));
     }
+  }
+
+  function showPlots(data) {
+    // a new run has nothing to show before its first step: what was there stays
+    if (Object.values(data.curves).some(({step}) => step.length > 0)) {
+      showPlot("curves", () => {
+        showCurves(data);
+        showEvents(data);
+      });
+    }
+    if (data.histogram.count.length) showPlot("histogram", () => { plots.bars.data = data.histogram; });
+    if (data.layers.length) showPlot("layers", () => showLayers(data));
   }
 
   function showCurves(data) {
     const whole = data.key !== shown.key || data.from === 0;
-    if (whole && !data.curves.norm.step.length) return;  // a new run before its first step
     for (const name of Object.keys(CURVES)) {
       const fresh = data.curves[name], source = plots.sources[name];
       if (whole) {
@@ -359,7 +385,7 @@
 
   addEventListener("DOMContentLoaded", () => {
     showKey([]);
-    dark.addEventListener("change", () => { if (plots.curves) paint(); });
+    dark.addEventListener("change", paint);
     document.addEventListener("visibilitychange", ask);
     $("monitors").addEventListener("change", () => {
       wanted = $("monitors").value;

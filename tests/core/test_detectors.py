@@ -108,6 +108,14 @@ def test_vanishing_sees_a_gradient_of_exactly_zero():
     assert alarm[64:].all(), "zeros teach nothing, so the alarm stays"
 
 
+def test_a_nan_among_vanishing_steps_neither_counts_nor_starts_the_count_again():
+    norms = stream(100)
+    norms[60:] = 1e-6
+    norms[63] = math.nan
+    alarm = replay.detector(detectors.vanishing(patience=5), norms).alarm
+    assert np.flatnonzero(alarm)[0] == 65
+
+
 def test_nonfinite_counts_the_steps_in_a_row():
     norms = np.array([1.0, math.nan, 1.0, math.inf, math.nan, math.nan, 1.0])
     got = replay.detector(detectors.nonfinite(patience=2), norms)

@@ -71,17 +71,19 @@ def in_scope(make: Callable[[], T]) -> T:
         with strategy.scope():
             return make()
 
-    traced = not tf.executing_eagerly()
     with tf.init_scope():
         context = tf.distribute.get_replica_context()
-        if traced and context is not None and context.num_replicas_in_sync > 1:
-            raise UnsupportedError(
-                "a tf.function that runs inside an eager strategy.run cannot be watched: its replicas do not meet "
-                "while it is traced; put the tf.function around strategy.run instead"
-            )
         if context is not None and context.num_replicas_in_sync > 1:
-            return context.merge_call(once)  # an eager step: every replica waits here, one makes it
-        return once(strategy)  # outside of a traced step a replica's thread is in no strategy any more
+            try:
+                return context.merge_call(once)  # every replica waits here, one makes it
+            except RuntimeError as error:
+                if "merge_call" not in str(error):
+                    raise
+                raise UnsupportedError(
+                    "a tf.function inside strategy.run cannot be watched: TensorFlow does not let its replicas meet "
+                    "while it is traced; put the tf.function around strategy.run instead"
+                ) from error
+        return once(strategy)
 
 
 def summed(gradients: Sequence[Gradient]) -> list[Gradient]:

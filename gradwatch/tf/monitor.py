@@ -315,6 +315,7 @@ class _Hidden:
     def _build(self, paths: list[str], shapes: list[tuple[int | None, ...]], *, named: bool, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
         built = _Built(guard, paths, shapes, jit_compile=self._jit)
+        restored = self._pending is not None
         if self._pending is not None:
             fingerprint, vector = self._pending
             _check_layout(self._name, fingerprint, built.fingerprint)
@@ -322,7 +323,7 @@ class _Hidden:
             self._pending = None
         self.run_info.update(strategy=distribution.strategy_name(), replicas=str(distribution.replicas()))
         self.built, self._named = built, named
-        reader.register(self._monitor)
+        reader.register(self._monitor, restored=restored)
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -424,15 +425,15 @@ class _Hidden:
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
         fingerprint = restored["layout"].numpy().decode()
         vector = restored["state"].numpy()
-        if not fingerprint:  # saved before its first step
-            if self.built is not None:
-                self.built.put(self.built.initial)
-            return
         if self.built is None:
-            self._pending = fingerprint, vector
+            self._pending = (fingerprint, vector) if fingerprint else None
             return
-        _check_layout(self._name, fingerprint, self.built.fingerprint)
+        if not fingerprint:  # saved before its first step
+            vector = self.built.initial
+        else:
+            _check_layout(self._name, fingerprint, self.built.fingerprint)
         self.built.put(vector)
+        reader.rebase(self._monitor)  # what happened before the checkpoint is no news
 
 
 def _number(loss_scale: Any) -> float | None:

@@ -176,7 +176,8 @@ def alertmanager(directory: Path, config: dict[str, Any], *flags: str) -> Iterat
 def pushgateway(directory: Path, *flags: str) -> Iterator[Server]:
     """The Pushgateway."""
     directory.mkdir(parents=True, exist_ok=True)
-    command = [installed("prometheus-pushgateway"), "--web.listen-address={address}", *flags]
+    # Debian's default file would carry groups from one test to the next
+    command = [installed("prometheus-pushgateway"), "--web.listen-address={address}", "--persistence.file=", *flags]
     with _running(command, directory, Server) as server:
         yield server
 

@@ -42,7 +42,7 @@ if end == "crash":
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     # Debian's own default keeps the groups of earlier runs in a file
-    with pushgateway(tmp_path_factory.mktemp("pushgateway"), "--persistence.file=") as gateway:
+    with pushgateway(tmp_path_factory.mktemp("pushgateway")) as gateway:
         yield gateway
 
 

@@ -2,13 +2,14 @@
 
 The reader thread looks at the history often enough to see each step; a thread of its own writes. The files
 are written through TensorFlow's record writer and not through `tf.summary`: that costs the training's
-interpreter a twentieth of the time for each step, and it needs no `tensorboard` package.
+interpreter a small part of the time for each step, and it needs no `tensorboard` package.
 """
 
 from __future__ import annotations
 
 import hashlib
 import html
+import math
 import os
 import re
 import socket
@@ -190,7 +191,7 @@ class _Run:
         self._folder = folder
         self._every_seconds = every_seconds
         self._layers = layers
-        self._file: Any = None
+        self._file: _File | None = None
         self._time = 0.0  # of the look before
         self._due = 0.0
         self._summed_up = 0  # step of the newest histogram
@@ -201,111 +202,121 @@ class _Run:
         self.waiting -= 1
         now = look.reading.snapshot.time
         if len(look.history["step"]):
+            if self._file is None:
+                self._file = _File(self._folder)
             self._newest = look
-            self._write_steps(look.rows, now)
+            self._write_steps(self._file, look.rows, now)
             for alert in look.alerts:
-                self._write_alert(alert)
+                self._write_alert(self._file, alert)
             if now >= self._due:
-                self._write_summary(look)
+                self._write_summary(self._file, look)
                 self._due = now + self._every_seconds
-            if self._file is not None:
-                self._file.flush()
+            self._file.flush()
         self._time = now
 
     def close(self) -> None:
         """Writes the summary of the last step and ends the file."""
-        if self._newest is not None:
-            self._write_summary(self._newest)
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            if self._newest is not None:
+                self._write_summary(file, self._newest)
+            file.close()
 
-    def _write_steps(self, rows: Mapping[str, np.ndarray], now: float) -> None:
+    def _write_steps(self, file: _File, rows: Mapping[str, np.ndarray], now: float) -> None:
         steps = rows["step"].tolist()
-        columns = {name: np.asarray(rows[name], np.float64).tolist() for name in SCALARS if name in rows}
+        columns = [
+            (tag, np.asarray(rows[name], np.float64).tolist(), name in _MAY_BE_MISSING)
+            for name, tag in SCALARS.items()
+            if name in rows
+        ]
         # the host saw them at once; in between they are spread evenly, which is closer than one instant
         times = np.linspace(self._time or now, now, len(steps) + 1)[1:].tolist()
         for i, (step, wall_time) in enumerate(zip(steps, times)):
-            event = _event(step, wall_time)
-            for name, values in columns.items():
-                if name not in _MAY_BE_MISSING or np.isfinite(values[i]):
-                    _add_scalar(event, SCALARS[name], values[i])
-            self._append(event)
+            event = file.event(step, wall_time)
+            for tag, values, may_be_missing in columns:
+                if not may_be_missing or math.isfinite(values[i]):
+                    file.add_scalar(event, tag, values[i])
+            file.append(event)
 
-    def _write_summary(self, look: _Look) -> None:
+    def _write_summary(self, file: _File, look: _Look) -> None:
         step = int(look.history["step"][-1])
         if step == self._summed_up:
             return
         self._summed_up = step
         snapshot, norms = look.reading.snapshot, np.asarray(look.history["norm"], np.float64)
-        event = _event(step, snapshot.time)
-        _add_scalar(event, CLIP_SHARE, float(np.mean(np.asarray(look.history["verdict"]) == _CLIP)))
-        _add_scalar(event, MISSED_STEPS, float(self.cursor.missed))
+        event = file.event(step, snapshot.time)
+        file.add_scalar(event, CLIP_SHARE, float(np.mean(np.asarray(look.history["verdict"]) == _CLIP)))
+        file.add_scalar(event, MISSED_STEPS, float(self.cursor.missed))
         if np.isfinite(norms).any():
-            _add_histogram(event, HISTOGRAM, norms[np.isfinite(norms)])
-        names = list(snapshot.layer_norms)
-        every = max(1, -(-len(names) // self._layers)) if self._layers else len(names) + 1
-        for name in names[::every] if self._layers else ():
-            _add_scalar(event, LAYERS + clean(name), snapshot.layer_norms[name])
-        self._append(event)
+            file.add_histogram(event, HISTOGRAM, norms[np.isfinite(norms)])
+        names = list(snapshot.layer_norms) if self._layers else []
+        for name in names[:: max(1, -(-len(names) // max(1, self._layers)))]:
+            file.add_scalar(event, LAYERS + clean(name), snapshot.layer_norms[name])
+        file.append(event)
 
-    def _write_alert(self, alert: Alert) -> None:
-        event = _event(alert.step, alert.time)
+    def _write_alert(self, file: _File, alert: Alert) -> None:
+        event = file.event(alert.step, alert.time)
         # TensorBoard renders Markdown: names in the message must not
         text = re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(alert.message))
-        _add_text(event, ALERTS, f"**{alert.severity}, {alert.phase}:** {text}")
-        self._append(event)
+        file.add_text(event, ALERTS, f"**{alert.severity}, {alert.phase}:** {text}")
+        file.append(event)
 
-    def _append(self, event: Any) -> None:
+
+# -- event files ---------------------------------------------------------------------------------------
+
+
+class _File:
+    """One event file. The first value of a tag says what the tag is; repeating that would double the cost."""
+
+    def __init__(self, folder: str) -> None:
         import tensorflow as tf
 
-        if self._file is None:
-            tf.io.gfile.makedirs(self._folder)
-            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-            self._file = tf.io.TFRecordWriter(os.path.join(self._folder, name))
-            self._file.write(
-                tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
-            )
-        self._file.write(event.SerializeToString())
+        tf.io.gfile.makedirs(folder)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self._event = tf.compat.v1.Event
+        self._tags: set[str] = set()
+        self._records = tf.io.TFRecordWriter(os.path.join(folder, name))
+        self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
+    def event(self, step: int, wall_time: float) -> Any:
+        return self._event(step=step, wall_time=wall_time)
 
-# -- events --------------------------------------------------------------------------------------------
+    def append(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
+    def flush(self) -> None:
+        self._records.flush()
 
-def _event(step: int, wall_time: float) -> Any:
-    import tensorflow as tf
+    def close(self) -> None:
+        self._records.close()
 
-    return tf.compat.v1.Event(step=int(step), wall_time=wall_time)
+    def add_scalar(self, event: Any, tag: str, number: float) -> None:
+        tensor = self._tensor(event, tag, "scalars", _SCALAR)
+        tensor.dtype = _FLOAT
+        tensor.float_val.append(number)
 
+    def add_histogram(self, event: Any, tag: str, values: np.ndarray) -> None:
+        """Rows of (left edge, right edge, count)."""
+        counts, edges = np.histogram(values, _HISTOGRAM_BINS)
+        tensor = self._tensor(event, tag, "histograms", _TENSOR)
+        tensor.dtype = _DOUBLE
+        tensor.tensor_shape.dim.add(size=_HISTOGRAM_BINS)
+        tensor.tensor_shape.dim.add(size=3)
+        tensor.tensor_content = np.stack([edges[:-1], edges[1:], counts], axis=1).astype("<f8").tobytes()
 
-def _value(event: Any, tag: str, plugin: str, data_class: int) -> Any:
-    value = event.summary.value.add(tag=tag)
-    value.metadata.plugin_data.plugin_name = plugin
-    value.metadata.data_class = data_class
-    return value
+    def add_text(self, event: Any, tag: str, text: str) -> None:
+        tensor = self._tensor(event, tag, "text", _TENSOR)
+        tensor.dtype = _STRING
+        tensor.tensor_shape.dim.add(size=1)
+        tensor.string_val.append(text.encode())
 
-
-def _add_scalar(event: Any, tag: str, number: float) -> None:
-    tensor = _value(event, tag, "scalars", _SCALAR).tensor
-    tensor.dtype = _FLOAT
-    tensor.float_val.append(number)
-
-
-def _add_histogram(event: Any, tag: str, values: np.ndarray) -> None:
-    """Rows of (left edge, right edge, count)."""
-    counts, edges = np.histogram(values, _HISTOGRAM_BINS)
-    tensor = _value(event, tag, "histograms", _TENSOR).tensor
-    tensor.dtype = _DOUBLE
-    tensor.tensor_shape.dim.add(size=_HISTOGRAM_BINS)
-    tensor.tensor_shape.dim.add(size=3)
-    tensor.tensor_content = np.stack([edges[:-1], edges[1:], counts], axis=1).astype("<f8").tobytes()
-
-
-def _add_text(event: Any, tag: str, text: str) -> None:
-    tensor = _value(event, tag, "text", _TENSOR).tensor
-    tensor.dtype = _STRING
-    tensor.tensor_shape.dim.add(size=1)
-    tensor.string_val.append(text.encode())
+    def _tensor(self, event: Any, tag: str, plugin: str, data_class: int) -> Any:
+        value = event.summary.value.add(tag=tag)
+        if tag not in self._tags:
+            self._tags.add(tag)
+            value.metadata.plugin_data.plugin_name = plugin
+            value.metadata.data_class = data_class
+        return value.tensor
 
 
 # -- folders -------------------------------------------------------------------------------------------

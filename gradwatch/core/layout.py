@@ -95,13 +95,13 @@ class Layout:
     def build(self, leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
         """A tree of this structure out of path -> leaf."""
 
-        def read(node: Tree, path: tuple[str, ...]) -> dict[str, Any]:
-            return {
-                name: read(value, (*path, name)) if isinstance(value, Mapping) else leaves[(*path, name)]
-                for name, value in node.items()
-            }
+        def read(value: Any, path: tuple[str, ...]) -> Any:
+            if not isinstance(value, Mapping):
+                return leaves[path]
+            return {name: read(inner, (*path, name)) for name, inner in value.items()}
 
-        return read(self._example, ())
+        tree: dict[str, Any] = read(self._example, ())
+        return tree
 
     def fingerprint(self) -> str:
         """A short text that is equal exactly when two layouts are."""

@@ -185,11 +185,11 @@ def a_restored_state_has_the_same_future(part: Part) -> None:
     if not layout.fields:
         return
     stream = _ordinary_stream(120)
-    straight = part.init(VARIABLES)
+    straight: State = part.init(VARIABLES)
     for row in stream[:60]:
         straight, _ = _quietly(part, straight, _norms.of(NUMPY, row))
     saved = np.array(layout.pack(NUMPY, straight)).tobytes()
-    restored = layout.unpack(NUMPY, np.frombuffer(saved, np.float32))
+    restored: State = layout.unpack(NUMPY, np.frombuffer(saved, np.float32))
     for row in stream[60:]:
         norms = _norms.of(NUMPY, row)
         straight, expected = _quietly(part, straight, norms)

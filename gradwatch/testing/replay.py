@@ -13,7 +13,6 @@ from gradwatch.core.norms import Norms
 from gradwatch.core.policies import Policy
 from gradwatch.core.xp import HUGE, NUMPY, TINY
 
-
 State = Mapping[str, Any]
 
 

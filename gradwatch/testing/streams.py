@@ -39,7 +39,7 @@ def pareto(rng: np.random.Generator, steps: int, tail: float = 2.5, many: int | 
 
 def spike(norms: np.ndarray, at: int, times: float, width: int = 1) -> np.ndarray:
     """The steps [at, at + width) multiplied: one bad batch, or a burst."""
-    out = norms.copy()
+    out: np.ndarray = norms.copy()
     out[at : at + width] *= times
     return out
 
@@ -52,7 +52,7 @@ def shift(norms: np.ndarray, at: int, times: float) -> np.ndarray:
 def growth(norms: np.ndarray, at: int, rate: float) -> np.ndarray:
     """From `at` on, each step stands `rate` higher (0.05 is 5 %) than it would: an explosion under way."""
     factor = (1.0 + rate) ** np.maximum(np.arange(len(norms)) - at + 1.0, 0.0)
-    return norms * (factor if norms.ndim == 1 else factor[:, None])
+    return np.asarray(norms * (factor if norms.ndim == 1 else factor[:, None]))
 
 
 def _shape(steps: int, many: int | None) -> tuple[int, ...]:

@@ -220,7 +220,7 @@ def every_backend_decides_alike(part: Part) -> None:
 
     from gradwatch.tf.ops import FUSED, TENSORFLOW
 
-    stream = np.concatenate([_ordinary_stream(300), _hostile_stream(short=True)[:40], _ordinary_stream(160, seed=2)])
+    stream = np.concatenate([_ordinary_stream(150), _hostile_stream(short=True)[:40], _ordinary_stream(90, seed=2)])
     layout = Layout({"state": part.init(VARIABLES), "clock": np.zeros((), np.float32)})
     keys = ("alarm", "score", "threshold") if part.bound == "threshold" else ("clip_norm",)
 

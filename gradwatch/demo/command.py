@@ -14,7 +14,9 @@ from gradwatch.errors import MissingExtra
 
 
 @click.command("demo", short_help="Train unprotected and protected on real text, and tell what happened.")
-@click.option("--steps", type=click.IntRange(min=1), default=1500, show_default=True, help="Training steps of each run.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=1500, show_default=True, help="Training steps of each run."
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),

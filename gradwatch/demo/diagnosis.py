@@ -9,32 +9,35 @@ import numpy as np
 from gradwatch.core.snapshot import Event
 from gradwatch.demo.training import Run
 
-#: Losses are told as the mean of so many steps.
-MEAN_STEPS = 50
+#: A loss is told as the median of so many steps: a spike that was survived does not count.
+LAST_STEPS = 50
 
 
 def diverged_at(loss: np.ndarray, uniform: float) -> int | None:
     """The step (from 1) from which the run was lost, or None.
 
-    Lost: the loss is NaN or Inf, or the mean of the last steps is above `uniform`, the loss of knowing
+    Lost: the loss ends in NaN or Inf, or the median of its last steps is above `uniform`, the loss of knowing
     nothing; then it is the first step of that last stretch.
     """
-    broken = np.flatnonzero(~np.isfinite(loss))
-    if broken.size and broken[-1] == len(loss) - 1:
-        finite = np.flatnonzero(np.isfinite(loss))
+    finite = np.flatnonzero(np.isfinite(loss))
+    if len(loss) and (not finite.size or finite[-1] < len(loss) - 1):
         return int(finite[-1]) + 2 if finite.size else 1
-    if len(loss) < 2 * MEAN_STEPS:
+    if len(loss) < 2 * LAST_STEPS:
         return None
-    window = np.convolve(np.nan_to_num(loss, nan=np.inf), np.ones(MEAN_STEPS) / MEAN_STEPS, "valid")
-    if not window[-1] > uniform:
+    comparable = np.where(np.isfinite(loss), loss, np.inf)
+    high = np.median(np.lib.stride_tricks.sliding_window_view(comparable, LAST_STEPS), axis=1) > uniform
+    if not high[-1]:
         return None
-    below = np.flatnonzero(~(window > uniform))
-    return int(below[-1]) + MEAN_STEPS + 1 if below.size else 1
+    calm = np.flatnonzero(~high)
+    if not calm.size:
+        return 1
+    rose = int(calm[-1]) + LAST_STEPS  # index of the step that brought the median over it for good
+    return int(np.flatnonzero(comparable[:rose] <= uniform)[-1]) + 2
 
 
 def final_loss(loss: np.ndarray) -> float:
-    """Mean of the last steps; NaN for an empty run."""
-    return float(np.mean(loss[-MEAN_STEPS:])) if len(loss) else math.nan
+    """Median of the last steps; NaN for an empty run."""
+    return float(np.median(loss[-LAST_STEPS:])) if len(loss) else math.nan
 
 
 def right_clip_norm(run: Run) -> tuple[float, float, float] | None:
@@ -44,7 +47,7 @@ def right_clip_norm(run: Run) -> tuple[float, float, float] | None:
     """
     used = run.series["clip_norm"][len(run.loss) // 2 :]
     used = used[np.isfinite(used) & (used < 1e30)]
-    if used.size < MEAN_STEPS:
+    if used.size < LAST_STEPS:
         return None
     middle, low, high = np.quantile(used, [0.5, 0.05, 0.95])
     return float(middle), float(low), float(high)
@@ -74,13 +77,15 @@ def _alarm_before(run: Run, step: int) -> Event | None:
 def _unprotected(run: Run, uniform: float) -> list[str]:
     step = diverged_at(run.loss, uniform)
     if step is None:
-        return [
-            f"survived {len(run.loss)} steps, final loss {number(final_loss(run.loss))}: nothing exploded with "
-            "this seed, so there was nothing to protect; try a higher --learning-rate."
-        ]
+        calm = (
+            f"survived {len(run.loss)} steps, final loss {number(final_loss(run.loss))}: nothing was lost with this "
+            "seed, so there was nothing to protect; try more --steps or a higher --learning-rate."
+        )
+        return [calm]
     lines = []
     before = run.loss[: step - 1]
-    best = f", after a loss of {number(final_loss(before))}" if len(before) >= MEAN_STEPS else ""
+    usual = final_loss(before) if len(before) >= LAST_STEPS else math.nan
+    best = f", out of a loss of {number(usual)}" if math.isfinite(usual) else ""
     became = "became NaN or Inf" if not math.isfinite(run.loss[-1]) else f"passed {number(uniform)} (knowing nothing)"
     lines.append(f"diverged: the loss {became} at step {step}{best}.")
     alarm = _alarm_before(run, step)
@@ -141,8 +146,8 @@ def _protected(run: Run, unprotected: Run | None, uniform: float) -> list[str]:
         lines.append("No explosion began.")
     lost = None if unprotected is None else diverged_at(unprotected.loss, uniform)
     if lost is not None and step is None and steps >= lost:
-        there = run.loss[max(0, lost - MEAN_STEPS) : lost]
-        lines.append(f"At step {lost}, where the unprotected run was lost, its loss was {number(float(np.mean(there)))}.")
+        there = final_loss(run.loss[:lost])
+        lines.append(f"At step {lost}, where the unprotected run was lost, its loss was {number(there)}.")
     right = right_clip_norm(run) if step is None else None
     if right is not None:
         middle, low, high = right

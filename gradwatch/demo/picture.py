@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradwatch.core.snapshot import Event
-from gradwatch.demo.diagnosis import MEAN_STEPS, diverged_at, final_loss, number
+from gradwatch.demo.diagnosis import diverged_at, final_loss, number
 from gradwatch.demo.training import Run
 from gradwatch.errors import MissingExtra
 
@@ -17,11 +17,17 @@ from gradwatch.errors import MissingExtra
 RED, BLUE, SKY, ORANGE, GREEN, GREY = "#D55E00", "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#777777"
 
 _MARKS = {
-    "explosion": ("v", RED, "explosion"),
-    "trend": ("^", ORANGE, "growing norm"),
+    "explosion": ("v", RED, "explosion begins"),
+    "trend": ("^", ORANGE, "norm grows"),
     "vanishing": ("s", GREY, "vanishing"),
     "nonfinite": ("X", "black", "NaN or Inf"),
 }
+
+#: A norm so many times above the highest threshold leaves the picture and is told as a number instead.
+REACH = 1e3
+
+#: The loss is drawn as the median of so many steps, over the losses themselves.
+MEDIAN_STEPS = 25
 
 
 def draw(unprotected: Run | None, protected: Run | None, uniform: float, path: Path, *, subtitle: str = "") -> None:
@@ -38,86 +44,98 @@ def draw(unprotected: Run | None, protected: Run | None, uniform: float, path: P
 
     figure = Figure(figsize=(11, 10), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
-    losses, raw, kept = figure.subplots(3, 1, sharex=True, height_ratios=[1.15, 1, 1.15])
+    losses, raw, kept = panels = figure.subplots(3, 1, sharex=True, height_ratios=[1.1, 1, 1])
     longest = max((len(run.loss) for run in (unprotected, protected) if run is not None), default=1)
     losses.set_xlim(0, max(longest, 2) * 1.01)
-    figure.suptitle("The same training, unprotected and protected", fontsize=15, fontweight="bold")
-    losses.set_title(subtitle, fontsize=9, color=GREY)
+    figure.suptitle(f"The same training, unprotected and protected\n{subtitle}", fontsize=12)
+    lost = None if unprotected is None else diverged_at(unprotected.loss, uniform)
 
     _losses(losses, unprotected, protected, uniform)
-    _norms(raw, unprotected, "norm, unprotected", RED)
-    _norms(kept, protected, "norm, protected", SKY)
-    lost = None if unprotected is None else diverged_at(unprotected.loss, uniform)
-    if lost is not None:
-        for axes in (losses, raw, kept):
-            axes.axvline(lost, color=RED, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7, zorder=0)
+    _norms(raw, unprotected, RED)
+    _norms(kept, protected, SKY)
     kept.set_xlabel("step")
-    for axes in (losses, raw, kept):
+    for axes, title in zip(panels, ("Loss", "Gradient norm, unprotected", "Gradient norm, protected")):
+        axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
         axes.grid(True, which="major", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        if lost is not None:
+            axes.axvline(lost, color=RED, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7, zorder=0)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper right", fontsize=8, ncols=3, framealpha=0.9)
+            axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8, ncols=6, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _losses(axes: Any, unprotected: Run | None, protected: Run | None, uniform: float) -> None:
     axes.set_yscale("log")
-    axes.set_ylabel("loss (nats per character)")
-    highest = uniform
+    axes.set_ylabel("nats per character")
+    lowest = highest = uniform
     for run, colour in ((unprotected, RED), (protected, BLUE)):
         if run is None or not len(run.loss):
             continue
         steps = np.arange(1, len(run.loss) + 1)
-        loss = np.where(np.isfinite(run.loss), run.loss, np.nan)
-        axes.plot(steps, loss, color=colour, alpha=0.3, linewidth=0.7)
-        axes.plot(steps, _smooth(loss), color=colour, linewidth=1.8, label=f"{run.name} ({run.snapshot.policy})")
-        highest = max(highest, float(np.nanmax(loss, initial=0.0)))
+        loss = _shown(run.loss)
+        usual = _median(loss)
+        axes.plot(steps, loss, color=colour, alpha=0.35, linewidth=0.7)
+        axes.plot(steps, usual, color=colour, linewidth=1.8, label=f"{run.name}: {run.snapshot.policy}")
+        lowest = min(lowest, float(np.nanmin(loss, initial=uniform)))
+        highest = max(highest, float(np.nanmax(loss, initial=uniform)))
         lost = diverged_at(run.loss, uniform)
         if lost is None:
-            axes.annotate(
-                number(final_loss(run.loss)), (steps[-1], final_loss(run.loss)), (0, 8),
-                textcoords="offset points", ha="right", color=colour, fontweight="bold",
-            )  # fmt: skip
+            said, where, place = number(final_loss(run.loss)), (steps[-1], final_loss(run.loss)), (0, 10)
         else:
-            what = "NaN" if not np.isfinite(run.loss[-1]) else "lost"
-            axes.annotate(
-                f"{what} from step {lost} on", (lost, uniform), (8, 6),
-                textcoords="offset points", color=colour, fontweight="bold",
-            )  # fmt: skip
+            what = "lost" if np.isfinite(run.loss[-1]) else "NaN"
+            said, where, place = f"{what} from step {lost} on", (lost, uniform), (8, 8)
+        axes.annotate(
+            said, where, place, textcoords="offset points", ha="right" if lost is None else "left",
+            color=colour, fontweight="bold",
+        )  # fmt: skip
     axes.axhline(uniform, color=GREY, linewidth=1, linestyle=":", label=f"knowing nothing: {number(uniform)}")
-    axes.set_ylim(top=min(highest, uniform * 100) * 1.6)
-    ticks = [t for t in (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200) if axes.get_ylim()[0] <= t <= axes.get_ylim()[1]]
+    bottom, top = lowest * 0.85, min(highest * 1.3, uniform * 10)
+    axes.set_ylim(bottom, top)
+    ticks = [t for t in (0.5, 1, 1.5, 2, 3, 5, 10, 20, 40) if bottom <= t <= top]
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
 
 
-def _norms(axes: Any, run: Run | None, title: str, colour: str) -> None:
+def _norms(axes: Any, run: Run | None, colour: str) -> None:
     axes.set_yscale("log")
-    axes.set_ylabel(title)
+    axes.set_ylabel("L2 norm")
     if run is None or not len(run.series["step"]):
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color=GREY)
         return
-    series = run.series
-    steps, norm = series["step"], _shown(series["norm"])
-    axes.plot(steps, norm, color=colour, linewidth=0.8, label="norm")
-    if np.isfinite(_shown(series["clip_norm"])).any():
-        axes.plot(steps, _shown(series["applied_norm"]), color=BLUE, linewidth=0.8, label="applied norm")
-        axes.plot(steps, _shown(series["clip_norm"]), color=GREEN, linewidth=1.8, label="clip_norm")
-    axes.plot(
-        steps, _shown(series["threshold"]), color="black", linewidth=1, linestyle="--", label="explosion threshold"
-    )
-    _events(axes, run.events, norm)
+    series = {key: _shown(values) for key, values in run.series.items() if key != "verdict"}
+    steps, norm, threshold = series["step"], series["norm"], series["threshold"]
+    axes.plot(steps, norm, color=colour, linewidth=0.9, label="norm")
+    if np.isfinite(series["clip_norm"]).any():
+        axes.plot(steps, series["applied_norm"], color=BLUE, linewidth=0.7, label="applied norm")
+        axes.plot(steps, series["clip_norm"], color=GREEN, linewidth=1.8, label="clip_norm")
+    axes.plot(steps, threshold, color="black", linewidth=1, linestyle="--", label="explosion threshold")
+
+    seen = np.concatenate([norm, series["applied_norm"]])
+    bottom = float(np.nanmin(seen, initial=1e30)) * 0.5
+    usual = float(np.nanmax(np.concatenate([threshold, [np.nanmedian(norm) if np.isfinite(norm).any() else 1.0]])))
+    highest = float(np.nanmax(norm, initial=usual))
+    top = min(highest * 1.5, usual * REACH)
+    # head room for the marks
+    axes.set_ylim(bottom, top * (top / bottom) ** 0.12)
+    if highest > top:
+        at = float(steps[int(np.nanargmax(norm))])
+        axes.annotate(
+            f"{number(highest)}", (at, top), (6, -4), textcoords="offset points", color=colour, fontweight="bold",
+            va="top",
+        )  # fmt: skip
+    _events(axes, run.events)
 
 
-def _events(axes: Any, events: Sequence[Event], norm: np.ndarray) -> None:
-    top = float(np.nanmax(norm, initial=1e-3)) * 2.5
+def _events(axes: Any, events: Sequence[Event]) -> None:
+    across = axes.get_xaxis_transform()  # x in steps, y as a share of the panel
     for kind, (marker, colour, label) in _MARKS.items():
         began = [e.step for e in events if e.kind == kind]
         if began:
             axes.plot(
-                began, np.full(len(began), top), marker, color=colour, markersize=7, markeredgecolor="white",
-                linestyle="none", label=f"{label} begins", clip_on=False,
+                began, np.full(len(began), 0.96), marker, color=colour, markersize=8, markeredgecolor="white",
+                linestyle="none", label=label, transform=across,
             )  # fmt: skip
 
 
@@ -127,9 +145,11 @@ def _shown(values: np.ndarray) -> np.ndarray:
         return np.where(np.isfinite(values) & (values > 0) & (values < 9e29), values, np.nan)
 
 
-def _smooth(loss: np.ndarray) -> np.ndarray:
-    """Mean of up to MEAN_STEPS losses, of the past ones only."""
-    total = np.cumsum(np.where(np.isfinite(loss), loss, 0.0))
-    shifted = np.concatenate([np.zeros(min(MEAN_STEPS, len(loss))), total[:-MEAN_STEPS]])
-    count = np.minimum(np.arange(1, len(loss) + 1), MEAN_STEPS)
-    return np.where(np.isfinite(loss), (total - shifted) / count, np.nan)
+def _median(loss: np.ndarray) -> np.ndarray:
+    """Median of the last MEDIAN_STEPS losses; a gap where the loss itself is one."""
+    padded = np.concatenate([np.full(MEDIAN_STEPS - 1, np.nan), loss])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_STEPS)
+    known = np.isfinite(loss)
+    out = np.full(len(loss), np.nan)
+    out[known] = np.nanmedian(windows[known], axis=1)
+    return out

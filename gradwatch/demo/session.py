@@ -22,7 +22,7 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.demo import task
 from gradwatch.demo.diagnosis import carried_by, diagnose, number
 from gradwatch.demo.picture import draw
-from gradwatch.demo.text import Text, batches, english
+from gradwatch.demo.text import Text, english, pages
 from gradwatch.demo.training import Run, train
 from gradwatch.errors import ServeError
 
@@ -44,7 +44,7 @@ class Options:
     policy: Policy
     steps: int = 1500
     learning_rate: float | None = None
-    warmup_steps: int = 400
+    warmup_steps: int = 300
     optimizer: str = "sgd"
     port: int | None = None
     seed: int = 0
@@ -83,13 +83,12 @@ def run(options: Options, console: Console, *, text: Text | None = None) -> Outc
         f"{options.optimizer}, learning rate {rate:g} after {options.warmup_steps} steps of warm-up, "
         f"seed {options.seed}, {options.steps} steps"
     )
-    console.print(
-        f"[bold]Text[/]      {len(text.codes):,} characters of Python's own documentation, {len(text.vocabulary)} "
-        f"different; knowing nothing is a loss of {number(text.uniform_loss)}\n"
-        f"[bold]Network[/]   recurrent, {task.UNITS} ReLU units over {task.LENGTH} characters, batch {task.BATCH}\n"
-        f"[bold]Training[/]  {about}",
-        highlight=False,
-    )
+    for title, said in (
+        ("Text", f"{len(text.codes):,} characters of Python's own documentation, {len(text.vocabulary)} different"),
+        ("Network", f"{task.UNITS} recurrent ReLU units; a batch is a page of {task.BATCH} x {task.LENGTH} characters"),
+        ("Training", about),
+    ):
+        console.print(f"[bold]{title:<10}[/]{said}", highlight=False)
     server = _serve(options.port, console)
     runs: list[Run | None] = [None, None]
     try:
@@ -102,7 +101,7 @@ def run(options: Options, console: Console, *, text: Text | None = None) -> Outc
         pass  # between the steps of two runs: what there is, is told below
     outcome = _tell(runs[0], runs[1], text.uniform_loss, about, options.output, console)
     if options.serve and not outcome.interrupted:
-        console.print(f"Still serving {server.url} ; Ctrl-C ends it.", highlight=False)
+        console.print(f"Still serving {server.url} and /metrics; Ctrl-C ends it.", highlight=False)
         try:
             while True:
                 time.sleep(1.0)
@@ -120,7 +119,11 @@ def _serve(port: int | None, console: Console) -> Any:
             server = gradwatch.serve()
         except ServeError:
             server = gradwatch.serve(port=0)  # the usual port is taken: nobody asked for it by name
-    console.print(f"[bold]Metrics[/]   curl {server.url}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]Metrics[/]   curl {server.metrics_url}\n[bold]Page[/]      {server.url}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return server
 
 
@@ -137,7 +140,7 @@ def _one_run(
         text, optimizer=options.optimizer, learning_rate=rate, warmup_steps=options.warmup_steps, seed=options.seed
     )
     watched = gradwatch.watch(built.train_step, policy=policy, name=name, on_alert=alert)
-    data = batches(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
+    data = pages(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
     with _progress(name, options.steps, console) as on_look:
         return train(
             name,
@@ -195,6 +198,10 @@ def _progress(name: str, steps: int, console: Console) -> Iterator[Callable[[int
         yield move
 
 
+def _alarm_from(threshold: float) -> str:
+    return f", alarm from {number(threshold)} on" if threshold < 9e29 else ""
+
+
 @contextmanager
 def _alerts_in(console: Console) -> Iterator[Callable[[Any], None]]:
     """Alerts as one short line each above the bar, in place of gradwatch's own long ones in the log."""
@@ -202,9 +209,10 @@ def _alerts_in(console: Console) -> Iterator[Callable[[Any], None]]:
     def sink(alert: Any) -> None:
         if alert.phase == "fired":
             console.print(
-                f"[yellow]{alert.monitor}, step {alert.step}: {alert.kind}[/], norm {number(alert.norm)}, alarm from "
-                f"{number(alert.threshold)} on; {escape(carried_by(alert))}",
+                f"[yellow]{alert.monitor}, step {alert.step}: {alert.kind}[/], norm {number(alert.norm)}"
+                f"{_alarm_from(alert.threshold)}; {escape(carried_by(alert))}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     logger = logging.getLogger("gradwatch")

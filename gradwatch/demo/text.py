@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +39,17 @@ def encode(text: str) -> Text:
     return Text(codes.astype(np.int32).reshape(-1), "".join(map(chr, points)))
 
 
-def batches(text: Text, *, seed: int, batch: int, length: int):
-    """Endless random windows: (x, y), int32 [batch, length] each; y is x one character later."""
+def pages(text: Text, *, seed: int, batch: int, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless (x, y), int32 [batch, length] each; y is x one character later.
+
+    A batch is one page: `batch` neighbouring pieces of the text. The pages come in a random order, each once
+    before any comes again. So a page of tables is a step of its own, and its gradient is an unusual one.
+    """
     random = np.random.default_rng(seed)
-    reach = np.arange(length + 1)
+    page = batch * length
+    window = np.arange(batch)[:, None] * length + np.arange(length + 1)
+    starts = np.arange(0, len(text.codes) - page, page)
     while True:
-        starts = random.integers(0, len(text.codes) - length, batch)
-        window = text.codes[starts[:, None] + reach]
-        yield window[:, :-1], window[:, 1:]
+        for start in random.permutation(starts):
+            pieces = text.codes[start + window]
+            yield pieces[:, :-1], pieces[:, 1:]

@@ -96,8 +96,11 @@ def train(
     recorder = _Recorder(monitor)
     losses: list[float] = []
     began, lost, ended = time.perf_counter(), 0, "finished"
+    looked = 0
 
     def look() -> None:
+        nonlocal looked
+        looked = len(losses)
         monitor.report(loss=losses[-1], learning_rate=learning_rate())
         on_look(len(losses), losses[-1], recorder.look())
 
@@ -118,7 +121,7 @@ def train(
     except KeyboardInterrupt:
         ended = "interrupted"
     seconds = time.perf_counter() - began
-    if losses:
+    if looked < len(losses):
         look()
     series = recorder.series()
     # an interrupt can fall between the update and the loss

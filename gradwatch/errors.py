@@ -13,12 +13,15 @@ A message says what was wrong, what was got, and what to do.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 
 class GradwatchError(Exception):
     """Base of all errors of this package."""
 
     # by this AutoGraph knows how to re-raise an error of a traced function; it would be a StagingError else
-    __init__ = Exception.__init__
+    if not TYPE_CHECKING:
+        __init__ = Exception.__init__
 
 
 class ConfigError(GradwatchError, ValueError):

@@ -314,8 +314,10 @@ def serve(
             )
         metrics = _cached(make_wsgi_app(registry(layers)))
         live = LivePage() if page is None else None
+        front = live if page is None else page
+        assert front is not None
         try:
-            httpd = Httpd(_routes(metrics, page or live), addr, port, context)
+            httpd = Httpd(_routes(metrics, front), addr, port, context)
         except (OSError, OverflowError) as exc:
             if live is not None:
                 live.close()

@@ -1,15 +1,20 @@
-"""TensorFlow, set up once for all tests of this folder: two logical CPUs, and XLA that compiles quickly."""
+"""TensorFlow, set up once for all tests of this folder: two logical CPUs, and programs that compile quickly."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from importlib.metadata import version
 
 # The tests compile hundreds of tiny programs once and run each a dozen times: optimising them is what costs.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+_QUICK = "--xla_backend_optimization_level=0"
+if tuple(int(part) for part in version("tensorflow").split(".")[:2]) >= (2, 21):
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"  # an unknown flag ends the process
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}"
 
-import pytest
-import support
-import tensorflow as tf
+import pytest  # noqa: E402
+import support  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 support.two_logical_cpus()
 
@@ -21,9 +26,41 @@ def nobody_keeps_watching():
     from gradwatch.tf import hook
 
     assert hook._context.get() is None
+    assert not hook._applying.get()
     assert not any(hook._inner.values())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_guards_share_their_program():
+    """Tracing the guard is most of what a tiny training costs. It is a pure function: equal ones share it."""
+    from gradwatch.tf import monitor
+
+    made, cache = monitor.FusedGuard, {}
+
+    def shared(guard, layout, initial, *, jit_compile):
+        key = repr((_content(guard), jit_compile, layout.fingerprint()))
+        if key not in cache:
+            cache[key] = made(guard, layout, initial, jit_compile=jit_compile)
+        return cache[key]
+
+    monitor.FusedGuard = shared
+    yield
+    monitor.FusedGuard = made
+
+
+def _content(x):
+    """What `x` is made of: fields of tuples and dataclasses, code and cells of functions."""
+    if dataclasses.is_dataclass(x):
+        return [_content(getattr(x, field.name)) for field in dataclasses.fields(x)]
+    if isinstance(x, tuple):
+        return [_content(part) for part in x]
+    if hasattr(x, "__code__"):
+        return x.__code__, [_content(cell.cell_contents) for cell in x.__closure__ or ()]
+    return x
 
 
 @pytest.fixture(scope="session")
 def mirrored() -> tf.distribute.Strategy:
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    import loops
+
+    return loops.two_replicas()

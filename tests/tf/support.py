@@ -34,21 +34,23 @@ def two_logical_cpus() -> None:
         tf.config.set_logical_device_configuration(physical, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
-def batches(steps: int = 8, *, spike_at: int | None = None, seed: int = 0) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """`steps` batches (x [8, 5], y [8, 1]); number `spike_at`, counted from 1, is a thousand times larger."""
+def batches(
+    steps: int = 8, *, spike_at: int | None = None, factor: float = 1e3, seed: int = 0
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """`steps` batches (x [8, 5], y [8, 1]); number `spike_at`, counted from 1, is `factor` times larger."""
     rng = np.random.default_rng(seed)
     out = []
     for step in range(1, steps + 1):
         x, y = rng.normal(size=(8, 5)), rng.normal(size=(8, 1))
-        factor = 1e3 if step == spike_at else 1.0
-        out.append((tf.constant(x * factor, tf.float32), tf.constant(y * factor, tf.float32)))
+        size = factor if step == spike_at else 1.0
+        out.append((tf.constant(x * size, tf.float32), tf.constant(y * size, tf.float32)))
     return out
 
 
-def model(seed: int = 0, **dense: Any) -> keras.Model:
+def model(seed: int = 0, *, kind: type[keras.Sequential] = keras.Sequential, **dense: Any) -> keras.Model:
     """The quickstart's: Dense(10, relu), Dense(1). The same weights for the same seed."""
     keras.utils.set_random_seed(seed)
-    return keras.Sequential(
+    return kind(
         [
             keras.layers.Input((5,)),
             keras.layers.Dense(10, activation="relu", **dense),

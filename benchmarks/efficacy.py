@@ -1,0 +1,435 @@
+"""Does it save runs?
+
+    python benchmarks/efficacy.py --quick              one task, under 5 minutes
+    nice python benchmarks/efficacy.py                 everything: hours; stop and start it at will
+    python benchmarks/efficacy.py --report             the tables of what is finished
+
+Every method trains the same model from the same start on the same batches, side by side; only the clipping differs.
+A finished group (task, learning rate, seed) is appended to a file of JSON lines and never trained again.
+
+Judged by the mean loss of the last 5 % of the steps, never above the loss of the untrained model (as in Wortsman et
+al. 2023, arXiv 2309.14322). A run has *diverged* when it ends at that bound or not finite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import setting
+from auto_prototype import congestion
+from peers import PEERS, Fixed, Peer, Verdict
+from streams import RECORDED
+from tasks import DESIGN_TASKS, TASKS, Task
+
+from gradwatch.core import policies
+from gradwatch.core.guard import SKIP, Guard
+from gradwatch.core.policies import Policy
+from gradwatch.core.xp import NUMPY
+
+#: Constants among which the oracle chooses afterwards, for each task and learning rate; "none" is one of them.
+CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+ORACLE = "fixed, tuned by oracle"
+POINTS = 40  # of each recorded curve
+
+
+class Gradwatch:
+    """One of gradwatch's policies, run by its guard as in the training graph."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.guard = Guard(policy, ())
+        self.state: Any = None
+
+    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+        if self.state is None:
+            self.state = self.guard.init(len(norms))
+        self.state, decision = self.guard.step(NUMPY, self.state, norms.astype(np.float32))
+        scale = np.broadcast_to(np.asarray(decision.scale, float), (len(norms),))
+        return Verdict(scale, bool(decision.verdict == SKIP), float(decision.clip_norm))
+
+
+#: gradwatch's policies by the name they have in the tables; their parameters were chosen on DESIGN_TASKS.
+OURS: Mapping[str, Callable[[], Policy]] = {
+    "percentile(90)": policies.percentile,
+    "percentile(10)": lambda: policies.percentile(10),
+    "median(2)": policies.median,
+    "zscore(2.5)": policies.zscore,
+    "per_variable(1.05)": policies.per_variable,
+    "congestion": congestion,
+    "congestion, gain to 10": lambda: congestion(most=10.0, slow_start=1.05),
+}
+
+
+def methods() -> dict[str, Callable[[], Peer]]:
+    """Every method that trains, by name."""
+    constants = {f"fixed {c:g}": (lambda c=c: Fixed(c)) for c in CONSTANTS}
+    ours = {f"gradwatch {name}": (lambda make=make: Gradwatch(make())) for name, make in OURS.items()}
+    return {**PEERS, **constants, **ours}
+
+
+# -- training ---------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Many runs of one task at one learning rate; run k belongs to the k-th rule."""
+
+    def __init__(self, task: Task, rate: float, runs: int, seed: int) -> None:
+        import tensorflow as tf
+
+        self.tf, self.task, self.rate = tf, task, tf.constant(rate)
+        start = [p.astype(np.float32) for p in task.init(np.random.default_rng([seed, 0]))]
+        self.params = [tf.Variable(np.repeat(p[None], runs, 0)) for p in start]
+        slots = 1 if task.optimizer == "sgd" else 2
+        self.slots = [[tf.Variable(tf.zeros_like(p)) for p in self.params] for _ in range(slots)]
+        self.counts = tf.Variable(tf.zeros([runs]))
+        self.gradients = tf.function(self._gradients, autograph=False, jit_compile=True)
+        self.apply = tf.function(self._apply, autograph=False, jit_compile=True)
+
+    def _gradients(self, *batch: Any) -> Any:
+        tf = self.tf
+        with tf.GradientTape() as tape:
+            loss = self.task.loss(self.params, *batch)
+            total = tf.reduce_sum(loss)
+        score = loss if self.task.score is None else self.task.score(self.params, *batch)
+        grads = tape.gradient(total, self.params)
+        axes = [list(range(1, g.shape.rank)) for g in grads]
+        norms = tf.stack([tf.sqrt(tf.reduce_sum(tf.square(g), a)) for g, a in zip(grads, axes)], 1)
+        return loss, score, norms, grads
+
+    def _apply(self, grads: list[Any], scale: Any, skip: Any) -> None:
+        """One optimizer step: scale [runs, variables], skip [runs]."""
+        tf = self.tf
+        t = self.counts + tf.where(skip, 0.0, 1.0)
+        self.counts.assign(t)
+        for i, (p, g) in enumerate(zip(self.params, grads)):
+            shape = [-1, *[1] * (p.shape.rank - 1)]
+            s = tf.reshape(scale[:, i], shape)
+            # zero means dropped, whatever the gradient holds; NaN stays NaN
+            g = tf.where(s == 0.0, tf.zeros_like(g), g * s)
+            old = [slot[i] for slot in self.slots]
+            if self.task.optimizer == "sgd":
+                new = [0.9 * old[0] + g]
+                change = new[0]
+            else:
+                new = [0.9 * old[0] + 0.1 * g, 0.999 * old[1] + 0.001 * tf.square(g)]
+                first = new[0] / (1 - tf.reshape(0.9**t, shape))
+                second = new[1] / (1 - tf.reshape(0.999**t, shape))
+                change = first / (tf.sqrt(second) + 1e-8)
+            keep = tf.reshape(skip, shape)
+            for slot, before, after in zip(old, old, new):
+                slot.assign(tf.where(keep, before, after))
+            p.assign(tf.where(keep, p, p - self.rate * change))
+
+
+def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: int) -> list[dict[str, Any]]:
+    """One group: every rule on the same task, learning rate and seed."""
+    names, judges = list(rules), list(rules.values())
+    trainer = Trainer(task, rate, len(judges), seed)
+    rng = np.random.default_rng([seed, 1])
+    losses, scores = np.empty((steps, len(judges))), np.empty((steps, len(judges)))
+    norms_of, clip_norms = np.empty((steps, len(judges))), np.full((steps, len(judges)), math.inf)
+    clipped, skipped = np.zeros((steps, len(judges)), bool), np.zeros((steps, len(judges)), bool)
+    began = time.perf_counter()
+    for t in range(steps):
+        loss, score, norms, grads = trainer.gradients(*task.batch(rng, t))
+        losses[t], scores[t], by_variable = loss.numpy(), score.numpy(), norms.numpy().astype(np.float64)
+        verdicts = [judge.step(by_variable[k], float(losses[t, k])) for k, judge in enumerate(judges)]
+        scale = np.stack([v.scale for v in verdicts]).astype(np.float32)
+        skip = np.array([v.skip for v in verdicts])
+        trainer.apply(grads, scale, skip)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms_of[t] = np.sqrt((by_variable**2).sum(1))
+        clip_norms[t] = [v.clip_norm for v in verdicts]
+        clipped[t], skipped[t] = (scale < 0.9999).any(1) & ~skip, skip
+    seconds = time.perf_counter() - began
+    # the same for all: they start equal
+    untrained = float(scores[0, 0])
+    out = []
+    for k, name in enumerate(names):
+        out.append(
+            {
+                "method": name,
+                "seed": seed,
+                "rate": rate,
+                "steps": steps,
+                **summary(scores[:, k], untrained),
+                "clipped": float(clipped[:, k].mean()),
+                "clipped_last_half": float(clipped[steps // 2 :, k].mean()),
+                "skipped": int(skipped[:, k].sum()),
+                "curve": _thin(scores[:, k]),
+                "norm": _thin(norms_of[:, k]),
+                "clip_norm": _thin(clip_norms[:, k]),
+                "group_seconds": round(seconds, 1),
+            }
+        )
+    out[0]["all_norms"] = norms_of[:, 0].tolist()  # of the run without clipping: streams for detection.py
+    return out
+
+
+def summary(scores: np.ndarray, untrained: float) -> dict[str, Any]:
+    """What one run is judged by."""
+    steps = len(scores)
+    last = scores[-max(1, steps // 20) :]
+    final = float(np.mean(last)) if np.all(np.isfinite(last)) else math.inf
+    bounded = np.where(np.isfinite(scores), np.minimum(scores, untrained), untrained)
+    width = max(1, steps // 40)
+    smooth = np.convolve(bounded, np.ones(width) / width, "valid")
+    best = np.minimum.accumulate(smooth)
+    return {
+        "final": min(final, untrained),
+        "untrained": untrained,
+        "diverged": bool(final >= untrained),
+        # steps spent a tenth of the progress made so far, or more, above the best level reached
+        "steps_lost": int(np.sum(smooth > best + 0.1 * (untrained - best) + 1e-12)),
+    }
+
+
+def _thin(x: np.ndarray) -> list[float | None]:
+    """Medians of POINTS equal pieces."""
+    pieces = np.array_split(x, min(POINTS, len(x)))
+    with np.errstate(all="ignore"):
+        medians = [float(np.median(piece)) for piece in pieces]
+    return [round(m, 6) if math.isfinite(m) else None for m in medians]
+
+
+# -- the results ------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the line that was being written when the run was stopped
+    return lines
+
+
+def append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with path.open("a") as file:
+        # what a stop tore apart keeps its line to itself
+        file.write("\n" * torn + "".join(json.dumps(x) + "\n" for x in lines))
+
+
+class Cells:
+    """Finished runs, by task, learning rate and method."""
+
+    def __init__(self, lines: Iterable[dict[str, Any]], steps: int) -> None:
+        self.runs: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+        for line in lines:
+            if line["steps"] == steps:
+                self.runs[line["task"], line["rate"], line["method"]][line["seed"]] = line
+        self.cells = sorted({key[:2] for key in self.runs}, key=lambda c: (list(TASKS).index(c[0]), c[1]))
+        self.names = list(dict.fromkeys(key[2] for key in self.runs))
+
+    def values(self, task: str, rate: float, method: str, field: str = "final") -> list[float]:
+        runs = self.runs.get((task, rate, method), {})
+        return [runs[seed][field] for seed in sorted(runs)]
+
+    def constants(self) -> list[str]:
+        return [name for name in self.names if name == "none" or name.startswith("fixed ")]
+
+    def oracle(self, task: str, rate: float) -> str:
+        """The constant with the smallest mean final loss in this cell."""
+        return min(self.constants(), key=lambda name: _mean(self.values(task, rate, name)))
+
+    def resolve(self, task: str, rate: float, method: str) -> str:
+        return self.oracle(task, rate) if method == ORACLE else method
+
+    def mean(self, task: str, rate: float, method: str, field: str = "final") -> float:
+        return _mean(self.values(task, rate, self.resolve(task, rate, method), field))
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.inf
+
+
+def goals(cells: Cells, method: str) -> dict[str, Any]:
+    """The goal of issue `auto`: against the tuned constant and against no clipping, cell by cell."""
+    rows = []
+    for task, rate in cells.cells:
+        oracle = cells.oracle(task, rate)
+        mine, best, none = (cells.mean(task, rate, name) for name in (method, oracle, "none"))
+        survivors = [name for name in cells.constants() if not any(cells.values(task, rate, name, "diverged"))]
+        rows.append(
+            {
+                "task": task,
+                "rate": rate,
+                "oracle": oracle,
+                "ratio": mine / best,
+                "over_none": mine / none if oracle == "none" else None,
+                "died_where_a_constant_survived": bool(survivors) and any(cells.values(task, rate, method, "diverged")),
+            }
+        )
+    ratios = np.array([row["ratio"] for row in rows])
+    over_none = [row["over_none"] for row in rows if row["over_none"] is not None]
+    return {
+        "cells": rows,
+        "within_2_percent": float(np.mean(ratios <= 1.02)),
+        "better": float(np.mean(ratios < 1.0)),
+        "median_ratio": float(np.median(ratios)),
+        "worst_ratio": float(np.max(ratios)),
+        "died": sum(row["died_where_a_constant_survived"] for row in rows),
+        "worst_over_none_where_none_is_best": max(over_none, default=None),
+    }
+
+
+def sensitivity(cells: Cells, task: str, method: str) -> float:
+    """Learning-rate sensitivity: final loss, mean over the rates minus the best rate's (Wortsman et al. 2023)."""
+    finals = [cells.mean(task, rate, method) for name, rate in cells.cells if name == task]
+    return float(np.mean(finals) - np.min(finals))
+
+
+def report(cells: Cells) -> str:
+    shown = [name for name in cells.names if not name.startswith("fixed ") or name == "fixed 1"]
+    shown.insert(1, ORACLE)
+    parts = []
+    for task in dict.fromkeys(task for task, _ in cells.cells):
+        rates = [rate for name, rate in cells.cells if name == task]
+        rows = []
+        for name in shown:
+            row = [name]
+            for rate in rates:
+                actual = cells.resolve(task, rate, name)
+                values = cells.values(task, rate, actual)
+                mean, low, high = setting.mean_interval(values)
+                dead = sum(cells.values(task, rate, actual, "diverged"))
+                text = f"{mean:.3g} ± {(high - low) / 2:.1g}" + (f" ({dead} of {len(values)} died)" if dead else "")
+                row.append(f"**{text}**" if dead else text)
+            row.append(f"{sensitivity(cells, task, name):.3g}")
+            share = [cells.mean(task, rate, name, "clipped_last_half") for rate in rates]
+            row.append(f"{100 * np.min(share):.0f} to {100 * np.max(share):.0f}")
+            row.append(f"{np.mean([cells.mean(task, rate, name, 'steps_lost') for rate in rates]):.0f}")
+            rows.append(row)
+        seeds = len(cells.values(task, rates[0], shown[0]))
+        head = ["method", *[f"{rate:g}" for rate in rates], "LR sensitivity", "clipped, %", "steps lost"]
+        parts.append(f"{task}: {TASKS[task]().text}; {seeds} seeds, final loss by learning rate")
+        parts.append(setting.table(head, rows))
+    rows = []
+    for name in shown:
+        if name == ORACLE:
+            continue
+        g = goals(cells, name)
+        over = g["worst_over_none_where_none_is_best"]
+        rows.append(
+            [
+                name,
+                f"{100 * g['within_2_percent']:.0f} %",
+                f"{100 * g['better']:.0f} %",
+                f"{g['median_ratio']:.3f}",
+                f"{g['worst_ratio']:.2f}",
+                str(g["died"]),
+                "-" if over is None else f"{over:.3f}",
+            ]
+        )
+    head = ["against the tuned constant", "within 2 %", "better", "median ratio", "worst", "cells died", "worst / none"]
+    parts.append(f"{len(cells.cells)} cells (task x learning rate)")
+    parts.append(setting.table(head, rows))
+    return "\n\n".join(parts)
+
+
+def save_norms(lines: Iterable[dict[str, Any]]) -> None:
+    """Norms of healthy runs without clipping, for detection.py: those whose last norms are no larger than usual."""
+    kept = {}
+    for line in lines:
+        x = np.array(line.get("all_norms") or [], float)
+        if line["diverged"] or len(x) < 1000 or not np.all(np.isfinite(x)):
+            continue
+        logs = np.log(np.maximum(x, 1e-30))
+        if np.ptp(np.array([np.median(piece) for piece in np.array_split(logs[100:], 10)])) < np.log(10):
+            kept[f"{line['task']}-{line['rate']:g}-{line['seed']}"] = x.astype(np.float32)
+    if kept:
+        RECORDED.parent.mkdir(exist_ok=True)
+        np.savez_compressed(RECORDED, **kept)
+        print(f"written: {RECORDED} ({len(kept)} runs)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one task, two rates, 300 steps: under 5 minutes")
+    parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated, of: " + ", ".join(TASKS))
+    parser.add_argument("--methods", help="comma-separated; all is the default")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--design", action="store_true", help="the design tasks on seeds that no table uses")
+    parser.add_argument("--lines", help="file of finished runs (results/efficacy.jsonl)")
+    parser.add_argument("--output", default=str(setting.RESULTS / "efficacy.json"))
+    options = parser.parse_args()
+    chosen = [name.strip() for name in options.tasks.split(",")]
+    if unknown := [name for name in chosen if name not in TASKS]:
+        parser.error(f"--tasks takes {', '.join(TASKS)}; got {unknown}")
+    rules = methods()
+    if options.methods:
+        picked = [name.strip() for name in options.methods.split(";" if ";" in options.methods else ",")]
+        if unknown := [name for name in picked if name not in rules]:
+            parser.error(f"--methods takes {'; '.join(rules)}; got {unknown}")
+        rules = {name: rules[name] for name in picked}
+    steps, seeds = options.steps, list(range(options.seeds))
+    if options.quick:
+        chosen, steps, seeds = ["rnn-sgd"], 300, [0]
+    if options.design:
+        chosen, seeds = [name for name in chosen if name in DESIGN_TASKS], [100 + s for s in seeds]
+    default = "efficacy-quick" if options.quick else "efficacy-design" if options.design else "efficacy"
+    lines_path = Path(options.lines) if options.lines else setting.RESULTS / f"{default}.jsonl"
+    facts = setting.machine()
+    print(setting.one_line(facts))
+    lines = load(lines_path)
+    done = {(x["task"], x["rate"], x["seed"], x["steps"], x["method"]) for x in lines}
+    if not options.report:
+        lines_path.parent.mkdir(parents=True, exist_ok=True)
+        # seed by seed, so that every table is complete as early as can be
+        for seed in seeds:
+            for name in chosen:
+                task = TASKS[name]()
+                for rate in task.rates[2:4] if options.quick else task.rates:
+                    todo = {m: make for m, make in rules.items() if (name, rate, seed, steps, m) not in done}
+                    if not todo:
+                        continue
+                    found = [
+                        {"task": name, **x} for x in train(task, rate, seed, {m: f() for m, f in todo.items()}, steps)
+                    ]
+                    append(lines_path, found)
+                    lines += found
+                    print(f"{name} {rate:g} seed {seed}: {found[0]['group_seconds']:.0f} s", flush=True)
+    cells = Cells(lines, steps)
+    if not cells.cells:
+        parser.exit(1, f"nothing is finished in {lines_path}\n")
+    print("\n" + report(cells))
+    save_norms(lines)
+    content = {
+        "machine": facts,
+        "steps": steps,
+        "goals": {name: goals(cells, name) for name in cells.names},
+        "cells": [
+            {
+                "task": task,
+                "rate": rate,
+                "method": name,
+                "final": cells.values(task, rate, name),
+                "diverged": cells.values(task, rate, name, "diverged"),
+                "clipped_last_half": cells.values(task, rate, name, "clipped_last_half"),
+                "steps_lost": cells.values(task, rate, name, "steps_lost"),
+            }
+            for task, rate in cells.cells
+            for name in cells.names
+        ],
+    }
+    setting.write(options.output, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Small training tasks that need no download, for many runs at once.
+
+Every parameter has the runs as its first axis, so one graph trains all methods side by side: same data, same start,
+another clipping rule each. Run k's gradient depends on run k's parameters only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+Params = list[Any]
+Batch = tuple[np.ndarray, ...]
+
+
+class Task(NamedTuple):
+    """One training task.
+
+    Attributes:
+      text: what it is.
+      optimizer: "sgd" (momentum 0.9) or "adam".
+      rates: learning rates, ascending.
+      init: rng -> parameters of one run.
+      batch: (rng, step) -> arrays of one batch.
+      loss: (parameters with the runs as first axis, *batch) -> loss of each run, shape [runs].
+      score: the same, for what the task is judged by where that is not its loss.
+    """
+
+    text: str
+    optimizer: str
+    rates: tuple[float, ...]
+    init: Callable[[np.random.Generator], list[np.ndarray]]
+    batch: Callable[[np.random.Generator, int], Batch]
+    loss: Callable[..., Any]
+    score: Callable[..., Any] | None = None
+
+
+# -- data -------------------------------------------------------------------------------------------------
+
+
+@cache
+def topics() -> tuple[np.ndarray, int]:
+    """The help texts that ship with CPython, about 0.7 MB, as small integers, and how many there are."""
+    from pydoc_data.topics import topics as texts
+
+    return _encoded("\n".join(texts[name] for name in sorted(texts)))
+
+
+@cache
+def sources() -> tuple[np.ndarray, int]:
+    """The standard library's own modules, the first 2 MB by name."""
+    folder = Path(os.__file__).parent
+    text, size = [], 0
+    for path in sorted(folder.glob("*.py")):
+        text.append(path.read_text(encoding="utf-8", errors="ignore"))
+        size += len(text[-1])
+        if size > 2_000_000:
+            break
+    return _encoded("\n".join(text))
+
+
+def _encoded(text: str, vocabulary: int = 96) -> tuple[np.ndarray, int]:
+    """The most frequent characters by rank; the rest is 0."""
+    raw = np.frombuffer(text.encode("latin-1", "replace"), np.uint8)
+    order = np.argsort(-np.bincount(raw, minlength=256), kind="stable")[: vocabulary - 1]
+    code = np.zeros(256, np.int32)
+    code[order] = np.arange(1, vocabulary)
+    return code[raw], vocabulary
+
+
+def _windows(data: Callable[[], tuple[np.ndarray, int]], size: int, length: int) -> Callable[..., Batch]:
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        text = data()[0]
+        at = rng.integers(0, len(text) - length - 1, size)
+        rows = text[at[:, None] + np.arange(length + 1)]
+        return rows[:, :-1], rows[:, 1:]
+
+    return batch
+
+
+# -- pieces of models -------------------------------------------------------------------------------------
+
+
+def _glorot(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    limit = np.sqrt(6 / (rows + columns))
+    return rng.uniform(-limit, limit, (rows, columns))
+
+
+def _orthogonal(rng: np.random.Generator, n: int, gain: float) -> np.ndarray:
+    q, r = np.linalg.qr(rng.normal(size=(n, n)))
+    return gain * q * np.sign(np.diag(r))
+
+
+def _linear(x: Any, w: Any, b: Any) -> Any:
+    """x [runs, n, inputs], w [runs, inputs, outputs], b [runs, outputs]."""
+    return tf.matmul(x, w) + b[:, None, :]
+
+
+def _look_up(x: Any, w: Any, vocabulary: int) -> Any:
+    """Rows of w [runs, vocabulary, width] for the integers x [batch, length]: [length, runs, batch, width]."""
+    ones = tf.one_hot(tf.transpose(x), vocabulary)  # [length, batch, vocabulary]
+    return tf.einsum("tbv,kvh->tkbh", ones, w)
+
+
+def _crossentropy(logits: Any, y: Any) -> Any:
+    """logits [..., classes] with the runs as first axis, y without: mean over all but the runs."""
+    labels = tf.broadcast_to(y[None], tf.shape(logits)[:-1])
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    return tf.reduce_mean(each, axis=list(range(1, each.shape.rank)))
+
+
+# -- the tasks --------------------------------------------------------------------------------------------
+
+
+def _char_rnn(optimizer: str, rates: tuple[float, ...]) -> Task:
+    units, length, size, vocabulary = 64, 50, 16, 96
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        recurrent = _orthogonal(rng, units, 1.5)
+        first, last = _glorot(rng, vocabulary, units), _glorot(rng, units, vocabulary)
+        return [first, recurrent, np.zeros(units), last, np.zeros(vocabulary)]
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        wx, wh, b, wo, bo = p
+        inputs = _look_up(x, wx, vocabulary)
+        h, states = tf.zeros_like(inputs[0]), []
+        for t in range(length):
+            h = tf.tanh(inputs[t] + tf.matmul(h, wh) + b[:, None, :])
+            states.append(h)
+        logits = _linear(tf.concat(states, 1), wo, bo)
+        return _crossentropy(logits, tf.reshape(tf.transpose(y), [-1]))
+
+    text = f"character RNN, tanh, {units} units, recurrent start orthogonal x 1.5, {length} steps, batch {size}"
+    return Task(text, optimizer, rates, init, _windows(topics, size, length), loss)
+
+
+def _char_gru() -> Task:
+    units, length, size, vocabulary = 48, 32, 16, 96
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        p = []
+        for _ in range(3):
+            p += [_glorot(rng, vocabulary, units), _orthogonal(rng, units, 1.0), np.zeros(units)]
+        return [*p, _glorot(rng, units, vocabulary), np.zeros(vocabulary)]
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        gates = [p[i : i + 3] for i in (0, 3, 6)]  # update, reset, candidate: three matrices are quicker than one
+        inputs = [_look_up(x, w, vocabulary) + b[:, None, :] for w, _, b in gates]
+        u_z, u_r, u_h = (u for _, u, _ in gates)
+        h, states = tf.zeros_like(inputs[0][0]), []
+        for t in range(length):
+            z = tf.sigmoid(inputs[0][t] + tf.matmul(h, u_z))
+            r = tf.sigmoid(inputs[1][t] + tf.matmul(h, u_r))
+            h = z * h + (1 - z) * tf.tanh(inputs[2][t] + r * tf.matmul(h, u_h))
+            states.append(h)
+        logits = _linear(tf.concat(states, 1), p[9], p[10])
+        return _crossentropy(logits, tf.reshape(tf.transpose(y), [-1]))
+
+    text = f"character GRU, {units} units, {length} steps, batch {size}"
+    return Task(text, "adam", (0.001, 0.003, 0.01, 0.03, 0.1), init, _windows(topics, size, length), loss)
+
+
+def _adding(activation: str, optimizer: str, rates: tuple[float, ...]) -> Task:
+    """Hochreiter and Schmidhuber 1997: the sum of two marked numbers among a hundred."""
+    units, length, size = 32, 100, 32
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        # ReLU from the identity (Le, Jaitly, Hinton 2015)
+        recurrent = np.eye(units) if activation == "relu" else _orthogonal(rng, units, 1.2)
+        return [_glorot(rng, 2, units), recurrent, np.zeros(units), _glorot(rng, units, 1), np.zeros(1)]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        numbers, marks = rng.random((size, length)), np.zeros((size, length))
+        rows = np.arange(size)
+        marks[rows, rng.integers(0, length // 2, size)] = 1
+        marks[rows, rng.integers(length // 2, length, size)] = 1
+        return np.stack([numbers, marks], -1).astype(np.float32), (numbers * marks).sum(1).astype(np.float32)
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        wx, wh, b, wo, bo = p
+        inputs = tf.einsum("bti,kih->tkbh", x, wx)
+        act = tf.nn.relu if activation == "relu" else tf.tanh
+        h = tf.zeros_like(inputs[0])
+        for t in range(length):
+            h = act(inputs[t] + tf.matmul(h, wh) + b[:, None, :])
+        return tf.reduce_mean(tf.square(_linear(h, wo, bo)[..., 0] - y), 1)
+
+    text = f"adding problem, {length} steps, {activation} RNN, {units} units, batch {size}"
+    return Task(text, optimizer, rates, init, batch, loss)
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """8 x 8 pictures of digits: drawn from strokes by us, shifted, thickened and noisy."""
+    strokes = {
+        0: "0110 1001 1001 1001 1001 0110",
+        1: "0010 0110 0010 0010 0010 0111",
+        2: "0110 1001 0001 0010 0100 1111",
+        3: "1110 0001 0110 0001 0001 1110",
+        4: "1001 1001 1111 0001 0001 0001",
+        5: "1111 1000 1110 0001 0001 1110",
+        6: "0110 1000 1110 1001 1001 0110",
+        7: "1111 0001 0010 0010 0100 0100",
+        8: "0110 1001 0110 1001 1001 0110",
+        9: "0110 1001 1001 0111 0001 0110",
+    }
+    rng = np.random.default_rng(12345)
+    x, y = np.zeros((4000, 8, 8)), rng.integers(0, 10, 4000)
+    for i, digit in enumerate(y):
+        shape = np.array([[float(c) for c in row] for row in strokes[int(digit)].split()])
+        top, left = rng.integers(0, 3), rng.integers(0, 5)
+        x[i, top : top + 6, left : left + 4] = shape * rng.uniform(0.5, 1.0)
+    x += rng.normal(0, 0.25, x.shape)
+    return x.reshape(-1, 64).astype(np.float32), y.astype(np.int32)
+
+
+def _corrupted_digits() -> Task:
+    size = 64
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        widths, p = (64, 128, 128, 10), []
+        for a, b in pairwise(widths):
+            p += [rng.normal(0, np.sqrt(2 / a), (a, b)), np.zeros(b)]
+        return p
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        x, y = _digits()
+        rows = rng.integers(0, len(x), size)
+        x, y = x[rows].copy(), y[rows]
+        if step > 100:
+            kind = rng.random()
+            if kind < 0.01:
+                x *= 1e4
+            elif kind < 0.012:
+                x[0] = np.nan
+            elif step % 500 < 5:
+                y = rng.permutation(y)
+        return x, y
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        h = tf.broadcast_to(x[None], [tf.shape(p[0])[0], *x.shape])
+        for i in range(0, len(p), 2):
+            h = _linear(h, p[i], p[i + 1])
+            if i < len(p) - 2:
+                h = tf.nn.relu(h)
+        return _crossentropy(h, y)
+
+    text = "digits, MLP 64-128-128-10, batch 64; 1 % of batches x 1e4, 0.2 % with NaN, labels shuffled 5 steps in 500"
+    return Task(text, "sgd", (0.001, 0.003, 0.01, 0.03, 0.1), init, batch, loss)
+
+
+def _transformer() -> Task:
+    width, heads, depth, length, size, vocabulary = 48, 4, 2, 48, 8, 96
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        p = [rng.normal(0, 0.1, (vocabulary, width)), rng.normal(0, 0.1, (length, width))]
+        for _ in range(depth):
+            p += [np.ones(width), np.zeros(width), _glorot(rng, width, 3 * width), _glorot(rng, width, width)]
+            p += [np.ones(width), np.zeros(width), _glorot(rng, width, 4 * width), np.zeros(4 * width)]
+            p += [_glorot(rng, 4 * width, width), np.zeros(width)]
+        return [*p, np.ones(width), np.zeros(width), _glorot(rng, width, vocabulary)]
+
+    def normal(x: Any, scale: Any, shift: Any) -> Any:
+        mean, var = tf.nn.moments(x, [-1], keepdims=True)
+        return (x - mean) * tf.math.rsqrt(var + 1e-5) * scale[:, None, :] + shift[:, None, :]
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        runs = p[0].shape[0]
+        ones = tf.reshape(tf.one_hot(x, vocabulary), [-1, vocabulary])
+        h = tf.einsum("nv,kvh->knh", ones, p[0]) + tf.tile(p[1], [1, size, 1])
+        mask = tf.where(tf.linalg.band_part(tf.ones([length, length]), -1, 0) > 0, 0.0, -1e9)
+        for i in range(depth):
+            g1, b1, wqkv, wo, g2, b2, w1, c1, w2, c2 = p[2 + 10 * i : 12 + 10 * i]
+            qkv = tf.reshape(tf.matmul(normal(h, g1, b1), wqkv), [runs, size, length, 3, heads, width // heads])
+            q, k, v = (tf.transpose(qkv[:, :, :, j], [0, 1, 3, 2, 4]) for j in range(3))
+            scores = tf.matmul(q, k, transpose_b=True) / (width // heads) ** 0.5 + mask
+            mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), v), [0, 1, 3, 2, 4])
+            h += tf.matmul(tf.reshape(mixed, [runs, size * length, width]), wo)
+            h += _linear(tf.nn.gelu(_linear(normal(h, g2, b2), w1, c1)), w2, c2)
+        logits = tf.matmul(normal(h, p[-3], p[-2]), p[-1])
+        return _crossentropy(logits, tf.reshape(y, [-1]))
+
+    text = f"transformer on the standard library, {depth} layers, width {width}, {length} characters, batch {size}"
+    return Task(text, "adam", (0.001, 0.003, 0.01, 0.03, 0.1), init, _windows(sources, size, length), loss)
+
+
+def _heavy_tails() -> Task:
+    size, inputs = 16, 20
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        return [np.zeros((inputs, 1)), np.zeros(1)]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        x = rng.normal(size=(size, inputs))
+        truth = np.cos(np.arange(inputs))
+        noise = rng.pareto(1.5, size) * rng.choice([-1, 1], size)
+        return x.astype(np.float32), (x @ truth + noise).astype(np.float32), truth.astype(np.float32)
+
+    def loss(p: Params, x: Any, y: Any, truth: Any) -> Any:
+        h = tf.broadcast_to(x[None], [tf.shape(p[0])[0], size, inputs])
+        return tf.reduce_mean(tf.square(_linear(h, p[0], p[1])[..., 0] - y), 1)
+
+    def score(p: Params, x: Any, y: Any, truth: Any) -> Any:
+        # the loss has no mean under this noise: squared distance of the weights to the truth
+        return tf.reduce_sum(tf.square(p[0][..., 0] - truth), 1) + tf.square(p[1][..., 0])
+
+    text = (
+        "linear regression, 20 inputs, batch 16, Pareto noise of index 1.5; judged by the squared error of the weights"
+    )
+    return Task(text, "sgd", (0.0003, 0.001, 0.003, 0.01, 0.03), init, batch, loss, score)
+
+
+TASKS: Mapping[str, Callable[[], Task]] = {
+    "rnn-sgd": lambda: _char_rnn("sgd", (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "rnn-adam": lambda: _char_rnn("adam", (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "gru-adam": _char_gru,
+    "adding-tanh": lambda: _adding("tanh", "adam", (0.001, 0.003, 0.01, 0.03)),
+    "adding-relu": lambda: _adding("relu", "sgd", (0.0003, 0.001, 0.003, 0.01, 0.03)),
+    "digits": _corrupted_digits,
+    "transformer": _transformer,
+    "heavy-tails": _heavy_tails,
+}
+
+#: Where the rules were designed; the others, and other seeds, are where they are judged.
+DESIGN_TASKS = ("rnn-sgd", "rnn-adam")

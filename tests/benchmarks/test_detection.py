@@ -1,0 +1,71 @@
+"""The counting of benchmarks/detection.py."""
+
+from __future__ import annotations
+
+import detection
+import numpy as np
+import pytest
+from streams import FAULTS
+
+from gradwatch.core import detectors, norms
+from gradwatch.core.xp import NUMPY
+
+
+@pytest.mark.parametrize("make", detectors.DETECTORS.values(), ids=list(detectors.DETECTORS))
+def test_many_streams_at_once_alarm_as_each_by_itself(make):
+    rng = np.random.default_rng(0)
+    x = rng.lognormal(0, 0.3, (400, 3))
+    x[200, 0], x[250:, 1], x[300, 2], x[320:330, 2] = 50, 1e-6, np.nan, np.inf
+    x[350:, 0] *= 1.1 ** np.arange(50)
+    together = detection.alarms(detection.Ours(make()), x)
+    for i in range(3):
+        detector = make()
+        state, alone = detector.init(1), []
+        for value in x[:, i]:
+            now = norms.of(NUMPY, np.array([value], np.float32))
+            state, alarm, _ = detector.update(NUMPY, state, now)
+            alone.append(bool(alarm))
+        assert together[:, i].tolist() == alone
+    assert together.any()
+
+
+def test_a_copy_goes_on_without_changing_the_original():
+    judge = detection.Ours(detectors.spike())
+    detection.alarms(judge, np.random.default_rng(0).lognormal(0, 0.3, (100, 2)))
+    before = {key: np.copy(value) for key, value in judge.state[0].items()}
+    detection.alarms(judge.clone(), np.full((50, 2), 7.0))
+    assert all(np.array_equal(before[key], judge.state[0][key]) for key in before)
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.390)])
+def test_the_interval_of_a_rate_is_garwoods(count, low, high):
+    # Garwood 1936, Biometrika 28, table for 95 %
+    rate, found_low, found_high = detection.poisson_interval(count, 2.0)
+    assert rate == count / 2
+    assert (found_low, found_high) == (pytest.approx(low / 2, abs=1e-3), pytest.approx(high / 2, abs=1e-3))
+
+
+def test_recall_counts_alarms_in_time_and_delay_is_the_first():
+    found = np.zeros((300, 4), bool)
+    found[3, 0] = found[30, 0] = found[250, 1] = found[0, 2] = True
+    out = detection._found(found, FAULTS["growth 5 %"])
+    assert out["recall"] == 0.5
+    assert out["delay"][1] == 0.0
+    assert detection._found(found, FAULTS["spike x 3"])["recall"] == 0.25
+
+
+def test_recovery_is_the_last_alarm_of_the_shifts_own_cluster():
+    found = np.zeros((1500, 2), bool)
+    found[:40, 0] = found[120, 0] = True
+    found[1400, 0] = True  # a false alarm a thousand steps later is none of the shift's
+    out = detection._legitimate(found)
+    assert out["recovery"][0] == pytest.approx(121 / 2, abs=61)
+    assert out["alarm_steps"] == 21.0
+
+
+def test_after_a_nan_gradwatchs_statistics_are_bit_identical():
+    judge = detection.Ours(*detectors.default())
+    rng = np.random.default_rng(1)
+    detection.alarms(judge, rng.lognormal(0, 0.3, (200, 3)))
+    out = detection._after_nan(judge, rng.lognormal(0, 0.3, (30, 3)))
+    assert out == {"recall": 1.0, "trace_in_the_state": False}

@@ -1,0 +1,178 @@
+"""The trainer trains many runs side by side without mixing them, and the tables say what the runs did."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.tf
+
+efficacy = pytest.importorskip("efficacy")
+import peers  # noqa: E402
+import tasks  # noqa: E402
+
+
+def test_a_run_among_others_is_the_run_alone():
+    task = tasks.TASKS["digits"]()
+    many = efficacy.train(
+        task, 0.03, 1, {"none": peers.Unclipped(), "a": peers.Fixed(0.1), "b": peers.Fixed(1.0)}, steps=130
+    )
+    alone = efficacy.train(task, 0.03, 1, {"b": peers.Fixed(1.0)}, steps=130)
+    assert many[2]["curve"] == pytest.approx(alone[0]["curve"], rel=1e-4)
+    assert many[0]["final"] != many[1]["final"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_optimizers_are_those_of_keras(optimizer):
+    """Oracle: keras.optimizers on the same gradients; a skipped step changes nothing, slots included."""
+    keras = pytest.importorskip("keras")
+    import tensorflow as tf
+
+    task = tasks.TASKS["heavy-tails"]()._replace(optimizer=optimizer)
+    trainer = efficacy.Trainer(task, 0.01, runs=2, seed=0)
+    variables = [tf.Variable(p[0]) for p in trainer.params]
+    theirs = (
+        keras.optimizers.SGD(0.01, momentum=0.9) if optimizer == "sgd" else keras.optimizers.Adam(0.01, epsilon=1e-8)
+    )
+    rng = np.random.default_rng(0)
+    for t in range(20):
+        grads = [rng.normal(size=p.shape).astype(np.float32) for p in trainer.params]
+        skip = np.array([t == 10, False])
+        trainer.apply([tf.constant(g) for g in grads], np.full((2, len(grads)), 0.5, np.float32), skip)
+        if not skip[0]:
+            theirs.apply_gradients(zip([tf.constant(0.5 * g[0]) for g in grads], variables))
+    for ours, theirs_value in zip(trainer.params, variables):
+        assert ours[0].numpy() == pytest.approx(theirs_value.numpy(), rel=1e-4, abs=1e-6)
+        assert not np.allclose(ours[0], ours[1])
+
+
+def test_a_scale_of_zero_drops_a_nan_and_any_other_keeps_it():
+    import tensorflow as tf
+
+    trainer = efficacy.Trainer(tasks.TASKS["heavy-tails"](), 0.1, runs=2, seed=0)
+    grads = [tf.constant(np.full(p.shape, np.nan, np.float32)) for p in trainer.params]
+    trainer.apply(grads, np.array([[0, 0], [1, 1]], np.float32), np.array([False, False]))
+    assert np.all(np.isfinite(trainer.params[0][0]))
+    assert np.all(np.isnan(trainer.params[0][1]))
+
+
+@pytest.mark.parametrize("name", ["rnn-sgd", "transformer", "digits", "heavy-tails"])
+def test_every_task_starts_with_finite_loss_and_gradients_of_every_parameter(name):
+    task = tasks.TASKS[name]()
+    trainer = efficacy.Trainer(task, task.rates[0], runs=2, seed=3)
+    loss, score, norms, _ = trainer.gradients(*task.batch(np.random.default_rng(0), 0))
+    assert np.all(np.isfinite(loss))
+    assert np.all(np.isfinite(score))
+    assert norms.shape == (2, len(trainer.params))
+    assert np.all(np.isfinite(norms) & (norms.numpy() > 0))
+    assert norms[0].numpy() == pytest.approx(norms[1].numpy(), rel=1e-4)
+
+
+def test_a_run_that_ends_no_better_than_it_began_has_diverged():
+    fine = efficacy.summary(np.linspace(4, 1, 200), 4.0)
+    assert not fine["diverged"]
+    assert fine["final"] == pytest.approx(np.linspace(4, 1, 200)[-10:].mean())
+    assert fine["steps_lost"] == 0
+    for ending in (math.nan, 9.0):
+        dead = efficacy.summary(np.r_[np.linspace(4, 1, 100), np.full(100, ending)], 4.0)
+        assert dead["diverged"]
+        assert dead["final"] == 4.0
+        assert dead["steps_lost"] > 90
+
+
+def lines():
+    """Two cells, two seeds: "mine" is 1 % worse than the best constant in one and better in the other."""
+    finals = {
+        (0.1, "none"): (1.00, 1.00),
+        (0.1, "fixed 1"): (1.10, 1.30),
+        (0.1, "mine"): (1.01, 1.01),
+        (1.0, "none"): (4.0, 4.0),
+        (1.0, "fixed 1"): (2.00, 2.20),
+        (1.0, "mine"): (1.80, 4.0),
+    }
+    return [
+        {
+            "task": "rnn-sgd",
+            "rate": rate,
+            "method": method,
+            "seed": seed,
+            "steps": 10,
+            "final": final,
+            "diverged": final >= 4,
+            "clipped_last_half": 0.1,
+            "steps_lost": 3,
+        }
+        for (rate, method), values in finals.items()
+        for seed, final in enumerate(values)
+    ]
+
+
+def test_the_oracle_is_the_best_constant_of_each_cell_and_none_is_one():
+    cells = efficacy.Cells(lines(), 10)
+    assert [cells.oracle(*cell) for cell in cells.cells] == ["none", "fixed 1"]
+    g = efficacy.goals(cells, "mine")
+    assert [row["ratio"] for row in g["cells"]] == [pytest.approx(1.01), pytest.approx(2.9 / 2.1)]
+    assert g["within_2_percent"] == 0.5
+    assert g["better"] == 0
+    assert g["died"] == 1
+    assert g["worst_over_none_where_none_is_best"] == pytest.approx(1.01)
+
+
+def test_the_report_marks_what_died():
+    text = efficacy.report(efficacy.Cells(lines(), 10))
+    mine = next(line for line in text.splitlines() if line.startswith("| mine"))
+    assert "(1 of 2 died)**" in mine
+    assert "1.01" in mine
+
+
+def test_learning_rate_sensitivity_is_the_mean_excess_over_the_best_rate():
+    cells = efficacy.Cells(lines(), 10)
+    assert efficacy.sensitivity(cells, "rnn-sgd", "none") == pytest.approx((1 + 4) / 2 - 1)
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    """Finished groups are not trained again; a line cut off by the stop is."""
+    trained = []
+
+    def train(task, rate, seed, rules, steps):
+        trained.append((rate, seed, tuple(rules)))
+        run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "diverged": False, "clipped_last_half": 0.0}
+        return [{"method": m, **run, "steps_lost": 0, "group_seconds": 0.0, "all_norms": None} for m in rules]
+
+    monkeypatch.setattr(efficacy, "train", train)
+    monkeypatch.setattr(efficacy, "save_norms", lambda lines: None)
+    file, output = tmp_path / "lines.jsonl", tmp_path / "out.json"
+    flags = ["--tasks", "digits", "--seeds", "1", "--steps", "5", "--methods", "none,fixed 1"]
+    monkeypatch.setattr(sys, "argv", ["efficacy.py", *flags, "--lines", str(file), "--output", str(output)])
+    efficacy.main()
+    assert len(trained) == 5
+    kept = file.read_text().splitlines()
+    file.write_text("\n".join(kept[:3]) + "\n" + kept[3][:20])
+    trained.clear()
+    efficacy.main()
+    assert [(rate, rules) for rate, _, rules in trained] == [
+        (0.003, ("fixed 1",)),
+        (0.01, ("none", "fixed 1")),
+        (0.03, ("none", "fixed 1")),
+        (0.1, ("none", "fixed 1")),
+    ]
+    trained.clear()
+    efficacy.main()
+    assert not trained
+    assert len(json.loads(output.read_text())["cells"]) == 10
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", efficacy.OURS)
+def test_gradwatchs_policies_are_run_by_the_real_guard(name):
+    rule = efficacy.Gradwatch(efficacy.OURS[name]())
+    rng = np.random.default_rng(0)
+    for t in range(150):
+        verdict = rule.step(rng.lognormal(0, 0.3, 3), 1.0)
+        assert verdict.scale.shape == (3,)
+        assert np.all((verdict.scale >= 0) & (verdict.scale <= 1)), t
+    assert np.all(rule.step(np.array([math.nan, 1, 1]), 1.0).scale == 0)

@@ -12,6 +12,8 @@ from gradwatch.errors import GradwatchError, MissingExtra
 COMMANDS = {
     "demo": ("gradwatch.demo.command", "demo"),
     "top": ("gradwatch.top", "top"),
+    "grafana": ("gradwatch.commands", "grafana"),
+    "notify": ("gradwatch.commands", "notify"),
 }
 
 

@@ -4,6 +4,7 @@ Run it with: python examples/serve_and_resume.py
 """
 
 import tempfile
+import time
 import urllib.request
 
 import tensorflow as tf
@@ -53,6 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
 print(f"step {again.steps}: clip_norm {ahead.clip_norm!r} before the restore, {again.clip_norm!r} after it")
 assert (again.steps, again.clip_norm) == (ahead.steps, ahead.clip_norm)
 
+time.sleep(1.5)  # the endpoint shows what was read off the device within the last second
 with urllib.request.urlopen(server.metrics_url) as response:
     shown = [line for line in response.read().decode().splitlines() if line.startswith("gradwatch_steps_total")]
 print("\n".join(shown))

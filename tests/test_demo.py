@@ -60,7 +60,7 @@ def test_a_batch_is_a_page_and_every_page_comes_once_before_any_comes_again():
 
 
 def test_equal_seeds_give_equal_batches_and_others_do_not():
-    text = encode("to be or not to be, that is the question" * 10)
+    text = encode("".join(map(chr, range(32, 500))))
     one, same, other = (list(itertools.islice(pages(text, seed=s, batch=8, length=5), 6)) for s in (1, 1, 2))
     assert all((a[0] == b[0]).all() for a, b in zip(one, same))
     assert any((a[0] != b[0]).any() for a, b in zip(one, other))
@@ -70,15 +70,27 @@ def test_equal_seeds_give_equal_batches_and_others_do_not():
 
 
 def snapshot(**changes):
+    numbers = ("norm", "applied_norm", "clip_norm", "clip_scale", "median", "max_norm", "norm_sum", "time", "score")
+    counts = ("steps", "clipped_steps", "nonfinite_steps", "nonfinite_streak", "skipped_updates", "explosions")
     base = {
-        "name": "protected", "policy": "percentile(90, "window=1000)", "time": 0.0, "steps": 1, "norm": 1.0, "applied_norm": 1.0,
-        "clip_norm": 1.0, "clip_scale": 1.0, "verdict": "pass", "explosion_threshold": 2.0, "vanishing_threshold": 0.0, "score": 0.0,
-        "median": 1.0, "quantiles": {}, "clipped_steps": 0, "nonfinite_steps": 0, "nonfinite_streak": 0, "skipped_updates": 0,
-        "skipped_by_reason": {}, "explosions": 0, "max_norm": 1.0, "warmup": False, "layer_norms": {},
-        "anomalies": dict.fromkeys(KINDS, 0), "anomalous_steps": dict.fromkeys(KINDS, 0),
-        "active": dict.fromkeys(KINDS, False), "last_events": dict.fromkeys(KINDS), "norm_bounds": (), "norm_counts": (1,),
-        "norm_sum": 1.0,
-    }  # fmt: skip
+        **dict.fromkeys(numbers, 1.0),
+        **dict.fromkeys(counts, 0),
+        "name": "protected",
+        "policy": "percentile(90, window=1000)",
+        "verdict": "pass",
+        "warmup": False,
+        "explosion_threshold": 2.0,
+        "vanishing_threshold": 0.0,
+        "norm_bounds": (),
+        "norm_counts": (1,),
+        "quantiles": {},
+        "skipped_by_reason": {},
+        "layer_norms": {},
+        "last_events": dict.fromkeys(KINDS),
+        "anomalies": dict.fromkeys(KINDS, 0),
+        "anomalous_steps": dict.fromkeys(KINDS, 0),
+        "active": dict.fromkeys(KINDS, False),
+    }
     return Snapshot(**{**base, **changes})
 
 
@@ -293,7 +305,7 @@ def test_ctrl_c_ends_the_demo_with_what_was_learned_so_far_and_metrics_are_serve
                     found = re.search(
                         r'^gradwatch_steps_total\{monitor="unprotected"\} (\S+)', answer.read().decode(), re.M
                     )
-                if found and float(found[1]) > 0:
+                if found and float(found[1]) > 50:  # more than any earlier run of this name
                     served.append(float(found[1]))
                     os.kill(os.getpid(), signal.SIGINT)
                     return

@@ -22,7 +22,9 @@ from gradwatch.errors import MissingExtra
     type=click.FloatRange(min=0, min_open=True),
     help="Peak learning rate.  [default: one at which the unprotected run diverges]",
 )
-@click.option("--optimizer", type=click.Choice(["sgd", "rmsprop", "adam"]), default="sgd", show_default=True)
+@click.option(
+    "--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True, help="SGD has momentum 0.9."
+)
 @click.option(
     "--policy",
     default="percentile(90)",

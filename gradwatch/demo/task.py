@@ -19,7 +19,6 @@ RECURRENT_GAIN = 0.7
 #: Optimizer -> (how it is made from a schedule, peak learning rate at which this task diverges unprotected).
 OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "sgd": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), 0.5),
-    "rmsprop": (keras.optimizers.RMSprop, 0.02),
     "adam": (keras.optimizers.Adam, 0.03),
 }
 

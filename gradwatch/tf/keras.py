@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
@@ -48,12 +49,16 @@ class KerasCallback(keras.callbacks.Callback):
         self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
         self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
         self._optimizer: Any = None
+        self._before: hook.Scope | None = None
         self._looked = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._optimizer = self.model.optimizer
         if self.backup is not None and self.backup.exists():
             self.monitor.load(self.backup)
+        before = hook.attached(self._optimizer)
+        # an earlier fit that was interrupted never detached
+        self._before = None if before is None or before.monitor is self.monitor else before
         hook.attach(self._optimizer, self.monitor)
         # a train function traced by an earlier fit is unwatched
         self.model.make_train_function(force=True)
@@ -65,7 +70,9 @@ class KerasCallback(keras.callbacks.Callback):
             self.monitor.report(loss=logs["loss"])
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            self.monitor.report(learning_rate=float(self._optimizer.learning_rate))
+            rate = _learning_rate(self._optimizer)
+            if rate is not None:
+                self.monitor.report(learning_rate=rate)
         # what the reader's thread saw last: no step waits for the device here
         seen = next((r.snapshot for r in reader.readings() if r.run_id == self.monitor.run_id), None)
         if seen is not None and seen.steps:
@@ -85,7 +92,7 @@ class KerasCallback(keras.callbacks.Callback):
                 logger.warning("monitor %r could not be backed up: %s", self.monitor.name, error)
 
     def on_train_end(self, logs: Any = None) -> None:
-        hook.detach(self._optimizer)
+        hook.detach(self._optimizer, self._before)
         # a later fit without the callback must not stay watched
         self.model.train_function = None
         reader.mark_active(self.monitor, False)
@@ -112,6 +119,16 @@ class KerasCallback(keras.callbacks.Callback):
 def _file_name(name: str) -> str:
     """A file for a monitor of any name, and of any length."""
     return f"gradwatch-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:64]}.npz"
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    """As a number, or None for an optimizer that has not the one (MultiOptimizer)."""
+    try:
+        # not float(): under a strategy it is a variable on every device
+        return float(tf.convert_to_tensor(optimizer.learning_rate))
+    except Exception as error:  # what is only reported must not end a training
+        logger.debug("no learning rate to report: %s", error)
+        return None
 
 
 def _shown(now: Snapshot) -> dict[str, float]:

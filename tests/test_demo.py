@@ -258,7 +258,7 @@ def demo(tmp_path):
 
     def run(**changes):
         out = io.StringIO()
-        options = {"policy": policies.percentile(90), "steps": 30, "port": 0, "output": tmp_path, "warmup_steps": 10}
+        options = {"policy": policies.percentile(90), "steps": 30, "port": 0, "output": tmp_path, "learning_rate": 0.01}
         outcome = session.run(
             session.Options(**{**options, **changes}), Console(file=out, width=100, force_terminal=False)
         )
@@ -315,12 +315,12 @@ def test_ctrl_c_ends_the_demo_with_what_was_learned_so_far_and_metrics_are_serve
         return server
 
     monkeypatch.setattr(session, "_serve", serve)
-    outcome, printed = demo(steps=100_000)
+    outcome, printed = demo(steps=5000)
     assert served
     assert outcome.interrupted
     assert outcome.unprotected.ended == "interrupted"
     assert outcome.protected is None
-    assert 0 < len(outcome.unprotected.loss) < 100_000
+    assert 0 < len(outcome.unprotected.loss) < 5000
     assert len(outcome.unprotected.loss) == len(outcome.unprotected.series["norm"])
     assert "Unprotected" in printed
     assert is_a_picture(tmp_path / "demo.png")

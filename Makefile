@@ -38,8 +38,8 @@ e2e: $(READY)  ## end to end: real Prometheus, Alertmanager, Pushgateway, Chromi
 bench: $(READY)  ## what gradwatch costs per step; prints tables, writes JSON
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
-matrix:  ## the tests on other Python and TensorFlow versions, as far as they are installed
-	PYTHON=$(PYTHON) sh tests/matrix.sh
+matrix:  ## core and tf tests on the oldest and newest Python and TensorFlow, as far as they are installed
+	sh tests/matrix.sh
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .venv-* build dist demo-output .pytest_cache .mypy_cache .ruff_cache

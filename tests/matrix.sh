@@ -1,0 +1,35 @@
+#!/bin/sh
+# The tests of core and tf on the oldest and the newest versions we support. A Python that is not installed is
+# left out, and said so at the end. One row: python  tensorflow  keras
+set -u
+cd "$(dirname "$0")/.."
+
+rows="
+3.10 2.16.* 3.5.*
+3.12 2.18.* 3.8.*
+3.13 2.21.* 3.15.*
+"
+
+told=""
+failed=0
+while read -r python tensorflow keras; do
+    [ -n "$python" ] || continue
+    row="Python $python, TensorFlow $tensorflow, Keras $keras"
+    if ! "python$python" -c "" 2>/dev/null; then
+        told="$told$row: left out, python$python is not installed\n"
+        continue
+    fi
+    venv=".venv-$python"
+    "python$python" -m venv "$venv" &&
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            "tensorflow==$tensorflow" "keras==$keras" -e . click rich matplotlib pytest pytest-timeout scipy &&
+        "$venv/bin/python" -m pytest -q -m "not e2e" tests/core tests/tf tests/test_cli.py </dev/null
+    code=$?
+    [ "$code" = 0 ] || failed=1
+    told="$told$row: $([ "$code" = 0 ] && echo passed || echo "failed ($code)")\n"
+done <<ROWS
+$rows
+ROWS
+
+printf '\n%b' "$told"
+exit "$failed"

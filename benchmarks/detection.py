@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import setting
 from budget_prototype import spike_budget
-from detector_peers import DETECTOR_PEERS
+from detector_peers import DETECTOR_PEERS, LogMad, PageHinkley, WindowSigma, ZClipScore
 from streams import FAULTS, STREAMS, Fault, inject
 
 from gradwatch.core import detectors, policies
@@ -192,6 +192,34 @@ def budgets(stream: str, *, streams: int, steps: int, seed: int) -> dict[str, An
         found = false_alarms(lambda b=budget: Ours(spike_budget(b)), stream, streams=streams, steps=steps, seed=seed)
         scale = 1e4 / 1e6 * budget
         out[f"{budget:g}"] = [x / scale for x in found["per_10000"]]
+    return out
+
+
+#: Settings of each detector from eager to sluggish, for the picture of delay against false alarms.
+SWEEPS: Mapping[str, Mapping[str, Callable[[], Ours | Theirs]]] = {
+    "gradwatch spike": {f"z {z:g}": (lambda z=z: Ours(detectors.spike(z))) for z in (2.5, 3, 3.5, 4, 5, 6, 8)},
+    "gradwatch budget": {f"{b:g}": (lambda b=b: Ours(spike_budget(b))) for b in (3e4, 1e4, 3e3, 1e3, 100, 10, 1)},
+    "gradwatch trend": {f"{h:g}": (lambda h=h: Ours(detectors.trend(decision=h))) for h in (2, 3, 4, 6, 8, 12, 20)},
+    "ZClip z": {f"z {z:g}": (lambda z=z: Theirs(lambda: ZClipScore(z))) for z in (2, 2.5, 3, 4, 6, 8)},
+    "n sigma of 128": {f"{k:g}": (lambda k=k: Theirs(lambda: WindowSigma(k, 128))) for k in (2, 3, 4, 5, 6, 8)},
+    "log median / MAD": {f"{k:g}": (lambda k=k: Theirs(lambda: LogMad(k))) for k in (2, 3, 4, 5, 6, 8)},
+    "Page-Hinkley": {f"{h:g}": (lambda h=h: Theirs(lambda: PageHinkley(h))) for h in (2, 5, 10, 20, 50)},
+}
+
+
+def tradeoff(stream: str, fault: str, *, streams: int, steps: int, seed: int) -> dict[str, Any]:
+    """For each setting: false alarms per 10,000 and the mean delay in steps, a fault never found counting AFTER."""
+    out: dict[str, Any] = {}
+    for name, settings in SWEEPS.items():
+        out[name] = []
+        for label, make in settings.items():
+            source = STREAMS[stream](np.random.default_rng(seed), streams)
+            judge = make()
+            healthy = alarms(judge, islice(source, steps))
+            after = inject(np.array(list(islice(source, AFTER))), FAULTS[fault])
+            found = alarms(judge, after)
+            delay = np.where(found.any(0), found.argmax(0), AFTER)
+            out[name].append({"setting": label, "per_10000": float(healthy.mean() * 1e4), "delay": float(delay.mean())})
     return out
 
 
@@ -388,6 +416,13 @@ def main() -> None:
         if not options.quick:
             result["spot"][stream] = spot(stream, budget=100.0, streams=10, steps=20_000, seed=options.seed + 3)
         print(f"{stream}: {time.perf_counter() - began:.0f} s", flush=True)
+    result["tradeoff"] = {
+        f"{stream}, {fault}": tradeoff(
+            stream, fault, streams=4 if options.quick else 20, steps=1500 if options.quick else 4000, seed=options.seed
+        )
+        for stream, fault in (("log-normal 0.3", "growth 5 %"), ("AR(1) 0.9", "growth 5 %"))
+        if stream in chosen
+    }
     result["clip_rates"] = clip_rates(streams=3 if options.quick else 20, seed=options.seed)
     print("\n" + report(result))
     setting.write(options.output, result)

@@ -409,7 +409,8 @@ def main() -> None:
     if not cells.cells:
         parser.exit(1, f"nothing is finished in {lines_path}\n")
     print("\n" + report(cells))
-    save_norms(lines)
+    if not (options.quick or options.design):
+        save_norms(lines)
     content = {
         "machine": facts,
         "steps": steps,

@@ -456,6 +456,29 @@ def small_print(cells: list[dict[str, Any]]) -> str:
     return setting.table(head, rows) if rows else ""
 
 
+def late_table(entries: list[dict[str, Any]]) -> str:
+    head = ["a step at", "10^2, µs", "10^6, µs", "ratio", "bytes of state, both"]
+    rows = [
+        [
+            late["mode"],
+            f"{late['early_us']:.0f}",
+            f"{late['late_us']:.0f}",
+            _with_interval(late["ratio"]),
+            f"{late['state_bytes']['early']} / {late['state_bytes']['late']}",
+        ]
+        for late in entries
+    ]
+    return setting.table(head, rows)
+
+
+def soak_line(long: dict[str, Any]) -> str:
+    return (
+        f"soak, jit: {long['steps']} of {long['asked']} steps, resident memory {long['resident_mb'][0]} to "
+        f"{long['resident_mb'][-1]} MB (growth after the first fifth {long['growth_bytes'] / 2**20:.2f} MB), "
+        f"{long['first_tenth_us']:.0f} µs a step in the first tenth, {long['last_tenth_us']:.0f} in the last"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a reduced table in under 5 minutes")
@@ -496,29 +519,10 @@ def main() -> None:
         for mode in modes:
             late = late_step(mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
             result["late_step"].append(late)
-        print(
-            "\n"
-            + setting.table(
-                ["a step at", "10^2, µs", "10^6, µs", "ratio", "bytes of state, both"],
-                [
-                    [
-                        late["mode"],
-                        f"{late['early_us']:.0f}",
-                        f"{late['late_us']:.0f}",
-                        _with_interval(late["ratio"]),
-                        f"{late['state_bytes']['early']} / {late['state_bytes']['late']}",
-                    ]
-                    for late in result["late_step"]
-                ],
-            )
-        )
+        print("\n" + late_table(result["late_step"]))
     if soak_steps:
         long = result["soak"] = soak(soak_steps, seconds=60.0 if options.quick else 1800.0)
-        print(
-            f"\nsoak: {long['steps']} of {long['asked']} steps, resident memory {long['resident_mb'][0]} to "
-            f"{long['resident_mb'][-1]} MB (growth after the first fifth {long['growth_bytes'] / 2**20:.2f} MB), "
-            f"{long['first_tenth_us']:.0f} µs a step at first, {long['last_tenth_us']:.0f} at the end"
-        )
+        print("\n" + soak_line(long))
     setting.write(options.output, result)
 
 

@@ -1,0 +1,143 @@
+"""Write the measured numbers of benchmarks/results into docs/benchmarks.md and draw its pictures.
+
+    python benchmarks/document.py
+
+Only what stands between the lines `<!-- measured: NAME -->` and `<!-- end -->` is written, so the prose around it
+stays; a table in the documents can therefore never differ from the results that it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import setting
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURES = ROOT / "docs" / "pictures"
+
+
+def result(name: str) -> dict[str, Any] | None:
+    path = setting.RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _made_with(found: dict[str, Any]) -> str:
+    facts = found["machine"]
+    return f"`{facts['command']}`; {setting.one_line(facts)}"
+
+
+def overhead(found: dict[str, Any]) -> str:
+    import overhead as script
+
+    parts = [_made_with(found), script.ratios(found["cells"]), script.small_print(found["cells"])]
+    if found["late_step"]:
+        parts.append(script.late_table(found["late_step"]))
+    if found["soak"]:
+        parts.append(script.soak_line(found["soak"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def detection(found: dict[str, Any]) -> str:
+    import detection as script
+
+    draw_tradeoff(found["tradeoff"])
+    return "\n\n".join([_made_with(found), script.report(found), "![delay](pictures/detection.png)"])
+
+
+def efficacy(found: dict[str, Any]) -> str:
+    import efficacy as script
+
+    cells = script.Cells(script.load(setting.RESULTS / "efficacy.jsonl"), found["steps"])
+    draw_sweep(cells)
+    return "\n\n".join([_made_with(found), script.report(cells), "![sweep](pictures/efficacy.png)"])
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "overhead": overhead,
+    "detection": detection,
+    "efficacy": efficacy,
+}
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """`text` with the section of that name replaced; an error where it has none."""
+    pattern = re.compile(rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{PAGE} has no section <!-- measured: {name} -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------
+
+
+def _axes(n: int, columns: int) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = -(-n // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)
+    for spare in axes.ravel()[n:]:
+        spare.axis("off")
+    return figure, list(axes.ravel()[:n])
+
+
+def _save(figure: Any, name: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(PICTURES / name, dpi=110)
+
+
+def draw_tradeoff(found: dict[str, Any]) -> None:
+    """Delay against false alarms, one line per detector."""
+    figure, axes = _axes(len(found), 2)
+    for axis, (title, sweeps) in zip(axes, found.items()):
+        for name, points in sweeps.items():
+            # nothing can be left of what was counted: none in this many steps
+            rate = [max(point["per_10000"], 0.05) for point in points]
+            ours = name.startswith("gradwatch")
+            axis.plot(rate, [point["delay"] for point in points], "o-" if ours else "x--", label=name, alpha=0.9)
+        axis.set(xscale="log", yscale="log", title=title, xlabel="false alarms per 10,000", ylabel="delay, steps")
+    axes[0].legend(fontsize=7)
+    _save(figure, "detection.png")
+
+
+def draw_sweep(cells: Any, shown: tuple[str, ...] = ("none", "fixed 1", "AutoClip p10", "ZClip", "AdaGC")) -> None:
+    """Final loss over the learning rate: the tuned constant, the best known rules, and ours."""
+    import efficacy as script
+
+    ours = tuple(name for name in cells.names if name.startswith("gradwatch"))
+    tasks = list(dict.fromkeys(task for task, _ in cells.cells))
+    figure, axes = _axes(len(tasks), 2)
+    for axis, task in zip(axes, tasks):
+        rates = [rate for name, rate in cells.cells if name == task]
+        for name in (script.ORACLE, *shown, *ours):
+            y = np.array([setting.mean_interval(cells.values(task, r, cells.resolve(task, r, name))) for r in rates])
+            style = "k-" if name == script.ORACLE else "o-" if name in ours else "x--"
+            axis.plot(rates, y[:, 0], style, label=name, lw=2.5 if name == script.ORACLE else 1.2)
+        axis.set(xscale="log", title=task, xlabel="learning rate", ylabel="final loss")
+    axes[0].legend(fontsize=6)
+    _save(figure, "efficacy.png")
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    for name, section in SECTIONS.items():
+        found = result(name)
+        if found is None:
+            print(f"no results of {name}: left as it is")
+            continue
+        text = fill(text, name, section(found))
+    PAGE.write_text(text)
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

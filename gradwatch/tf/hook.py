@@ -132,8 +132,12 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
         if scope is None:
             return original(self, grads, trainable_variables)
         scope.seen = True
-        if scope.clipped_by_hand or _leaves_it_to_inner(self):
+        if scope.clipped_by_hand:
             return original(self, grads, trainable_variables)
+        if _is_loss_scaler(self) and self.inner_optimizer.gradient_accumulation_steps:
+            # only the inner one knows the effective gradient
+            with _watching_instead(self.inner_optimizer, scope):
+                return original(self, grads, trainable_variables)
         listed = None if trainable_variables is None else list(trainable_variables)
         return _apply(scope.monitor, self, original, list(grads), listed)
 
@@ -190,15 +194,20 @@ def _loss_scale(optimizer: Any) -> Any:
     return getattr(optimizer, "loss_scale_factor", None)
 
 
-def _leaves_it_to_inner(optimizer: Any) -> bool:
-    """A loss scaler around an accumulating optimizer: only the inner one knows the effective gradient."""
-    return _is_loss_scaler(optimizer) and bool(optimizer.inner_optimizer.gradient_accumulation_steps)
-
-
 def _skips(monitor: Monitor, optimizer: Any) -> bool:
     if _is_loss_scaler(optimizer):
         return monitor.guard.on_explosion == "skip"
     return monitor.guard.skips
+
+
+@contextlib.contextmanager
+def _watching_instead(optimizer: Any, scope: Scope) -> Iterator[None]:
+    before = attached(optimizer)
+    _by_optimizer[optimizer] = scope
+    try:
+        yield
+    finally:
+        detach(optimizer, before)
 
 
 @contextlib.contextmanager

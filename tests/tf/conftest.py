@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from importlib.metadata import version
@@ -30,8 +31,8 @@ def nobody_keeps_watching():
     assert not any(hook._inner.values())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def equal_guards_share_their_program():
+@contextlib.contextmanager
+def guards_that_share_their_program():
     """Tracing the guard is most of what a tiny training costs. It is a pure function: equal ones share it."""
     from gradwatch.tf import monitor
 
@@ -44,8 +45,16 @@ def equal_guards_share_their_program():
         return cache[key]
 
     monitor.FusedGuard = shared
-    yield
-    monitor.FusedGuard = made
+    try:
+        yield
+    finally:
+        monitor.FusedGuard = made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_guards():
+    with guards_that_share_their_program():
+        yield
 
 
 def _content(x):

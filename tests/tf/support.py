@@ -47,16 +47,25 @@ def batches(
     return out
 
 
-def model(seed: int = 0, *, kind: type[keras.Sequential] = keras.Sequential, **dense: Any) -> keras.Model:
-    """The quickstart's: Dense(10, relu), Dense(1). The same weights for the same seed."""
+def model(
+    seed: int = 0, *, kind: type[keras.Sequential] = keras.Sequential, policy: str = "float32", **dense: Any
+) -> keras.Model:
+    """The quickstart's: Dense(10, relu), Dense(1). The same weights for the same seed.
+
+    `policy` is Keras' global dtype policy while it is made, as users set it; `dense` are options of the layers.
+    """
     keras.utils.set_random_seed(seed)
-    return kind(
-        [
-            keras.layers.Input((5,)),
-            keras.layers.Dense(10, activation="relu", **dense),
-            keras.layers.Dense(1, **dense),
-        ]
-    )
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        return kind(
+            [
+                keras.layers.Input((5,)),
+                keras.layers.Dense(10, activation="relu", **dense),
+                keras.layers.Dense(1, **dense),
+            ]
+        )
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
 
 
 def loss_of(net: Any, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -80,6 +89,11 @@ def train_step(net: Any, optimizer: Any, clip_norm: float | None = None) -> Call
 
 def sgd(learning_rate: float = 0.01, **options: Any) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(learning_rate, **options)
+
+
+def multi(inner: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """A MultiOptimizer that gives every variable to `inner`."""
+    return keras.optimizers.MultiOptimizer(lambda variable: inner)
 
 
 def watch(policy: Any = None, **options: Any) -> Callable[..., Any]:

@@ -59,7 +59,9 @@ def test_table_the_norms_are_those_of_the_effective_gradient(loop, mode):
 @every_cell
 def test_table_the_parameters_equal_an_explicit_clip_by_global_norm(loop, mode):
     weights, _ = reference(loop.name)
-    support.assert_close(record(loop.name, mode, "fixed").weights, weights, loop.tolerance, loop.tolerance)
+    support.assert_close(
+        record(loop.name, mode, "fixed").weights, weights, rtol=loop.tolerance, atol=loop.tolerance / 10
+    )
     clipped = [m.snapshot().clipped_steps for m in record(loop.name, mode, "fixed").monitors.values()]
     assert all(clipped), "nothing was clipped: the test says nothing"
 

@@ -1,0 +1,262 @@
+"""model.fit with KerasCallback: one fit after another, saving and loading, resuming, stopping."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import keras
+import loops
+import numpy as np
+import pytest
+import support
+
+import gradwatch
+from gradwatch.tf import hook
+
+X, Y = (np.concatenate([np.asarray(b[i]) for b in support.batches(6)]) for i in (0, 1))
+
+
+def compiled(optimizer=None, **options):
+    net = support.model()
+    net.compile(optimizer=support.sgd() if optimizer is None else optimizer, loss="mse", jit_compile=False, **options)
+    return net
+
+
+def fit(net, *callbacks, **options):
+    return net.fit(X, Y, batch_size=8, shuffle=False, verbose=0, callbacks=list(callbacks), **options)
+
+
+def test_trap_23_a_model_that_was_fitted_before_is_watched_and_afterwards_is_not():
+    net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
+    fit(net)
+    fit(net, callback)
+    assert callback.monitor.snapshot().steps == 6
+    fit(net)
+    assert callback.monitor.snapshot().steps == 6
+    fit(net, callback)
+    assert callback.monitor.snapshot().steps == 12
+
+
+def test_two_callbacks_one_after_the_other_watch_their_own_fit():
+    net = compiled()
+    first, second = (gradwatch.KerasCallback(support.monitor()) for _ in range(2))
+    fit(net, first)
+    fit(net, second)
+    assert [c.monitor.snapshot().steps for c in (first, second)] == [6, 6]
+
+
+def test_a_fit_watched_after_an_interrupted_one_goes_back_to_unwatched():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, callback, Interrupt())
+    fit(net, callback)
+    steps = callback.monitor.snapshot().steps
+    assert steps == 7
+    fit(net)
+    assert callback.monitor.snapshot().steps == steps
+    assert hook.attached(net.optimizer) is None
+
+
+def test_what_watch_attached_is_watched_again_after_the_fit():
+    net = compiled()
+    step = gradwatch.watch(optimizer=net.optimizer, **support.monitor_options())(support.train_step(net, net.optimizer))
+    fit(net, gradwatch.KerasCallback(support.monitor()))
+    assert step.monitor.snapshot().steps == 0
+    step(*support.batches(1)[0])
+    assert step.monitor.snapshot().steps == 1
+
+
+def test_evaluate_and_predict_are_not_steps():
+    net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
+    fit(net, callback, validation_data=(X, Y), validation_batch_size=8)
+    net.evaluate(X, Y, verbose=0)
+    net.predict(X, verbose=0)
+    assert callback.monitor.snapshot().steps == 6
+
+
+def test_the_numbers_stand_in_the_history():
+    net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
+    history = fit(net, callback, epochs=2).history
+    snapshot = callback.monitor.snapshot()
+    assert {"loss", "gradient_norm", "clip_norm", "clipped_steps"} <= set(history)
+    assert history["gradient_norm"][-1] == pytest.approx(snapshot.norm)
+    assert history["clip_norm"] == [support.CLIP] * 2
+    assert snapshot.extra["loss"] > 0
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_trap_24_a_saved_model_carries_the_users_optimizer(watched, tmp_path):
+    net = compiled(keras.optimizers.Adam(0.01))
+    fit(net, *([gradwatch.KerasCallback(support.monitor())] if watched else []))
+    net.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert type(loaded.optimizer) is keras.optimizers.Adam
+    assert int(loaded.optimizer.iterations.numpy()) == 6
+    support.assert_same(support.weights(loaded, loaded.optimizer), support.weights(net, net.optimizer))
+
+
+def test_trap_24_checkpoints_during_a_watched_fit_load_and_go_on(tmp_path):
+    net = compiled(keras.optimizers.Adam(0.01))
+    fit(net, gradwatch.KerasCallback(support.monitor()), keras.callbacks.ModelCheckpoint(tmp_path / "m.keras"))
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    callback = gradwatch.KerasCallback(support.monitor())
+    fit(loaded, callback)
+    assert int(loaded.optimizer.iterations.numpy()) == 12
+    assert callback.monitor.snapshot().steps == 6
+
+
+def test_trap_25_the_state_of_an_unwatched_optimizer_loads_into_a_watched_one(tmp_path):
+    old = compiled(keras.optimizers.Adam(0.01))
+    fit(old)
+    old.save_weights(tmp_path / "w.weights.h5")
+    new = compiled(keras.optimizers.Adam(0.01))
+    new.optimizer.build(new.trainable_variables)
+    hook.attach(new.optimizer, support.monitor())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new.load_weights(tmp_path / "w.weights.h5")
+    support.assert_same(support.weights(new, new.optimizer), support.weights(old, old.optimizer))
+
+
+def test_backup_and_restore_brings_the_monitor_back_with_the_run(tmp_path):
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise RuntimeError("power cut")
+
+    def callbacks():
+        return [
+            gradwatch.KerasCallback(support.monitor(name="run"), backup_dir=tmp_path / "monitor"),
+            keras.callbacks.BackupAndRestore(tmp_path / "keras"),
+        ]
+
+    whole_net, whole = compiled(), gradwatch.KerasCallback(support.monitor())
+    fit(whole_net, whole, epochs=4)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(compiled(), *callbacks(), Crash(), epochs=4)
+    net, (watcher, backup) = compiled(), callbacks()
+    fit(net, watcher, backup, epochs=4)
+    support.assert_close(support.weights(net), support.weights(whole_net))
+    assert watcher.monitor.snapshot().steps == whole.monitor.snapshot().steps == 24
+    support.assert_same([watcher.monitor.history()["norm"]], [whole.monitor.history()["norm"]])
+    assert not list((tmp_path / "monitor").iterdir())
+
+
+def test_a_hopeless_training_is_stopped_on_demand():
+    callback = gradwatch.KerasCallback(support.monitor(on_nonfinite="propagate"), stop_after=10)
+    net = compiled(keras.optimizers.SGD(1e6))
+    fit(net, callback, epochs=50)
+    assert net.stop_training
+    assert callback.monitor.snapshot().steps < 50 * 6
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: support.sgd(keras.optimizers.schedules.CosineDecay(0.01, 10)),
+        lambda: support.multi(support.sgd()),
+    ],
+    ids=["schedule", "MultiOptimizer"],
+)
+def test_an_optimizer_without_a_plain_learning_rate_does_not_end_the_fit(optimizer):
+    callback = gradwatch.KerasCallback(support.monitor())
+    fit(compiled(optimizer()), callback)
+    assert callback.monitor.snapshot().steps == 6
+
+
+@pytest.mark.parametrize("mode", ["fit", "fit, run_eagerly"])
+def test_a_train_step_that_is_decorated_as_a_method_is_watched(mode):
+    class Mine(loops.Overridden):
+        @gradwatch.watch(**support.monitor_options())
+        def train_step(self, data):
+            return super().train_step(data)
+
+    net = support.model(kind=Mine)
+    net.compile(optimizer=support.sgd(), loss="mse", **loops.FIT[mode])
+    fit(net)
+    assert Mine.train_step.monitor.snapshot().steps == 6
+
+
+def test_two_models_in_one_process_do_not_disturb_each_other():
+    watched, other, reference = compiled(), compiled(), compiled()
+    callback = gradwatch.KerasCallback(support.monitor(gradwatch.policies.fixed(1e-6)))
+    fit(watched, callback)
+    fit(other)
+    fit(reference)
+    support.assert_same(support.weights(other), support.weights(reference))
+    assert callback.monitor.snapshot().steps == 6
+
+
+def test_a_finished_fit_holds_on_to_nothing():
+    import weakref
+
+    net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
+    fit(net, callback)
+    optimizer = weakref.ref(net.optimizer)
+    del net, callback
+    gc.collect()
+    assert optimizer() is None
+
+
+# -- mixed precision --------------------------------------------------------------------------------------
+
+
+def test_the_loss_scaler_that_compile_makes_is_the_one_that_is_watched():
+    net = support.model(policy="mixed_float16")
+    net.compile(optimizer=support.sgd(), loss="mse", jit_compile=False)
+    callback = gradwatch.KerasCallback(support.monitor())
+    fit(net, callback)
+    assert isinstance(net.optimizer, keras.optimizers.LossScaleOptimizer)
+    snapshot = callback.monitor.snapshot()
+    assert snapshot.steps == 6
+    assert snapshot.loss_scale == float(net.optimizer.dynamic_scale.numpy()) >= 2.0**10
+    assert 0.1 < snapshot.norm < 10.0
+
+
+def test_trap_10_overflows_while_the_loss_scale_is_sought_are_counted_but_raise_no_alarm():
+    net = support.model(policy="mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(support.sgd(), initial_scale=2.0**22)
+    net.compile(optimizer=optimizer, loss="mse", jit_compile=False)
+    callback = gradwatch.KerasCallback(support.monitor())
+    fit(net, callback, epochs=5)
+    snapshot = callback.monitor.snapshot()
+    assert snapshot.steps == 30
+    assert 3 < snapshot.nonfinite_steps < 25
+    assert snapshot.nonfinite_streak == 0
+    assert snapshot.loss_scale == float(optimizer.dynamic_scale.numpy()) < 2.0**20
+    assert snapshot.anomalies["nonfinite"] == 0
+    assert int(optimizer.iterations.numpy()) == 30 - snapshot.nonfinite_steps
+
+
+def test_a_loss_scaler_that_never_finds_a_scale_does_raise_the_alarm():
+    net = support.model(policy="mixed_float16")
+    net.compile(optimizer=support.sgd(), loss="mse", jit_compile=False)
+    callback = gradwatch.KerasCallback(support.monitor())
+    net.fit(np.full_like(X, np.nan), Y, batch_size=1, epochs=2, verbose=0, callbacks=[callback])
+    assert callback.monitor.snapshot().anomalies["nonfinite"] == 1
+
+
+# -- the accumulation that fit does ------------------------------------------------------------------------
+
+
+def test_trap_13_accumulation_counts_updates_and_not_micro_batches():
+    net, callback = compiled(support.sgd(gradient_accumulation_steps=3)), gradwatch.KerasCallback(support.monitor())
+    fit(net, callback)
+    assert callback.monitor.snapshot().steps == 2
+    assert int(net.optimizer.iterations.numpy()) == 2
+
+
+def test_an_accumulating_optimizer_inside_a_loss_scaler_is_watched_at_its_updates():
+    net = support.model(policy="mixed_float16")
+    inner = support.sgd(gradient_accumulation_steps=3)
+    net.compile(optimizer=keras.optimizers.LossScaleOptimizer(inner, initial_scale=16.0), loss="mse", jit_compile=False)
+    callback = gradwatch.KerasCallback(support.monitor())
+    fit(net, callback)
+    snapshot = callback.monitor.snapshot()
+    assert snapshot.steps == int(inner.iterations.numpy()) == 2
+    assert 0.1 < snapshot.norm < 10.0

@@ -83,7 +83,8 @@ def in_scope(make: Callable[[], T]) -> T:
                     "a tf.function inside strategy.run cannot be watched: TensorFlow does not let its replicas meet "
                     "while it is traced; put the tf.function around strategy.run instead"
                 ) from error
-        return once(strategy)
+        # a single replica is inside the scope already, and may not enter it again
+        return once(strategy) if context is None else make()
 
 
 def summed(gradients: Sequence[Gradient]) -> list[Gradient]:

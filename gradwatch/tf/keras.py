@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
-from gradwatch.errors import ConfigError
+from gradwatch.errors import ConfigError, NothingToWatch
 from gradwatch.telemetry.reader import reader
 from gradwatch.tf import hook
 from gradwatch.tf.monitor import Monitor
@@ -31,16 +31,24 @@ class KerasCallback(keras.callbacks.Callback):
 
     Args:
       monitor: the `gradwatch.Monitor` to use; None makes one with its defaults.
+      optimizer: the optimizer to watch; None is the one given to `model.compile`. A model whose train_step has
+        several takes a callback for each, with monitors of different names.
       backup_dir: keep the monitor's state in this folder at the end of each epoch and go on from it: the
         partner of `keras.callbacks.BackupAndRestore`, which does not carry it. Deleted when the training ends.
       stop_after: end the training once an explosion or NaN gradients have lasted this many steps; None never.
 
     Raises:
       ConfigError: an argument is not what it should be.
+      NothingToWatch: in the first batch, when the model trains with another optimizer.
     """
 
     def __init__(
-        self, monitor: Monitor | None = None, *, backup_dir: str | None = None, stop_after: int | None = None
+        self,
+        monitor: Monitor | None = None,
+        *,
+        optimizer: Any = None,
+        backup_dir: str | None = None,
+        stop_after: int | None = None,
     ) -> None:
         super().__init__()
         if monitor is not None and not isinstance(monitor, Monitor):
@@ -48,22 +56,33 @@ class KerasCallback(keras.callbacks.Callback):
         self.monitor = Monitor() if monitor is None else monitor
         self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
         self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
+        if optimizer is not None and not hasattr(optimizer, "apply_gradients"):
+            raise ConfigError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
+        self._given = optimizer
         self._optimizer: Any = None
+        self._scope: hook.Scope | None = None
         self._before: hook.Scope | None = None
         self._looked = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._optimizer = self.model.optimizer
+        self._optimizer = self._given if self._given is not None else self.model.optimizer
         if self.backup is not None and self.backup.exists():
             self.monitor.load(self.backup)
         before = hook.attached(self._optimizer)
         # an earlier fit that was interrupted never detached
         self._before = None if before is None or before.monitor is self.monitor else before
-        hook.attach(self._optimizer, self.monitor)
+        self._scope = hook.attach(self._optimizer, self.monitor)
         # a train function traced by an earlier fit is unwatched
         self.model.make_train_function(force=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._scope is not None and not (self._scope.seen or self._scope.clipped_by_hand):
+            self._detach()
+            raise NothingToWatch(
+                f"monitor {self.monitor.name!r} saw no gradient in the first batch: the model's train_step does not "
+                f"use its optimizer {getattr(self._optimizer, 'name', None)!r}. Say which one it uses: "
+                "KerasCallback(monitor, optimizer=model.g_optimizer), one callback for each"
+            )
         if logs is None:
             return
         if "loss" in logs:
@@ -76,13 +95,13 @@ class KerasCallback(keras.callbacks.Callback):
         # what the reader's thread saw last: no step waits for the device here
         seen = next((r.snapshot for r in reader.readings() if r.run_id == self.monitor.run_id), None)
         if seen is not None and seen.steps:
-            logs.update(_shown(seen))
+            logs.update(self._shown(seen))
             self._stop_if_lost(seen)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         now = self.monitor.snapshot()
         if logs is not None:
-            logs.update(_shown(now))
+            logs.update(self._shown(now))
         self._stop_if_lost(now)
         if self.backup is not None:
             try:
@@ -91,13 +110,22 @@ class KerasCallback(keras.callbacks.Callback):
             except OSError as error:  # a full disk must not end a training
                 logger.warning("monitor %r could not be backed up: %s", self.monitor.name, error)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def _detach(self) -> None:
         hook.detach(self._optimizer, self._before)
         # a later fit without the callback must not stay watched
         self.model.train_function = None
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._detach()
         reader.mark_active(self.monitor, False)
         if self.backup is not None:
             self.backup.unlink(missing_ok=True)
+
+    def _shown(self, now: Snapshot) -> dict[str, float]:
+        values = {"gradient_norm": now.norm, "clip_norm": now.clip_norm, "clipped_steps": float(now.clipped_steps)}
+        # several callbacks write into one progress bar
+        prefix = "" if self._given is None else f"{self.monitor.name}_"
+        return {prefix + key: value for key, value in values.items()}
 
     def _stop_if_lost(self, now: Snapshot) -> None:
         if self.stop_after is None or self.model.stop_training:
@@ -129,7 +157,3 @@ def _learning_rate(optimizer: Any) -> float | None:
     except Exception as error:  # what is only reported must not end a training
         logger.debug("no learning rate to report: %s", error)
         return None
-
-
-def _shown(now: Snapshot) -> dict[str, float]:
-    return {"gradient_norm": now.norm, "clip_norm": now.clip_norm, "clipped_steps": float(now.clipped_steps)}

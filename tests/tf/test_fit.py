@@ -12,6 +12,7 @@ import pytest
 import support
 
 import gradwatch
+from gradwatch.errors import NothingToWatch
 from gradwatch.tf import hook
 
 X, Y = (np.concatenate([np.asarray(b[i]) for b in support.batches(6)]) for i in (0, 1))
@@ -201,6 +202,47 @@ def test_a_finished_fit_holds_on_to_nothing():
     del net, callback
     gc.collect()
     assert optimizer() is None
+
+
+class Gan(keras.Model):
+    """As in public tutorials: optimizers of its own, and none given to compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator, self.critic = support.model(0), support.model(1)
+
+    def compile(self, g_optimizer, c_optimizer, **options):
+        super().compile(jit_compile=False, **options)
+        self.g_optimizer, self.c_optimizer = g_optimizer, c_optimizer
+
+    def train_step(self, data):
+        x, y = data
+        for _ in range(2):
+            support.train_step(self.critic, self.c_optimizer)(x, y)
+        return {"loss": support.train_step(self.generator, self.g_optimizer)(x, y)}
+
+
+def test_a_model_with_optimizers_of_its_own_takes_a_callback_for_each():
+    gan, g, c = Gan(), support.sgd(), keras.optimizers.Adam(0.01)
+    gan.compile(g, c)
+    callbacks = [
+        gradwatch.KerasCallback(support.monitor(name="generator"), optimizer=g),
+        gradwatch.KerasCallback(support.monitor(name="critic"), optimizer=c),
+    ]
+    history = fit(gan, *callbacks).history
+    assert [callback.monitor.snapshot().steps for callback in callbacks] == [6, 12]
+    assert {"generator_gradient_norm", "critic_gradient_norm"} <= set(history)
+
+
+def test_a_callback_that_would_be_blind_raises_in_the_first_batch_and_lets_go():
+    gan = Gan()
+    gan.compile(support.sgd(), support.sgd())
+    callback = gradwatch.KerasCallback(support.monitor())
+    with pytest.raises(NothingToWatch, match="one callback for each"):
+        fit(gan, callback)
+    assert callback.monitor.snapshot().steps == 0
+    assert hook.attached(gan.optimizer) is None
+    fit(gan)
 
 
 # -- mixed precision --------------------------------------------------------------------------------------

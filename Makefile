@@ -3,6 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+# TensorFlow is loaded once in each process that tests share
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -25,7 +27,7 @@ demo: $(READY)  ## train unprotected, then protected, on real text; about two mi
 	$(BIN)/gradwatch demo $(ARGS)
 
 test: $(READY)  ## all tests but the end-to-end ones, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+	$(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

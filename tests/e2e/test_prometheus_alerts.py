@@ -99,11 +99,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         wait_until(lambda: "GradwatchGradientExplosion" in told(team.messages, "firing"), 30, "the explosion's message")
         seen.seconds["explosion told"] = time.monotonic() - began
         wait_until(lambda: _muted(am, "GradwatchGradientExplosion"), 30, "a sustained explosion")
+        # what resolves before its group was sent is never told: the calm must not come too early
+        sustained = "GradwatchGradientExplosionSustained"
+        wait_until(lambda: sustained in told(on_call.messages, "firing"), 30, "the page about the explosion")
         seen.during_explosion = am.alerts()
 
         run.say("calm")
-        over = {"GradwatchGradientExplosion", "GradwatchGradientExplosionSustained"}
+        over = {"GradwatchGradientExplosion", sustained}
         wait_until(lambda: over <= set(told(team.messages, "resolved")), 90, "messages that the explosion is over")
+        wait_until(lambda: sustained in told(on_call.messages, "resolved"), 30, "the page that it is over")
         seen.after_recovery = am.alerts()
 
         run.say("explode")

@@ -40,7 +40,7 @@ import gradwatch
 MODES = ("eager", "function", "jit")
 CONTENDERS = ("none", "clip", "keras", "autoclip", "gradwatch")
 REFERENCE = "clip"
-BLOCK_SECONDS = 0.004  # a block of steps lasts at least this long: the clock and the caches settle
+BLOCK_SECONDS = 0.03  # a block of steps lasts at least this long: a training repeats one step, its caches are warm
 
 # -- the models -------------------------------------------------------------------------------------------
 

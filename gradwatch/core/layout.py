@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class Layout:
 
     Args:
       example: a tree of numpy arrays; its structure and shapes are the layout.
+      last: (path, shape) -> whether a field is to lie behind all others, whatever their sizes.
 
     Attributes:
       fields: every array of the tree, in the order of the vector.
@@ -60,13 +61,17 @@ class Layout:
       size: length of the vector.
     """
 
-    def __init__(self, example: Tree) -> None:
+    def __init__(self, example: Tree, last: Callable[[tuple[str, ...], tuple[int, ...]], bool] | None = None) -> None:
         shapes = {path: tuple(np.shape(value)) for path, value in _leaves(example)}
+        keys = {
+            path: (last is not None and last(path, shape), math.prod(shape) if shape else 0, shape)
+            for path, shape in shapes.items()
+        }
         self.groups: list[tuple[Field, ...]] = []
         self.size = 0
-        for shape in sorted(set(shapes.values()), key=lambda shape: (math.prod(shape) if shape else 0, shape)):
-            group = []
-            for path in (path for path in shapes if shapes[path] == shape):
+        for key in sorted(set(keys.values())):
+            group, shape = [], key[-1]
+            for path in (path for path in shapes if keys[path] == key):
                 group.append(Field(path, self.size, shape))
                 self.size += group[-1].size
             self.groups.append(tuple(group))

@@ -366,7 +366,11 @@ def value(limit: float) -> Policy:
 
 
 def observe() -> Policy:
-    """Watch and change nothing: training is bit-identical to an unwatched one. clip_norm reads as Inf."""
+    """Watch and change nothing: training is bit-identical to an unwatched one. clip_norm reads as Inf.
+
+    Under `jit_compile` XLA may fuse the last sum of a gradient in another way once its norm is read as well: of the
+    models tried, only BatchNormalization's gamma under Adam differed, in its last bit (docs/policies.md).
+    """
     return _constant("observe()", math.inf, NONE)._replace(expected_clip_ratio=0.0)
 
 

@@ -8,26 +8,30 @@ in as numbers, what it wants done to them comes out as numbers. docs/decisions/0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core.guard import Guard
-from gradwatch.core.layout import Field, Layout
+from gradwatch.core.guard import COLUMNS, Guard
+from gradwatch.core.layout import Layout
+from gradwatch.core.sketch import BUCKETS
 from gradwatch.core.xp import NUMPY
 from gradwatch.tf.ops import FUSED, TENSORFLOW
 
 Path = tuple[str, ...]
-Read = tuple[Path, "int | float"]  # (array, index) or (array, fraction of count_below)
+Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of count_below)
+
+_HISTORY = ("history",)
 
 
-def _is_bulk(field: Field) -> bool:
-    return field.path == ("history",) or field.path[-1] == "cumulative"
+def _is_big(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a field of the state stays outside the compiled part."""
+    return path == _HISTORY or (path[-1] == "cumulative" and shape == (BUCKETS,))
 
 
-class _Bulk:
+class _Outside:
     """Stands for a big array inside the compiled part."""
 
     def __init__(self, path: Path, read: Callable[[Read], Any]) -> None:
@@ -37,26 +41,26 @@ class _Bulk:
     def __getitem__(self, index: int) -> Any:
         return self.read((self.path, index))
 
-    def after(self, *written: Any) -> _Bulk:
-        new = _Bulk(self.path, self.read)
+    def after(self, *written: Any) -> _Outside:
+        new = _Outside(self.path, self.read)
         new.written = written
         return new
 
 
-def _with_bulk(namespace: Any) -> Any:
-    """`namespace` with big arrays replaced by `_Bulk`."""
+def _without_big(namespace: Any) -> Any:
+    """`namespace` for a state whose big arrays are `_Outside`."""
 
-    class WithBulk(type(namespace)):  # type: ignore[misc]
-        def count_below(self, ascending: _Bulk, fraction: float) -> Any:
+    class WithoutBig(type(namespace)):  # type: ignore[misc]
+        def count_below(self, ascending: _Outside, fraction: float) -> Any:
             return ascending.read((ascending.path, float(fraction)))
 
-        def enter(self, cumulative: _Bulk, index: Any, keep: Any) -> _Bulk:
+        def enter(self, cumulative: _Outside, index: Any, keep: Any) -> _Outside:
             return cumulative.after(index, keep)
 
-        def push(self, ring: _Bulk, row: Any) -> _Bulk:
+        def push(self, ring: _Outside, row: Any) -> _Outside:
             return ring.after(row)
 
-    return WithBulk()
+    return WithoutBig()
 
 
 def _at(tree: Any, path: Path) -> Any:
@@ -70,63 +74,70 @@ class FusedGuard:
 
     Args:
       guard: the guard.
-      layout: of its state.
       initial: its state before the first step.
       jit_compile: compile the scalar part with XLA.
+
+    Attributes:
+      layout: of its state: small arrays, then the sketches, then the history.
     """
 
-    def __init__(self, guard: Guard, layout: Layout, initial: Any, *, jit_compile: bool) -> None:
-        self._guard, self._layout = guard, layout
-        self._small = [group for group in layout.groups if not _is_bulk(group[0])]
-        self._bulk = [field for field in layout.fields if _is_bulk(field)]
-        # the vector's order is groups by size, so the big ones are its end
-        self._sizes = [sum(f.size for f in group) for group in self._small] + [f.size for f in self._bulk]
+    def __init__(self, guard: Guard, initial: Any, *, jit_compile: bool) -> None:
+        self._guard, self.layout = guard, Layout(initial, last=_is_big)
+        *self._small, sketches, (history,) = self.layout.groups
+        self._sketches = [field.path for field in sketches]
+        self._big = [*self._sketches, history.path]
+        # the vector's order: small fields group by group, then the big ones
+        self._sizes = [sum(field.size for field in group) for group in self._small]
+        self._sizes += [field.size for field in (*sketches, history)]
         self._reads = self._find_reads(initial)
-        self._xp = _with_bulk(FUSED if jit_compile else TENSORFLOW)
+        self._xp = _without_big(FUSED if jit_compile else TENSORFLOW)
         self._scalars = tf.function(self._scalar_part, jit_compile=jit_compile or None, autograph=False)
 
     def step(self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """(state after the step, scale, the other numbers of the Decision, shape [8])."""
         pieces = tf.split(vector, self._sizes)
-        small, bulk = pieces[: len(self._small)], pieces[len(self._small) :]
-        arrays = {field.path: array for field, array in zip(self._bulk, bulk)}
-        reads = tf.stack([_read(arrays[path], what) for path, what in self._reads])
-        small, scale, numbers, row, entries = self._scalars(small, reads, norms, applied)
-        entries = tf.unstack(entries)
-        done = []
-        for field, array in zip(self._bulk, bulk):
-            if field.path == ("history",):
-                done.append(TENSORFLOW.push(array, row))
-            else:
-                done.append(TENSORFLOW.enter(array, entries.pop(0), entries.pop(0)))
-        return tf.concat([*small, *done], 0), scale, numbers
+        small, big = pieces[: len(self._small)], dict(zip(self._big, pieces[len(self._small) :]))
+        reads = self._read(vector, big)
+        small, scale, told = self._scalars(small, reads, norms, None if applied is norms else applied)
+        numbers, row, *entries = tf.split(told, [8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
+        indices, factors = entries[::2], entries[1::2]
+        entered = [TENSORFLOW.enter(big[p], at, keep) for p, at, keep in zip(self._sketches, indices, factors)]
+        return tf.concat([*small, *entered, TENSORFLOW.push(big[_HISTORY], row)], 0), scale, numbers
+
+    def _read(self, vector: tf.Tensor, big: Mapping[Path, tf.Tensor]) -> tf.Tensor:
+        """The numbers of `self._reads`: all indices, then all counts."""
+        offsets = {field.path: field.offset for field in self.layout.fields}
+        places = [offsets[path] + what % BUCKETS for path, what in self._reads if isinstance(what, int)]
+        counts = [TENSORFLOW.count_below(big[path], what) for path, what in self._reads if isinstance(what, float)]
+        return tf.concat([tf.gather(vector, places), *[count[None] for count in counts]], 0)
 
     def _scalar_part(
-        self, small: Sequence[tf.Tensor], reads: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        self, small: Sequence[tf.Tensor], reads: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         xp, known = self._xp, {read: reads[i] for i, read in enumerate(self._reads)}
-        leaves: dict[Path, Any] = {field.path: _Bulk(field.path, known.__getitem__) for field in self._bulk}
+        leaves: dict[Path, Any] = {path: _Outside(path, known.__getitem__) for path in self._big}
         for group, vector in zip(self._small, small):
             fields = tf.reshape(vector, [len(group), *group[0].shape])
             leaves.update({field.path: fields[i] for i, field in enumerate(group)})
-        state, decision = self._guard.step(xp, self._layout.build(leaves), norms, applied)
-        entries = [x for f in self._bulk if f.path != ("history",) for x in _at(state, f.path).written]
-        packed = [self._layout.pack_group(xp, state, group) for group in self._small]
-        return packed, decision.scale, xp.stack(decision[1:]), state["history"].written[0], xp.stack(entries)
+        applied = norms if applied is None else applied
+        state, decision = self._guard.step(xp, self.layout.build(leaves), norms, applied)
+        [row] = _at(state, _HISTORY).written
+        entries = [number for path in self._sketches for number in _at(state, path).written]
+        # few outputs: each is an allocation
+        told = xp.stack([*decision[1:], *[row[i] for i in range(len(COLUMNS))], *entries])
+        return [self.layout.pack_group(xp, state, group) for group in self._small], decision.scale, told
 
     def _find_reads(self, initial: Any) -> list[Read]:
-        """What the guard reads of the big arrays in a step, found by running one in numpy."""
+        """What the guard reads of the sketches in a step, indices first, found by running one in numpy."""
         reads: dict[Read, None] = {}
 
         def read(key: Read) -> Any:
             reads[key] = None
             return NUMPY.number(0.0)
 
-        leaves = {f.path: _Bulk(f.path, read) if _is_bulk(f) else _at(initial, f.path) for f in self._layout.fields}
+        small = [field.path for group in self._small for field in group]
+        leaves = {path: _at(initial, path) for path in small}
+        leaves |= {path: _Outside(path, read) for path in self._big}
         variables = np.zeros(len(initial["last"]["layer_norms"]), np.float32)
-        self._guard.step(_with_bulk(NUMPY), self._layout.build(leaves), variables, variables)
-        return list(reads)
-
-
-def _read(array: tf.Tensor, what: int | float) -> tf.Tensor:
-    return array[what] if isinstance(what, int) else TENSORFLOW.count_below(array, what)
+        self._guard.step(_without_big(NUMPY), self.layout.build(leaves), variables, variables)
+        return sorted(reads, key=lambda key: isinstance(key[1], float))

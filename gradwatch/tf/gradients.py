@@ -12,6 +12,9 @@ import tensorflow as tf
 
 Gradient = tf.Tensor | tf.IndexedSlices
 
+# Up to so many numbers in all gradients, squares in double precision cost less than asking whether they are needed.
+_FEW = 1 << 16
+
 # Between these the plain sum of squares of float32 neither overflowed nor lost everything to underflow.
 _TRUSTED = (1e-30, 3e38)
 
@@ -33,19 +36,28 @@ def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
     sum, the same choice as `tf.linalg.global_norm`.
     """
     arrays = [values(gradient) for gradient in gradients]
+    if _are_few(arrays) and not _has_accelerator():
+        squares = tf.stack([tf.nn.l2_loss(tf.cast(x, tf.float64)) for x in arrays])
+        # a sum of squares is Inf or NaN as its parts are; float64 holds the largest square of float32
+        return tf.cast(tf.sqrt(2.0 * squares), tf.float32)
     squares = tf.stack([2.0 * tf.cast(tf.nn.l2_loss(x), tf.float32) for x in arrays])
     total = tf.reduce_sum(squares)
     low, high = _TRUSTED
     # ordered comparisons: NaN is not trusted either
     trusted = (total > low) & (total < high)
-    if _has_gpu():
+    if _has_accelerator():
         # a predicate would travel to the host each step; a second pass over the gradients does not
         return tf.where(trusted, tf.sqrt(squares), _careful(arrays))
     return tf.cond(trusted, lambda: tf.sqrt(squares), lambda: _careful(arrays))
 
 
-def _has_gpu() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))
+def _are_few(arrays: Sequence[tf.Tensor]) -> bool:
+    sizes = [x.shape.num_elements() for x in arrays]
+    return None not in sizes and sum(sizes) <= _FEW
+
+
+def _has_accelerator() -> bool:
+    return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
 
 
 def _careful(arrays: Sequence[tf.Tensor]) -> tf.Tensor:

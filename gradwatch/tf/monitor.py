@@ -22,15 +22,13 @@ from gradwatch.core import decode, policies
 from gradwatch.core import detectors as _detectors
 from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
-from gradwatch.core.layout import Layout
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
-from gradwatch.tf import distribution
+from gradwatch.tf import distribution, fused
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 
 _numbers = itertools.count(1)
@@ -45,8 +43,8 @@ class _Built:
         self.paths = tuple(paths)
         self.shapes = tuple(shapes)
         initial = guard.init(len(paths))
-        self.layout = Layout(initial)
-        self.guard = FusedGuard(guard, self.layout, initial, jit_compile=jit_compile)
+        self.guard = fused.FusedGuard(guard, initial, jit_compile=jit_compile)
+        self.layout = self.guard.layout
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}"
         self.initial = self.layout.pack(NUMPY, initial)
         self.state = distribution.in_scope(self._make)

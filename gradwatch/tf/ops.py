@@ -63,7 +63,7 @@ class _TensorFlow:
         return tf.reduce_sum(tf.cast(ascending < ascending[-1] * fraction, tf.float32))
 
     def enter(self, cumulative: Any, index: Any, keep: Any) -> tf.Tensor:
-        place = tf.range(cumulative.shape[0], dtype=tf.float32)
+        place = tf.range(cumulative.shape[-1], dtype=tf.float32)
         return cumulative * keep + tf.cast(place >= index, tf.float32)
 
     def push(self, ring: Any, row: Any) -> tf.Tensor:

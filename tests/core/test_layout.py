@@ -31,6 +31,12 @@ def test_what_was_packed_comes_back_bit_for_bit():
         assert np.shape(was) == np.shape(now)
 
 
+def test_what_is_to_lie_last_does_whatever_its_size():
+    layout = Layout(TREE, last=lambda path, shape: path == ("b", "x"))
+    assert [field.path[-1] for field in layout.fields] == ["a", "c", "d", "x"]
+    assert np.array_equal(layout.unpack(NUMPY, layout.pack(NUMPY, TREE))["b"]["x"], TREE["b"]["x"])
+
+
 def test_fields_do_not_overlap_and_leave_no_gap():
     layout = Layout(Guard(policies.percentile(), detectors.default()).init(5))
     taken = sorted((field.offset, field.offset + field.size) for field in layout.fields)

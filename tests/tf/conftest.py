@@ -34,21 +34,22 @@ def nobody_keeps_watching():
 @contextlib.contextmanager
 def guards_that_share_their_program():
     """Tracing the guard is most of what a tiny training costs. It is a pure function: equal ones share it."""
-    from gradwatch.tf import monitor
+    from gradwatch.core.layout import Layout
+    from gradwatch.tf import fused
 
-    made, cache = monitor.FusedGuard, {}
+    made, cache = fused.FusedGuard, {}
 
-    def shared(guard, layout, initial, *, jit_compile):
-        key = repr((_content(guard), jit_compile, layout.fingerprint()))
+    def shared(guard, initial, *, jit_compile):
+        key = repr((_content(guard), jit_compile, Layout(initial).fingerprint()))
         if key not in cache:
-            cache[key] = made(guard, layout, initial, jit_compile=jit_compile)
+            cache[key] = made(guard, initial, jit_compile=jit_compile)
         return cache[key]
 
-    monitor.FusedGuard = shared
+    fused.FusedGuard = shared
     try:
         yield
     finally:
-        monitor.FusedGuard = made
+        fused.FusedGuard = made
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,6 @@ from gradwatch import testing
 from gradwatch.core import decode, detectors, policies
 from gradwatch.core.detectors import DETECTORS
 from gradwatch.core.guard import Decision, Guard
-from gradwatch.core.layout import Layout
 from gradwatch.core.policies import POLICIES
 from gradwatch.core.xp import NUMPY
 from gradwatch.testing import conformance, streams
@@ -61,8 +60,8 @@ GUARDS = {
 def test_the_guard_decides_alike_over_a_long_stream(name, jit_compile):
     guard, rows = GUARDS[name](), long_stream()
     state = guard.init(3)
-    layout = Layout(state)
-    fused = tf.function(FusedGuard(guard, layout, state, jit_compile=jit_compile).step, autograph=False)
+    on_device = FusedGuard(guard, state, jit_compile=jit_compile)
+    layout, fused = on_device.layout, tf.function(on_device.step, autograph=False)
     vector = tf.constant(layout.pack(NUMPY, state))
     expected, got = [], []
     for row in rows:
@@ -95,12 +94,37 @@ def test_the_guard_decides_alike_over_a_long_stream(name, jit_compile):
     }
 
 
+@pytest.mark.parametrize("variables", [2047, 2048, 7000])
+def test_as_many_variables_as_a_sketch_has_buckets_are_told_apart_from_it(variables):
+    guard = Guard(policies.percentile(), ())
+    state = guard.init(variables)
+    on_device = FusedGuard(guard, state, jit_compile=False)
+    vector = tf.constant(on_device.layout.pack(NUMPY, state))
+    rows = streams.lognormal(np.random.default_rng(0), 3, 0.4, variables).astype(np.float32)
+    for row in rows:
+        state, decision = guard.step(NUMPY, state, row)
+        vector, scale, _ = on_device.step(vector, tf.constant(row), tf.constant(row))
+        assert float(scale) == pytest.approx(float(decision.scale), rel=0.02)
+    there = on_device.layout.unpack(NUMPY, vector.numpy())
+    assert there["last"]["layer_norms"] == pytest.approx(rows[-1], rel=1e-6)
+    assert there["recent"]["cumulative"] == pytest.approx(state["recent"]["cumulative"])
+    assert there["history"] == pytest.approx(state["history"], rel=0.02)
+
+
+def test_a_policy_may_call_a_scalar_of_its_own_cumulative():
+    def update(xp, state, norms):
+        return {"cumulative": state["cumulative"] + norms.total}, state["cumulative"] + 1.0, {}
+
+    counting = policies.Policy("counting()", lambda n: {"cumulative": np.zeros((), np.float32)}, update)
+    testing.check_policy(counting, absolute=True)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["tf.function", "XLA"])
 def test_compilers_keep_what_rounding_drops_from_the_sum_of_norms(jit_compile):
     guard = Guard(policies.observe(), ())
     state = guard.init(1)
-    layout = Layout(state)
-    fused = tf.function(FusedGuard(guard, layout, state, jit_compile=jit_compile).step, autograph=False)
+    on_device = FusedGuard(guard, state, jit_compile=jit_compile)
+    layout, fused = on_device.layout, tf.function(on_device.step, autograph=False)
     vector = tf.constant(layout.pack(NUMPY, state))
     for x in [1e8] + [0.125] * 80:
         row = tf.constant([x], tf.float32)

@@ -7,8 +7,11 @@ same numbers from the same sum, and writes them to its own copy of the state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
@@ -93,3 +96,50 @@ def summed(gradients: Sequence[Gradient]) -> list[Gradient]:
     if context is None or context.num_replicas_in_sync == 1:
         return list(gradients)
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients)))
+
+
+# -- summed once ------------------------------------------------------------------------------------------
+
+_SUMS = "_all_reduce_sum_gradients"  # where Keras 3 sums, between its own clipping and the update
+_CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+
+_handed_on: contextvars.ContextVar[bool] = contextvars.ContextVar("gradwatch_handed_on", default=False)
+
+
+def sums_once(optimizer: Any) -> bool:
+    """Whether this optimizer can be given gradients that are summed already, to the same result.
+
+    An optimizer that clips by itself does so before it sums; one that wraps others, or accumulates, does more.
+    """
+    return (
+        replicas() > 1
+        and hasattr(optimizer, _SUMS)
+        and not getattr(optimizer, "gradient_accumulation_steps", None)
+        and not any(getattr(optimizer, name, None) for name in _CLIPPING)
+        and not hasattr(optimizer, "inner_optimizer")
+        and not hasattr(optimizer, "optimizers")
+    )
+
+
+@contextlib.contextmanager
+def handed_on(optimizer: Any) -> Iterator[None]:
+    """Inside, this thread's replica applies gradients that are summed already."""
+    owner = next(c for c in type(optimizer).__mro__ if _SUMS in c.__dict__)
+    sums = owner.__dict__[_SUMS]
+    if not hasattr(sums, "_gradwatch"):
+        setattr(owner, _SUMS, _unless_handed_on(sums))
+    token = _handed_on.set(True)
+    try:
+        yield
+    finally:
+        _handed_on.reset(token)
+
+
+def _unless_handed_on(sums: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(sums)
+    @tf.autograph.experimental.do_not_convert
+    def unless_handed_on(self: Any, grads_and_vars: Any) -> Any:
+        return list(grads_and_vars) if _handed_on.get() else sums(self, grads_and_vars)
+
+    unless_handed_on._gradwatch = True  # type: ignore[attr-defined]
+    return unless_handed_on

@@ -13,7 +13,7 @@ import tensorflow as tf
 Gradient = tf.Tensor | tf.IndexedSlices
 
 # Up to so many numbers in all gradients, squares in double precision cost less than asking whether they are needed.
-_FEW = 1 << 16
+_FEW = 1 << 14
 
 # Between these the plain sum of squares of float32 neither overflowed nor lost everything to underflow.
 _TRUSTED = (1e-30, 3e38)
@@ -77,11 +77,27 @@ def _careful(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.stack(out)
 
 
-def scale(gradient: Gradient, factor: tf.Tensor) -> Gradient:
-    """The gradient times a float32 scalar in [0, 1]; a factor of 0 drops NaN and Inf too."""
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(_scale(gradient.values, factor), gradient.indices, gradient.dense_shape)
-    return _scale(gradient, factor)
+def scaled(gradients: Sequence[Gradient], scale: tf.Tensor) -> list[Gradient]:
+    """The gradients times float32 numbers in [0, 1]; 0 drops NaN and Inf too.
+
+    Args:
+      scale: shape [] for all of them, or [len(gradients)].
+    """
+    factors = tf.unstack(scale) if scale.shape.rank else [scale] * len(gradients)
+    arrays = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+
+    def multiplied() -> list[tf.Tensor]:
+        return [_scale(x, factor) for x, factor in zip(arrays, factors)]
+
+    if _are_few(arrays) or _has_accelerator():
+        out = multiplied()
+    else:
+        # most steps change nothing: on the CPU a branch costs less than a pass over a large gradient
+        out = tf.cond(tf.reduce_all(scale >= 1.0), lambda: [tf.identity(x) for x in arrays], multiplied)
+    return [
+        tf.IndexedSlices(x, g.indices, g.dense_shape) if isinstance(g, tf.IndexedSlices) else x
+        for g, x in zip(gradients, out)
+    ]
 
 
 def _scale(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

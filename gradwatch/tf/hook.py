@@ -168,19 +168,23 @@ def _apply(
         if optimizer.gradient_accumulation_steps:
             with accumulation.watched(optimizer, monitor, names):
                 return original(optimizer, grads, variables)
+        once = distribution.sums_once(optimizer)
         scaled, decision = monitor._hidden.clip(
             [grads[i] for i in watched],
             names,
             loss_scale=_loss_scale(optimizer),
             skips_itself=_is_loss_scaler(optimizer),
+            hand_on_sums=once,
         )
         for i, g in zip(watched, scaled):
             grads[i] = g
-        if not _skips(monitor, optimizer):
-            return original(optimizer, grads, variables)
-        # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
-        keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not _is_loss_scaler(optimizer)))
-        return apply_or_keep(original, optimizer, grads, variables, keep)
+        with distribution.handed_on(optimizer) if once else contextlib.nullcontext():
+            if not _skips(monitor, optimizer):
+                return original(optimizer, grads, variables)
+            # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
+            itself = _is_loss_scaler(optimizer)
+            keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
+            return apply_or_keep(original, optimizer, grads, variables, keep)
 
 
 def _is_loss_scaler(optimizer: Any) -> bool:
@@ -301,6 +305,7 @@ def watch(
     if inner is not None and hasattr(step, "_clone"):
         # its own traces: an earlier trace, or one for another monitor, would stay unwatched
         watched = step._clone(python_function=_scoped(inner, scopes, in_context))
+        _take_turns(watched, list(made.values()))
     else:
         watched = _scoped(step, scopes, in_context)
     watched.monitors = made
@@ -325,6 +330,26 @@ def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | N
     # TensorFlow's tracing would unwrap a step that is passed as an argument
     del watched.__wrapped__
     return watched
+
+
+def _take_turns(function: Any, monitors: list[Monitor]) -> None:
+    """Let two threads that call one tf.function run it one after the other, so that no step of theirs is lost.
+
+    A plain graph reads the state and writes it in two ops; a jitted one holds on to it by itself.
+    """
+    call = getattr(function, "_call", None)
+    if call is None or getattr(function, "_jit_compile", None):
+        return
+    turns = [monitor._hidden.turn for monitor in sorted(monitors, key=id)]
+
+    @functools.wraps(call)
+    def in_turn(*args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as held:
+            for turn in turns:
+                held.enter_context(turn)
+            return call(*args, **kwargs)
+
+    function._call = in_turn
 
 
 @contextlib.contextmanager

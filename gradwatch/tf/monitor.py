@@ -280,7 +280,7 @@ class _Hidden:
         self._pending: tuple[str, np.ndarray] | None = None
         self.loss_scale: Any = None  # a number or a variable, of the last step
         self._lock = threading.Lock()  # while it is built
-        self._turn = threading.Lock()  # of an eager step
+        self.turn = threading.RLock()  # of one step, eager or of a watched tf.function
         self._named = False  # whether the variables were given at the first step
         self._name = monitor.name
         self._jit = jit
@@ -332,10 +332,12 @@ class _Hidden:
         loss_scale: Any = None,
         *,
         skips_itself: bool = False,
+        hand_on_sums: bool = False,
     ) -> tuple[list[Gradient | None], Decision]:
         """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
 
         `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
+        `hand_on_sums`: what comes back is of the sum over the replicas, not of this replica's part.
         """
         began = time.perf_counter()
         present = [i for i, g in enumerate(grads) if g is not None]
@@ -350,37 +352,40 @@ class _Hidden:
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(held, multiple, skips_itself)
+            scaled, decision = self._clip_eagerly(held, multiple, skips_itself, hand_on_sums)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(held, multiple, skips_itself)
+            scaled, decision = self._step(held, multiple, skips_itself, hand_on_sums)
         out: list[Gradient | None] = list(grads)
         for i, g in zip(present, scaled):
             out[i] = g
         return out, decision
 
     def _clip_eagerly(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool
+        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, hand_on_sums: bool
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, skips_itself)
+            return self._step(grads, loss_scale, skips_itself, hand_on_sums)
         # read, judge, write belong together: two threads on one monitor take turns
-        with self._turn:
-            return self._eager(grads, loss_scale, skips_itself)
+        with self.turn:
+            return self._eager(grads, loss_scale, skips_itself, hand_on_sums)
 
     def _step(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool
+        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, hand_on_sums: bool
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.built, self.guard.policy
         assert built is not None
+        whole = distribution.summed(grads)
+        if hand_on_sums:
+            grads = whole
         clipped = grads
-        norms = _gradients.norms(distribution.summed(grads))
+        norms = _gradients.norms(whole)
         applied = norms
         if policy.scope == policies.VALUE:
             clipped = [_gradients.clip_by_value(g, policy.limit) for g in grads]
-            applied = _gradients.norms(distribution.summed(clipped))
+            applied = _gradients.norms(clipped if hand_on_sums else distribution.summed(clipped))
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
         new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
@@ -388,11 +393,10 @@ class _Hidden:
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
-        factors = tf.unstack(scale) if policy.scope == policies.VARIABLE else [scale] * len(grads)
         if skips_itself:
             # every gradient of every replica, so that all come to the same verdict
-            factors = [tf.where(decision.finite > 0.0, factor, math.nan) for factor in factors]
-        return [_gradients.scale(g, factor) for g, factor in zip(clipped, factors)], decision
+            scale = tf.where(decision.finite > 0.0, scale, math.nan)
+        return _gradients.scaled(clipped, scale), decision
 
     # -- reading ----------------------------------------------------------------------------------------
 

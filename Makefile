@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo test check bench e2e matrix clean
+.PHONY: help setup demo test check bench e2e smoke matrix clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -39,6 +39,9 @@ e2e: $(READY)  ## end to end: real Prometheus, Alertmanager, Pushgateway, Chromi
 
 bench: $(READY)  ## what gradwatch costs per step; prints tables, writes JSON
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+smoke:  ## a part of the tests on the oldest TensorFlow and Keras that we support
+	PYTHON_VERSION=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') sh tests/matrix.sh smoke
 
 matrix:  ## core and tf tests on the oldest and newest Python and TensorFlow, as far as they are installed
 	sh tests/matrix.sh

@@ -38,9 +38,26 @@ def overhead(found: dict[str, Any]) -> str:
     parts = [_made_with(found), script.ratios(found["cells"]), script.small_print(found["cells"])]
     if found["late_step"]:
         parts.append(script.late_table(found["late_step"]))
+    if found["skip"]:
+        parts.append(script.skip_table(found["skip"]))
     if found["soak"]:
         parts.append(script.soak_line(found["soak"]))
     return "\n\n".join(part for part in parts if part)
+
+
+def mirrored(found: dict[str, Any]) -> str:
+    import mirrored as script
+
+    return "\n\n".join([_made_with(found), script.report(found["cells"])])
+
+
+def scrape(found: dict[str, Any]) -> str:
+    middle, low, high = (100 * (found["ratios"]["here / elsewhere"][key] - 1) for key in ("median", "low", "high"))
+    return (
+        f"{_made_with(found)}\n\nWith {found['clients']} clients that scrape the training's own endpoint, a step takes "
+        f"{middle:+.1f} % ({low:+.1f} to {high:+.1f} %) more or less than while they scrape another process on the same "
+        f"machine, over {found['rounds']} rounds."
+    )
 
 
 def detection(found: dict[str, Any]) -> str:
@@ -60,6 +77,8 @@ def efficacy(found: dict[str, Any]) -> str:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
+    "mirrored": mirrored,
+    "scrape": scrape,
     "detection": detection,
     "efficacy": efficacy,
 }

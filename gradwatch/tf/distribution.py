@@ -100,6 +100,9 @@ def summed(gradients: Sequence[Gradient]) -> list[Gradient]:
 
 # -- summed once ------------------------------------------------------------------------------------------
 
+#: What comes to the monitor is a replica's part and goes back as one; it goes back as the sum; it is the sum already.
+PART, HAND_ON, DONE = "part", "hand on", "done"
+
 _SUMS = "_all_reduce_sum_gradients"  # where Keras 3 sums, between its own clipping and the update
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 

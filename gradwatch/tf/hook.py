@@ -20,7 +20,7 @@ from keras.optimizers import Optimizer as _Optimizer
 from gradwatch.core.guard import SKIP
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError, NothingToWatch
-from gradwatch.tf import accumulation, distribution
+from gradwatch.tf import accumulation, distribution, legacy
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -90,8 +90,10 @@ def detach(optimizer: Any, before: Scope | None = None) -> None:
 
 
 def install() -> None:
-    """Hook `apply` on each optimizer class that defines it. Classes made later inherit the hook."""
-    _install(_base())
+    """Hook the update on each optimizer class that defines it. Classes made later inherit the hook."""
+    _install(_base(), "apply", _hooked)
+    for root in legacy.roots():
+        _install(root, "apply_gradients", _hooked_legacy)
 
 
 def _base() -> type:
@@ -100,12 +102,12 @@ def _base() -> type:
     return roots[-1] if roots else _Optimizer
 
 
-def _install(cls: type) -> None:
-    method = cls.__dict__.get("apply")
+def _install(cls: type, name: str, hooked: Callable[..., Any]) -> None:
+    method = cls.__dict__.get(name)
     if method is not None and not hasattr(method, "_gradwatch"):
-        cls.apply = _hooked(method)  # type: ignore[attr-defined]
+        setattr(cls, name, hooked(method))
     for sub in cls.__subclasses__():
-        _install(sub)
+        _install(sub, name, hooked)
 
 
 def _watcher(optimizer: Any) -> Scope | None:
@@ -139,16 +141,55 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
             with _watching_instead(self.inner_optimizer, scope):
                 return original(self, grads, trainable_variables)
         listed = None if trainable_variables is None else list(trainable_variables)
-        return _apply(scope.monitor, self, original, list(grads), listed)
+        once = distribution.sums_once(self)
+
+        def update(optimizer: Any, grads: list[Any], variables: list[Any] | None) -> Any:
+            with distribution.handed_on(optimizer) if once else contextlib.nullcontext():
+                return original(optimizer, grads, variables)
+
+        sums = distribution.HAND_ON if once else distribution.PART
+        return _apply(scope.monitor, self, update, list(grads), listed, loss_scale=_loss_scale(self), sums=sums)
 
     apply._gradwatch = True  # type: ignore[attr-defined]
     return apply
 
 
+def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    @tf.autograph.experimental.do_not_convert
+    def apply_gradients(self: Any, grads_and_vars: Any, *args: Any, **keywords: Any) -> Any:
+        pairs = list(grads_and_vars)
+        scope = _watcher(self) if pairs else None
+        if scope is None:
+            return original(self, pairs, *args, **keywords)
+        scope.seen = True
+        if scope.clipped_by_hand:
+            return original(self, pairs, *args, **keywords)
+        given = legacy.summed_already(self, keywords) if distribution.replicas() > 1 else keywords
+
+        def update(optimizer: Any, grads: list[Any], variables: list[Any]) -> Any:
+            return original(optimizer, list(zip(grads, variables)), *args, **given)
+
+        sums = distribution.HAND_ON if legacy.sums(keywords) else distribution.DONE
+        grads, variables = ([pair[i] for pair in pairs] for i in (0, 1))
+        return _apply(scope.monitor, self, update, grads, variables, loss_scale=None, sums=sums)
+
+    apply_gradients._gradwatch = True  # type: ignore[attr-defined]
+    return apply_gradients
+
+
 def _apply(
-    monitor: Monitor, optimizer: Any, original: Callable[..., Any], grads: list[Any], variables: list[Any] | None
+    monitor: Monitor,
+    optimizer: Any,
+    update: Callable[..., Any],
+    grads: list[Any],
+    variables: list[Any] | None,
+    *,
+    loss_scale: Any,
+    sums: str,
 ) -> Any:
-    if variables is not None and not optimizer.built and hasattr(optimizer, "optimizers"):
+    """`update(optimizer, grads, variables)` with the gradients that the monitor lets through."""
+    if variables is not None and hasattr(optimizer, "optimizers") and not optimizer.built:
         # MultiOptimizer learns only here which optimizers it wraps
         optimizer.build(variables)
     named = variables if variables is not None else list(optimizer._trainable_variables)
@@ -159,32 +200,31 @@ def _apply(
         if g is not None and not (i < len(named) and getattr(named[i], "overwrite_with_gradient", False))
     ]
     if not watched:
+        name = getattr(optimizer, "name", None) or getattr(optimizer, "_name", "")
         raise NothingToWatch(
-            f"optimizer {optimizer.name!r} was given {len(grads)} gradients and all are None; the loss does not "
+            f"optimizer {name!r} was given {len(grads)} gradients and all are None; the loss does not "
             "depend on the variables: is the forward pass inside the tape, and are these its variables?"
         )
     names = [named[i] for i in watched] if len(named) == len(grads) else None
     with _unwatched(optimizer):
-        if optimizer.gradient_accumulation_steps:
+        if getattr(optimizer, "gradient_accumulation_steps", None):
             with accumulation.watched(optimizer, monitor, names):
-                return original(optimizer, grads, variables)
-        once = distribution.sums_once(optimizer)
+                return update(optimizer, grads, variables)
         scaled, decision = monitor._hidden.clip(
             [grads[i] for i in watched],
             names,
-            loss_scale=_loss_scale(optimizer),
+            loss_scale=loss_scale,
             skips_itself=_is_loss_scaler(optimizer),
-            hand_on_sums=once,
+            sums=sums,
         )
         for i, g in zip(watched, scaled):
             grads[i] = g
-        with distribution.handed_on(optimizer) if once else contextlib.nullcontext():
-            if not _skips(monitor, optimizer):
-                return original(optimizer, grads, variables)
-            # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
-            itself = _is_loss_scaler(optimizer)
-            keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
-            return apply_or_keep(original, optimizer, grads, variables, keep)
+        if not _skips(monitor, optimizer):
+            return update(optimizer, grads, variables)
+        # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
+        itself = _is_loss_scaler(optimizer)
+        keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
+        return apply_or_keep(update, optimizer, grads, variables, keep)
 
 
 def _is_loss_scaler(optimizer: Any) -> bool:
@@ -284,8 +324,8 @@ def watch(
         )
     optimizers = dict(optimizer) if several else {"": optimizer} if optimizer is not None else {}
     for key, one in optimizers.items():
-        if not hasattr(one, "apply") or not hasattr(one, "apply_gradients"):
-            raise ConfigError(f"optimizer must be a Keras 3 optimizer or a dict of such, got {one!r}")
+        if not hasattr(one, "apply_gradients") or not (hasattr(one, "apply") or legacy.is_old(one)):
+            raise ConfigError(f"optimizer must be a Keras optimizer or a dict of such, got {one!r}")
         if several and not (isinstance(key, str) and key):
             raise ConfigError(f"the keys of optimizer= name the monitors and must be texts, got {key!r}")
     if several and not optimizers:
@@ -381,7 +421,7 @@ def _blind(scope: Scope) -> None:
     of = f" of the optimizer given as {scope.optimizer!r}" if scope.optimizer else ""
     raise NothingToWatch(
         f"monitor {scope.monitor.name!r} saw no gradient{of} in this step: neither optimizer.apply nor "
-        "apply_gradients of a Keras 3 optimizer was traced or run. If the update is written by hand, call "
+        "apply_gradients of a Keras optimizer was traced or run. If the update is written by hand, call "
         "`grads, decision = monitor.clip(grads)` before it; if the step calls a tf.function that was traced "
         "before, decorate that one, or pass optimizer= before its first call"
     )

@@ -110,6 +110,17 @@ class KerasCallback(keras.callbacks.Callback):
             except OSError as error:  # a full disk must not end a training
                 logger.warning("monitor %r could not be backed up: %s", self.monitor.name, error)
 
+    # tf-keras asks its callbacks which hooks they have
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return True
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
     def _detach(self) -> None:
         hook.detach(self._optimizer, self._before)
         # a later fit without the callback must not stay watched

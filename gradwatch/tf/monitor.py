@@ -332,12 +332,12 @@ class _Hidden:
         loss_scale: Any = None,
         *,
         skips_itself: bool = False,
-        hand_on_sums: bool = False,
+        sums: str = distribution.PART,
     ) -> tuple[list[Gradient | None], Decision]:
         """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
 
         `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
-        `hand_on_sums`: what comes back is of the sum over the replicas, not of this replica's part.
+        `sums`: of the replicas, see `distribution`.
         """
         began = time.perf_counter()
         present = [i for i, g in enumerate(grads) if g is not None]
@@ -352,40 +352,40 @@ class _Hidden:
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(held, multiple, skips_itself, hand_on_sums)
+            scaled, decision = self._clip_eagerly(held, multiple, skips_itself, sums)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(held, multiple, skips_itself, hand_on_sums)
+            scaled, decision = self._step(held, multiple, skips_itself, sums)
         out: list[Gradient | None] = list(grads)
         for i, g in zip(present, scaled):
             out[i] = g
         return out, decision
 
     def _clip_eagerly(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, hand_on_sums: bool
+        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, skips_itself, hand_on_sums)
+            return self._step(grads, loss_scale, skips_itself, sums)
         # read, judge, write belong together: two threads on one monitor take turns
         with self.turn:
-            return self._eager(grads, loss_scale, skips_itself, hand_on_sums)
+            return self._eager(grads, loss_scale, skips_itself, sums)
 
     def _step(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, hand_on_sums: bool
+        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.built, self.guard.policy
         assert built is not None
-        whole = distribution.summed(grads)
-        if hand_on_sums:
-            grads = whole
+        whole: Callable[..., list[Gradient]] = distribution.summed
+        if sums != distribution.PART:
+            grads, whole = (grads if sums == distribution.DONE else whole(grads)), list
         clipped = grads
-        norms = _gradients.norms(whole)
+        norms = _gradients.norms(whole(grads))
         applied = norms
         if policy.scope == policies.VALUE:
             clipped = [_gradients.clip_by_value(g, policy.limit) for g in grads]
-            applied = _gradients.norms(clipped if hand_on_sums else distribution.summed(clipped))
+            applied = _gradients.norms(whole(clipped))
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
         new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)

@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from gradwatch.tf import legacy
+
 
 def apply_or_keep(
     original: Callable[..., Any],
@@ -21,11 +23,13 @@ def apply_or_keep(
     keep: tf.Tensor,
 ) -> Any:
     """`original(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
-    if not optimizer.built:
+    old = legacy.is_old(optimizer)
+    if old or not optimizer.built:
         with tf.init_scope():
-            optimizer.build(variables)
+            legacy.build(optimizer, variables or []) if old else optimizer.build(variables)
     targets = list(variables if variables is not None else optimizer._trainable_variables)
-    before = saved([*targets, *optimizer.variables])
+    slots = optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+    before = saved([*targets, *slots])
     result = original(optimizer, grads, variables)
     restore_where(keep, before)
     return result

@@ -55,8 +55,8 @@ def scrape(found: dict[str, Any]) -> str:
     middle, low, high = (100 * (found["ratios"]["here / elsewhere"][key] - 1) for key in ("median", "low", "high"))
     return (
         f"{_made_with(found)}\n\nWith {found['clients']} clients that scrape the training's own endpoint, a step takes "
-        f"{middle:+.1f} % ({low:+.1f} to {high:+.1f} %) more or less than while they scrape another process on the same "
-        f"machine, over {found['rounds']} rounds."
+        f"{middle:+.1f} % ({low:+.1f} to {high:+.1f} %) longer than while they scrape another process on "
+        f"the same machine, {len(found['rounds'])} rounds. The goal is below 1 %."
     )
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import setting
-from budget_prototype import spike_budget
 from detector_peers import DETECTOR_PEERS, LogMad, PageHinkley, WindowSigma, ZClipScore
 from streams import FAULTS, STREAMS, Fault, inject
 
@@ -85,12 +84,16 @@ class Theirs:
         return other
 
 
+def budgeted(false_alarms_per_million: float) -> Detector:
+    return detectors.spike(false_alarms_per_million=false_alarms_per_million)
+
+
 def contenders() -> dict[str, Callable[[], Ours | Theirs]]:
     ours: dict[str, Callable[[], Ours | Theirs]] = {
         "gradwatch default": lambda: Ours(*detectors.default()),
         "gradwatch spike": lambda: Ours(detectors.spike()),
         "gradwatch trend": lambda: Ours(detectors.trend()),
-        "budget 10 per million": lambda: Ours(spike_budget(10.0)),
+        "spike, 10 per million": lambda: Ours(budgeted(10.0)),
     }
     return {**ours, **{name: (lambda make=make: Theirs(make)) for name, make in DETECTOR_PEERS.items()}}
 
@@ -189,7 +192,7 @@ def budgets(stream: str, *, streams: int, steps: int, seed: int) -> dict[str, An
     """Observed over promised false alarms, and the share of x 10 spikes that the budget leaves visible at all."""
     out: dict[str, Any] = {}
     for budget in BUDGETS:
-        found = false_alarms(lambda b=budget: Ours(spike_budget(b)), stream, streams=streams, steps=steps, seed=seed)
+        found = false_alarms(lambda b=budget: Ours(budgeted(b)), stream, streams=streams, steps=steps, seed=seed)
         scale = 1e4 / 1e6 * budget
         out[f"{budget:g}"] = [x / scale for x in found["per_10000"]]
     return out
@@ -198,7 +201,7 @@ def budgets(stream: str, *, streams: int, steps: int, seed: int) -> dict[str, An
 #: Settings of each detector from eager to sluggish, for the picture of delay against false alarms.
 SWEEPS: Mapping[str, Mapping[str, Callable[[], Ours | Theirs]]] = {
     "gradwatch spike": {f"z {z:g}": (lambda z=z: Ours(detectors.spike(z))) for z in (2.5, 3, 3.5, 4, 5, 6, 8)},
-    "gradwatch budget": {f"{b:g}": (lambda b=b: Ours(spike_budget(b))) for b in (3e4, 1e4, 3e3, 1e3, 100, 10, 1)},
+    "gradwatch budget": {f"{b:g}": (lambda b=b: Ours(budgeted(b))) for b in (3e4, 1e4, 3e3, 1e3, 100, 10, 1)},
     "gradwatch trend": {f"{h:g}": (lambda h=h: Ours(detectors.trend(decision=h))) for h in (2, 3, 4, 6, 8, 12, 20)},
     "ZClip z": {f"z {z:g}": (lambda z=z: Theirs(lambda: ZClipScore(z))) for z in (2, 2.5, 3, 4, 6, 8)},
     "n sigma of 128": {f"{k:g}": (lambda k=k: Theirs(lambda: WindowSigma(k, 128))) for k in (2, 3, 4, 5, 6, 8)},

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradwatch.core import checks
+from gradwatch.core import checks, tail
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import HUGE, Array, Bool, Namespace
+from gradwatch.errors import ConfigError
 
 State = Mapping[str, Any]
 
@@ -92,13 +93,19 @@ def _norm(xp: Namespace, log_norm: Array) -> Array:
     return xp.exp(xp.minimum(log_norm, math.log(HUGE)))
 
 
+_Z_MAX = 5.0  # of `spike` without a budget
+_CALM = 50  # so many steps after an alarm the tail learns nothing but new alarms
+
+
 def spike(
-    z_max: float = 5.0,
+    z_max: float | None = None,
     *,
+    false_alarms_per_million: float | None = None,
     window: int = 200,
     warmup_steps: int = 25,
     winsorise: float = 2.5,
     min_std: float = 0.1,
+    memory: int = 50_000,
     cooldown_steps: int = 10,
 ) -> Detector:
     """An explosion: the log norm stands `z_max` robust standard deviations above its running mean.
@@ -106,44 +113,91 @@ def spike(
     z_t = (log norm_t - mean_{t-1}) / std_{t-1}, alarm where z_t > z_max; threshold exp(mean + z_max * std).
     Mean and variance forget exponentially and take each log norm winsorised at `winsorise` deviations.
 
+    With a budget of false alarms z_max is learned: the z that a healthy step of this run exceeds with that
+    probability, from the tail of z (`gradwatch.core.tail`). What passes it enters the tail clamped at it, once for
+    each cluster. Until some hundred steps have been seen z_max is about 10, from a prior that is heavier than training.
+
     Args:
-      z_max: standard deviations of the log norm, > 0.
+      z_max: standard deviations of the log norm, > 0; None is 5 without a budget.
+      false_alarms_per_million: of the steps of a healthy run, > 0 and < 1e5; in place of z_max.
       window: steps remembered, >= 2.
       warmup_steps: finite norms observed before the first alarm, >= 2.
       winsorise: deviations at which a log norm is clamped before it enters, > 1.
       min_std: the standard deviation is at least this, > 0; 0.1 with z_max = 5 means that no norm below
         1.6 times the usual one is ever called an explosion.
+      memory: steps that the tail remembers, >= window; with a budget only.
       cooldown_steps: calm steps that end an episode, >= 1.
 
     Raises:
-      ConfigError: an argument is out of range.
+      ConfigError: an argument is out of range, or z_max and a budget are both given.
 
-    Source: a z-score on winsorised statistics (Huber 1981, chapter 6, proposal 2 in one step), on the log of
-    the norm; ZClip (arXiv 2504.02507) is the same idea on the norm itself.
+    Sources: a z-score on winsorised statistics (Huber 1981, chapter 6, proposal 2 in one step), on the log of
+    the norm; ZClip (arXiv 2504.02507) is the same idea on the norm itself. One peak for each cluster: Coles 2001,
+    section 5.3.
     """
-    z_max = checks.number("z_max", z_max, above=0)
+    if z_max is not None and false_alarms_per_million is not None:
+        raise ConfigError(
+            f"spike takes z_max or false_alarms_per_million, got {z_max!r} and {false_alarms_per_million!r}; "
+            "the budget sets z_max by itself"
+        )
     window = checks.count("window", window, least=2)
     warmup = checks.count("warmup_steps", warmup_steps, least=2)
     winsorise = checks.number("winsorise", winsorise, above=1)
     min_std = checks.number("min_std", min_std, above=0)
+    memory = checks.count("memory", memory, least=window)
     cooldown = checks.count("cooldown_steps", cooldown_steps)
-
     level = _Level(window, winsorise, min_std)
 
+    if false_alarms_per_million is not None:
+        budget = checks.number("false_alarms_per_million", false_alarms_per_million, above=0, below=1e5)
+        learned = _LearnedLimit(budget / 1e6, 1.0 - 1.0 / memory)
+        name = f"spike(false_alarms_per_million={budget:g}, window={window})"
+    else:
+        fixed = checks.number("z_max", _Z_MAX if z_max is None else z_max, above=0)
+        learned = None
+        name = f"spike({fixed:g}, window={window})"
+
     def init(num_variables: int) -> State:
-        return level.init()
+        return level.init() if learned is None else {**level.init(), "limit": learned.init()}
 
     def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Bool, Mapping[str, Array]]:
         judged = (state["seen"] >= warmup) & norms.finite
+        limit = fixed if learned is None else learned.z_max(xp, state["limit"])
         z = level.z(xp, state, norms)
-        threshold = _norm(xp, state["mean"] + z_max * level.std(xp, state))
+        alarm = judged & (z > limit)
+        threshold = _norm(xp, state["mean"] + limit * level.std(xp, state))
         info = {
             "score": xp.where(judged, z, 0.0),
             "threshold": xp.where(state["seen"] >= warmup, threshold, math.inf),
         }
-        return level.update(xp, state, norms), judged & (z > z_max), info
+        new: dict[str, Any] = level.update(xp, state, norms)
+        if learned is not None:
+            new["limit"] = learned.update(xp, state["limit"], xp.minimum(z, limit), alarm, norms)
+        return new, alarm, info
 
-    return Detector("explosion", f"spike({z_max:g}, window={window})", init, update, cooldown)
+    return Detector("explosion", name, init, update, cooldown)
+
+
+class _LearnedLimit(NamedTuple):
+    """z_max from a budget: the tail of z, and how long it has been calm."""
+
+    rate: float
+    decay: float
+
+    @staticmethod
+    def init() -> dict[str, Any]:
+        return {"tail": tail.init(), "calm": np.full((), _CALM, np.float32)}
+
+    def z_max(self, xp: Namespace, state: State) -> Array:
+        return tail.limit(xp, state["tail"], self.rate)
+
+    def update(self, xp: Namespace, state: State, z: Array, alarm: Bool, norms: Norms) -> dict[str, Any]:
+        calm = state["calm"]
+        learns = norms.enters & ((calm >= _CALM) | (alarm & (calm >= 1.0)))
+        return {
+            "tail": tail.update(xp, state["tail"], z, learns=learns, decay=self.decay),
+            "calm": xp.where(alarm, 0.0, xp.where(norms.enters, xp.minimum(calm + 1.0, 1e6), calm)),
+        }
 
 
 def trend(

@@ -9,6 +9,7 @@ import pytest
 
 from gradwatch.core import detectors
 from gradwatch.core.detectors import DETECTORS
+from gradwatch.errors import ConfigError
 from gradwatch.testing import replay, streams
 
 RNG = np.random.default_rng(11)
@@ -164,6 +165,73 @@ def test_heavy_tails_cost_spike_false_alarms_as_documented():
     norms = streams.pareto(RNG, STEPS, 2.5, MANY)
     rate = 1e4 * replay.episodes(replay.detector(detectors.spike(), norms).alarm) / norms.size
     assert rate < 80
+
+
+# -- a budget of false alarms -------------------------------------------------------------------------------
+
+
+def test_a_budget_is_kept_by_the_formula_of_the_tail():
+    """Oracle: the docstrings of `spike` and `core.tail` written out in float64, one stream."""
+    x = streams.lognormal(np.random.default_rng(0), 1500, 0.4)
+    x[[700, 701, 1100]] *= 40
+    got = replay.detector(detectors.spike(false_alarms_per_million=50), x)
+    level, calm = Level(200, 2.5), 50
+    big_n, n, s1, s2, s3 = 5 / 0.23, 5.0, 5.0, 10.0, 30.0
+    for t, value in enumerate(x):
+        hazard = n / s1
+        c = (s1 * s1 - n * s2 / 2) / (2 * s1 * s3 / 3 - s2 * s2 / 2)
+        c = max(c - 0.5 * hazard**2 / math.sqrt(n), 0)
+        b = (n - c * s2) / s1
+        h = math.log(n / (big_n * 50e-6))
+        z_max = 0.75 + (h / b if c == 0 else (-b + math.sqrt(b * b + 4 * c * h)) / (2 * c))
+        z = level.z(value)
+        alarm = t >= 25 and z > z_max
+        assert got.alarm[t] == alarm, t
+        if t >= 25:
+            assert got.threshold[t] == pytest.approx(math.exp(level.mean + z_max * level.std), rel=2e-3)
+        if calm >= 50 or (alarm and calm >= 1):
+            excess, d = max(min(z, z_max) - 0.75, 0), 1 - 1 / 50_000
+            big_n, n, s1 = big_n * d + 1, n * d + (excess > 0), s1 * d + excess
+            s2, s3 = s2 * d + excess**2, s3 * d + excess**3
+        calm = 0 if alarm else calm + 1
+        level.learn(value)
+    assert got.alarm[[700, 1100]].all()
+
+
+BUDGETED = {
+    "log-normal 0.3": lambda rng, steps, many: streams.lognormal(rng, steps, 0.3, many),
+    "Pareto 2.5": lambda rng, steps, many: streams.pareto(rng, steps, 2.5, many),
+    "AR(1) 0.9": lambda rng, steps, many: streams.correlated(rng, steps, 0.3, 0.9, many),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_budget_is_kept_within_a_factor_of_two_once_the_tail_is_known(name):
+    norms = BUDGETED[name](np.random.default_rng(5), 6000, 100)
+    alarm = replay.detector(detectors.spike(false_alarms_per_million=1000), norms).alarm[3000:]
+    assert 0.5 < alarm.sum() / (alarm.size * 1000 / 1e6) < 2
+
+
+def test_under_a_budget_a_spike_of_ten_is_caught_and_a_shift_followed():
+    detector = detectors.spike(false_alarms_per_million=10)
+    x = stream(3000, seed=3)
+    x[1500] *= 12
+    x[2000:] *= 10
+    alarm = replay.detector(detector, x).alarm
+    assert alarm[1500]
+    assert alarm[2000]
+    assert not alarm[2200:].any()
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1e5, math.nan, "10"])
+def test_a_budget_out_of_range_is_refused(bad):
+    with pytest.raises(ConfigError, match="false_alarms_per_million"):
+        detectors.spike(false_alarms_per_million=bad)
+
+
+def test_a_budget_and_a_limit_are_refused_together():
+    with pytest.raises(ConfigError, match="z_max or false_alarms_per_million"):
+        detectors.spike(4.0, false_alarms_per_million=10)
 
 
 # -- true alarms --------------------------------------------------------------------------------------------

@@ -18,7 +18,13 @@ from gradwatch.testing import conformance, streams
 from gradwatch.tf.fused import FusedGuard
 
 
-@pytest.mark.parametrize("make", [*POLICIES.values(), *DETECTORS.values()], ids=[*POLICIES, *DETECTORS])
+def budgeted():
+    return detectors.spike(false_alarms_per_million=10)
+
+
+@pytest.mark.parametrize(
+    "make", [*POLICIES.values(), *DETECTORS.values(), budgeted], ids=[*POLICIES, *DETECTORS, "budgeted spike"]
+)
 def test_policy_or_detector_decides_alike_on_every_backend(make):
     conformance.every_backend_decides_alike(conformance.part_of(make()))
 

@@ -103,6 +103,22 @@ def test_observe_leaves_two_replicas_alone_to_the_bit_whatever_the_optimizer_cli
     support.assert_same(*results)
 
 
+def test_a_nan_on_one_replica_is_handled_on_all(mirrored):
+    net, replica, halves = training(mirrored)
+    watched = support.watch()(replica)
+    step = tf.function(lambda x, y: mirrored.run(watched, args=(x, y)))
+    step(*halves(DATA[0]))
+    before = support.weights(net)
+    x, y = DATA[1]
+    step(*halves((tf.concat([x[:4], x[4:] * np.nan], 0), y)))
+    assert watched.monitor.snapshot().nonfinite_steps == 1
+    support.assert_same(support.weights(net), before)
+    for replicas in watched.monitor._hidden.built.state.values[1:]:
+        assert np.array_equal(replicas.numpy(), watched.monitor._hidden.built.state.values[0].numpy(), equal_nan=True)
+    step(*halves(DATA[2]))
+    assert all(np.isfinite(w).all() for w in support.weights(net))
+
+
 def test_trap_22_one_step_of_two_replicas_is_one_step(mirrored):
     _, replica, halves = training(mirrored)
     watched = support.watch()(replica)

@@ -160,7 +160,12 @@ def test_a_hopeless_training_is_stopped_on_demand():
     "optimizer",
     [
         lambda: support.sgd(keras.optimizers.schedules.CosineDecay(0.01, 10)),
-        lambda: support.multi(support.sgd()),
+        pytest.param(
+            lambda: support.multi(support.sgd()),
+            marks=pytest.mark.skipif(
+                not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer"
+            ),
+        ),
     ],
     ids=["schedule", "MultiOptimizer"],
 )
@@ -272,7 +277,8 @@ def test_trap_10_overflows_while_the_loss_scale_is_sought_are_counted_but_raise_
     assert snapshot.nonfinite_streak == 0
     assert snapshot.loss_scale == float(optimizer.dynamic_scale.numpy()) < 2.0**20
     assert snapshot.anomalies["nonfinite"] == 0
-    assert int(optimizer.iterations.numpy()) == 30 - snapshot.nonfinite_steps
+    # Keras 3.5 counts on the inner one only
+    assert int(optimizer.inner_optimizer.iterations.numpy()) == 30 - snapshot.nonfinite_steps
 
 
 def test_a_loss_scaler_that_never_finds_a_scale_does_raise_the_alarm():

@@ -128,7 +128,7 @@ def test_a_loss_scaler_still_lowers_its_scale_at_a_nan_and_keeps_it_at_an_explos
     step(*BROKEN)
     support.assert_same(support.weights(net, inner), before)
     assert float(optimizer.dynamic_scale.numpy()) == 32.0
-    assert int(optimizer.iterations.numpy()) == 6
+    assert int(inner.iterations.numpy()) == 6
 
 
 @pytest.mark.parametrize("bad", [BROKEN, SPIKE], ids=["nonfinite", "explosion"])

@@ -169,8 +169,9 @@ def tracked():
 
 def test_nothing_of_the_machine_it_was_written_on_is_in_the_repository():
     # put together here, so that this file does not find itself
-    homes = "|".join(re.escape("/" + name + "/") for name in ("work", "root", "home", "Users"))
-    pattern = re.compile(rf"(?<![\w.~/}}$-])(?:{homes})|/tmp/(?:venv|lab)|find-links|--hash=|extra-index" + "-url")
+    folders = "|".join(re.escape("/" + name + "/") for name in ("work", "root", "home", "Users", "tmp"))
+    options = "|".join("-".join(words) for words in (("index", "url"), ("find", "links"), ("", "", "hash=")))
+    pattern = re.compile(rf"(?<![\w.~/}}$-])(?:{folders})|{options}")
     for path in tracked():
         if path.suffix in {".png", ".ico", ".woff2"} or path == Path(__file__):
             continue

@@ -17,6 +17,7 @@ is logged, only scheme and host (of an `apprise` URL, whose host can be a token,
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import http.client
 import json
@@ -59,7 +60,7 @@ class SendError(Exception):
         self.pause_seconds = pause_seconds
 
 
-class Channel:
+class Channel(abc.ABC):
     """Base of the channels; a subclass says how one message is sent (`_send`).
 
     Args:
@@ -144,9 +145,9 @@ class Channel:
     def __repr__(self) -> str:
         return f"<gradwatch.notify.{type(self).__name__} {self._shown}>"
 
+    @abc.abstractmethod
     def _send(self, alert: Alert, text: str) -> None:
         """Sends one message; raises SendError if it was not taken."""
-        raise NotImplementedError
 
     def _admit(self, alert: Alert) -> str | None:
         """What to add to the message, or None if it is not to be sent. Called with the lock held."""

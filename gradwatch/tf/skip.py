@@ -16,21 +16,22 @@ from gradwatch.tf import legacy
 
 
 def apply_or_keep(
-    original: Callable[..., Any],
+    update: Callable[..., Any],
     optimizer: Any,
     grads: list[Any],
     variables: list[Any] | None,
     keep: tf.Tensor,
 ) -> Any:
-    """`original(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
-    old = legacy.is_old(optimizer)
-    if old or not optimizer.built:
-        with tf.init_scope():
-            legacy.build(optimizer, variables or []) if old else optimizer.build(variables)
+    """`update(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
+    with tf.init_scope():
+        if legacy.is_old(optimizer):
+            legacy.build(optimizer, variables or [])
+        elif not optimizer.built:
+            optimizer.build(variables)
     targets = list(variables if variables is not None else optimizer._trainable_variables)
     slots = optimizer.variables() if callable(optimizer.variables) else optimizer.variables
     before = saved([*targets, *slots])
-    result = original(optimizer, grads, variables)
+    result = update(optimizer, grads, variables)
     restore_where(keep, before)
     return result
 

@@ -272,15 +272,7 @@ def overwrite_with_gradient(clip: Clip) -> Training:
 
 
 def embedding(clip: Clip) -> Training:
-    keras.utils.set_random_seed(0)
-    net = keras.Sequential(
-        [
-            keras.layers.Input((3,), dtype="int32"),
-            keras.layers.Embedding(50, 4),
-            keras.layers.Flatten(),
-            keras.layers.Dense(1),
-        ]
-    )
+    net = support.embedding_model(50, 3, 4)
     optimizer = sgd()
     rng = np.random.default_rng(0)
     data = [

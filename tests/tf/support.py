@@ -68,6 +68,19 @@ def model(
         keras.mixed_precision.set_dtype_policy("float32")
 
 
+def embedding_model(vocabulary: int, length: int, width: int) -> keras.Model:
+    """Rows of an Embedding into Dense(1): its gradient is IndexedSlices."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.layers.Input((length,), dtype="int32"),
+            keras.layers.Embedding(vocabulary, width),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
 def loss_of(net: Any, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(tf.cast(net(x, training=True), tf.float32) - y))
 

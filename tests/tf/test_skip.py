@@ -94,15 +94,7 @@ def test_sparse_gradients_stay_sparse_under_skip():
             kinds.append(type(gradient))
             return super().update_step(gradient, variable, learning_rate)
 
-    keras.utils.set_random_seed(0)
-    net = keras.Sequential(
-        [
-            keras.layers.Input((2,), dtype="int32"),
-            keras.layers.Embedding(20, 3),
-            keras.layers.Flatten(),
-            keras.layers.Dense(1),
-        ]
-    )
+    net = support.embedding_model(20, 2, 3)
     optimizer = Spy(0.1)
     step = skipping()(tf.function(support.train_step(net, optimizer)))
     ids = tf.constant([[1, 2], [3, 4]])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -345,7 +346,7 @@ def watch(
     if inner is not None and hasattr(step, "_clone"):
         # its own traces: an earlier trace, or one for another monitor, would stay unwatched
         watched = step._clone(python_function=_scoped(inner, scopes, in_context))
-        _take_turns(watched, list(made.values()))
+        _take_turns(watched, scopes)
     else:
         watched = _scoped(step, scopes, in_context)
     watched.monitors = made
@@ -361,6 +362,7 @@ def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | N
     def watched(*args: Any, **kwargs: Any) -> Any:
         for scope in scopes:
             scope.enter()
+        _take_turns_around(scopes)
         with _watching(in_context):
             result = step(*args, **kwargs)
         for scope in scopes:
@@ -372,24 +374,41 @@ def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | N
     return watched
 
 
-def _take_turns(function: Any, monitors: list[Monitor]) -> None:
-    """Let two threads that call one tf.function run it one after the other, so that no step of theirs is lost.
+def _take_turns(function: Any, scopes: list[Scope]) -> None:
+    """Let threads that call one tf.function run it one after the other, so that no step of theirs is lost.
 
     A plain graph reads the state and writes it in two ops; a jitted one holds on to it by itself.
     """
     call = getattr(function, "_call", None)
     if call is None or getattr(function, "_jit_compile", None):
         return
-    turns = [monitor._hidden.turn for monitor in sorted(monitors, key=id)]
+    turns = vars(function).setdefault("_gradwatch_turns", {})
+    waits = bool(turns)
+    turns.update((id(scope.monitor), scope.monitor._hidden.turn) for scope in scopes)
+    if waits:
+        return
 
     @functools.wraps(call)
     def in_turn(*args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as held:
-            for turn in turns:
+            # always in the same order: two functions with two monitors each must not wait for one another
+            for _, turn in sorted(turns.items()):
                 held.enter_context(turn)
             return call(*args, **kwargs)
 
     function._call = in_turn
+
+
+@tf.autograph.experimental.do_not_convert
+def _take_turns_around(scopes: list[Scope]) -> None:
+    """The same for every tf.function that is being traced around this call: those of the user's."""
+    frame = None if tf.executing_eagerly() else sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_call":
+            function = frame.f_locals.get("self")
+            if isinstance(function, tf.types.experimental.PolymorphicFunction):
+                _take_turns(function, scopes)
+        frame = frame.f_back
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import keras
 import numpy as np
@@ -241,7 +242,7 @@ def test_a_strategy_of_one_replica_is_like_none(make, graph):
 # -- threads ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["eager", "function inside", "jit inside"])
+@pytest.mark.parametrize("mode", support.MODES)
 def test_trap_35_two_training_threads_on_one_monitor_lose_no_step(mode):
     monitor = support.monitor(policies.observe())
     net = support.model()
@@ -264,6 +265,52 @@ def test_trap_35_two_training_threads_on_one_monitor_lose_no_step(mode):
     assert not errors
     assert monitor.snapshot().steps == 401
     assert monitor.snapshot().norm_counts[-1] == 401
+
+
+@pytest.mark.parametrize("mode", ["function inside", "function outside"])
+def test_a_plain_function_is_run_by_one_thread_at_a_time(mode):
+    """What trap 35 rests on: a race is rare, so that counting steps alone would seldom show it."""
+    inside, most = [], []
+
+    def slow():
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return np.float32(0)
+
+    monitor = support.monitor(policies.observe())
+    train = support.train_step(support.model(), support.sgd(1e-4))
+
+    def step(x, y):
+        return train(x, y) + tf.numpy_function(slow, [], tf.float32)
+
+    step = support.MODES[mode](gradwatch.watch(monitor=monitor), step)
+    step(*DATA[0])
+    threads = [threading.Thread(target=support.run, args=(step, DATA[:5])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(most) == 16
+    assert max(most) == 1
+
+
+def test_functions_of_two_monitors_wait_in_one_order():
+    """Two threads, two functions around the same two steps in other orders: neither waits for the other forever."""
+    monitors = [support.monitor(policies.observe(), name=f"turn-{i}") for i in range(2)]
+    steps = [gradwatch.watch(monitor=m)(support.train_step(support.model(), support.sgd(1e-4))) for m in monitors]
+    forth = tf.function(lambda x, y: steps[0](x, y) + steps[1](x, y))
+    back = tf.function(lambda x, y: steps[1](x, y) + steps[0](x, y))
+    for both in (forth, back):
+        both(*DATA[0])
+    threads = [threading.Thread(target=support.run, args=(both, DATA[:5] * 10), daemon=True) for both in (forth, back)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert [m.snapshot().steps for m in monitors] == [102, 102]
 
 
 def test_two_threads_with_a_monitor_each_do_not_mix():

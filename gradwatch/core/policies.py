@@ -311,6 +311,103 @@ def per_variable(
     return Policy(name, init, update, scope=VARIABLE)
 
 
+def auto(
+    most: float = 2.0,
+    *,
+    slow_start_steps: int = 600,
+    window: int = 300,
+    alarm: float = 5.0,
+    backoff: float = 0.7,
+    probe: float = 0.5,
+    winsorise: float = 2.0,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Policy:
+    """Clip the global norm at a gain times the recent median; the gain is found as TCP finds the capacity of a line.
+
+    clip_norm_t = gain_t * P_50(norms before t), the first step being held back whole. With n the steps since the
+    last alarm (at first: since the start), r = 10, and an alarm a norm above `alarm` * P_50:
+
+    - Slow start, until the first alarm: gain = most * ((n + r) / (slow_start_steps + r))^3, so that the first
+      gradients, the largest and the least meant, move little and leave little in Adam's second moment.
+    - At an alarm the gain is multiplied by `backoff`; a burst of alarms (five steps apart or less) takes it to a tenth
+      at most. Five steps after the last alarm it grows by 5 % a step to `backoff` times what it was before the burst.
+    - From there on it grows by the factor 1 + probe / (n + r) a step, about as n^probe, up to `most`: a gain that
+      failed once is left slowly.
+
+    With the gain at `most` it clips only what stands out of the recent norms. It was designed on two tasks and does
+    not always find a gain that training bears: docs/policies.md says where it failed.
+
+    Args:
+      most: largest gain, in multiples of the median, > 0.
+      slow_start_steps: steps until the gain is at `most`, if nothing happens, >= 1.
+      window: steps remembered, >= 2, as in `percentile`.
+      alarm: multiple of the median from which on a norm is an alarm, > 1.
+      backoff: factor of the gain at an alarm, in (0, 1).
+      probe: exponent of the growth after an alarm, > 0.
+      winsorise, minimum, maximum: as in `percentile`, with the median in place of clip_norm.
+
+    Raises:
+      ConfigError: an argument is out of range.
+
+    Sources: slow start and multiplicative decrease are Jacobson's (1988, "Congestion avoidance and control",
+    SIGCOMM); the slow growth above what failed is in the spirit of CUBIC (Ha, Rhee, Xu 2008). The rule is ours.
+    """
+    most = checks.number("most", most, above=0)
+    slow_start = checks.count("slow_start_steps", slow_start_steps)
+    window = checks.count("window", window, least=2)
+    alarm = checks.number("alarm", alarm, above=1)
+    backoff = checks.number("backoff", backoff, above=0, below=1)
+    probe = checks.number("probe", probe, above=0)
+    winsorise = checks.number("winsorise", winsorise, above=1)
+    bounds = _bounds(minimum, maximum)
+    rest, offset, decay = 5.0, 10.0, 1.0 - 1.0 / window
+    log_most, log_backoff = math.log(most), math.log(backoff)
+    log_start = log_most + 3.0 * math.log(offset / (slow_start + offset))
+
+    def init(num_variables: int) -> State:
+        zero = np.zeros((), np.float32)
+        return {
+            "sketch": sketch.init(),
+            "log_gain": np.full((), log_start, np.float32),
+            "log_known": zero,  # the gain to which it may return at once
+            "calm": zero,
+            "alarmed": zero,
+            "seen": zero,
+        }
+
+    def update(xp: Namespace, state: State, norms: Norms) -> tuple[State, Array, Mapping[str, Array]]:
+        log_gain, log_known, seen = state["log_gain"], state["log_known"], state["seen"]
+        started, alarmed = seen > 0.0, state["alarmed"] > 0.0
+        log_median = sketch.log_quantile(xp, state["sketch"], 0.5)
+        clip_norm = xp.where(started, xp.exp(log_median + log_gain), 0.0)
+
+        over = started & (norms.log > log_median + math.log(alarm))
+        resting = alarmed & (state["calm"] < rest)
+        log_known = xp.where(over & ~resting, log_gain + log_backoff, log_known)
+        calm = xp.where(over, 0.0, _one_more(xp, state["calm"]))
+        rate = xp.where(log_gain < log_known, 0.05, probe / (calm + offset))
+        cube = log_start + 3.0 * xp.log((calm + offset) / offset)
+        grown = xp.minimum(xp.where(alarmed, log_gain + xp.log(1.0 + rate), cube), log_most)
+        fallen = xp.maximum(log_gain + log_backoff, log_known - math.log(10.0 * backoff))
+        moved = xp.where(over, fallen, xp.where(resting, log_gain, grown))
+        ceiling = xp.where(started, log_median + math.log(winsorise), norms.log)
+        new = {
+            "log_gain": moved,
+            "log_known": log_known,
+            "calm": calm,
+            "alarmed": xp.where(over, 1.0, state["alarmed"]),
+            "seen": _one_more(xp, seen),
+        }
+        entered = sketch.update(xp, state["sketch"], xp.minimum(norms.log, ceiling), norms.enters, decay)
+        old = {name: state[name] for name in new}
+        learned = {"sketch": entered, **_learned(xp, norms.enters, new, old)}
+        return learned, bounds.clamp(xp, clip_norm), {"gain": xp.exp(log_gain)}
+
+    name = _name("auto", most, window=window, minimum=minimum, maximum=maximum)
+    return Policy(name, init, update)
+
+
 def _constant(name: str, clip_norm: float, scope: str, limit: float = math.inf) -> Policy:
     def init(num_variables: int) -> State:
         return {}
@@ -380,6 +477,7 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "median": median,
     "zscore": zscore,
     "per_variable": per_variable,
+    "auto": auto,
     "fixed": lambda: fixed(1.0),
     "per_variable_norm": lambda: per_variable_norm(1.0),
     "value": lambda: value(0.1),

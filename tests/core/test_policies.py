@@ -180,6 +180,70 @@ def test_observe_never_changes_anything():
         assert decision.clip_norm == math.inf
 
 
+def auto_loop(norms, most=2.0, slow_start_steps=600, window=300, alarm=5.0, backoff=0.7, probe=0.5, winsorise=2.0):
+    """The docstring of `auto` in plain numbers, with an exact weighted median instead of the sketch."""
+    gain, known, n, quiet, entered, clip_norms, gains = None, None, 0, math.inf, [], [], []
+    for x in norms:
+        if gain is None or known is None:
+            gain = most * min(1.0, ((n + 10) / (slow_start_steps + 10)) ** 3)
+        gains.append(gain)
+        median = weighted_quantile(entered, 1 - 1 / window, 0.5) if entered else None
+        clip_norms.append(0.0 if median is None else gain * median)
+        if not (math.isfinite(x) and x > 0):
+            continue
+        if median is not None and x > alarm * median:
+            if quiet >= 5:
+                known = backoff * gain
+            gain = max(backoff * gain, known / (10 * backoff))
+            n = quiet = 0
+        else:
+            n, quiet = n + 1, quiet + 1
+            if known is not None and quiet > 5:
+                gain = min(most, gain * (1.05 if gain < known else 1 + probe / (n + 10)))
+        entered.append(x if median is None else min(x, winsorise * median))
+    return np.array(clip_norms), np.array(gains)
+
+
+@pytest.mark.parametrize("spikes", [(), (60,), (400,), (40, 200, 430), (500, 501, 503, 507), tuple(range(450, 490))])
+@pytest.mark.parametrize("options", [{}, {"most": 1.0, "slow_start_steps": 50, "backoff": 0.5, "probe": 0.2}])
+def test_auto_is_slow_start_backoff_and_probing_on_the_median(spikes, options):
+    norms = stream(900, 0.3)
+    norms[list(spikes)] *= 50.0
+    norms[[70, 510]] = math.nan, 0.0
+    got = replay.policy(policies.auto(**options), norms).clip_norm
+    expected, gains = auto_loop(norms, **options)
+    assert got[0] == 0.0
+    # the sketch's 1 %; after a long burst it enters its own history through the clamp
+    assert np.allclose(got[1:], expected[1:], rtol=0.03)
+    assert gains.max() == pytest.approx(options.get("most", 2.0)) or spikes
+
+
+def test_auto_returns_after_a_burst_and_leaves_a_gain_that_failed_slowly():
+    norms = stream(2500, 0.2)
+    norms[1000:1030] *= 30.0
+    gain = replay.policy(policies.auto(), norms).clip_norm / np.median(norms)
+    assert gain[999] == pytest.approx(2.0, rel=0.05)
+    assert gain[1000:1040].min() == pytest.approx(0.2, rel=0.25)  # a tenth, while the median itself rises a little
+    # 5 % a step back to 0.7 of what it was, then slowly
+    assert 0.7 * gain[999] < gain[1080] < 0.9 * gain[999]
+    assert gain[1080] < gain[1120] < gain[1300]
+    assert gain[2499] == pytest.approx(2.0, rel=0.05)
+
+
+def test_autos_gain_survives_what_has_nothing_to_do_with_the_step_size():
+    """One step in a hundred is corrupt, whatever the gain: it must not be driven towards zero."""
+    norms = stream(6000, 0.3)
+    norms[100::100] *= 1e4
+    got = replay.policy(policies.auto(), norms).clip_norm / np.median(norms)
+    assert np.quantile(got[1000:], 0.1) > 1.0
+
+
+def test_an_explosion_of_150_steps_does_not_teach_auto_that_explosions_are_normal():
+    norms = np.r_[stream(800, 0.2), np.full(150, 1e6)]
+    got = replay.policy(policies.auto(), norms).clip_norm
+    assert got[-1] < got[799]
+
+
 # -- bounds and warm-up -------------------------------------------------------------------------------------
 
 

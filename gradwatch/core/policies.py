@@ -319,7 +319,6 @@ def auto(
     alarm: float = 5.0,
     backoff: float = 0.7,
     probe: float = 0.5,
-    winsorise: float = 2.0,
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Policy:
@@ -331,7 +330,8 @@ def auto(
     - Slow start, until the first alarm: gain = most * ((n + r) / (slow_start_steps + r))^3, so that the first
       gradients, the largest and the least meant, move little and leave little in Adam's second moment.
     - At an alarm the gain is multiplied by `backoff`; a burst of alarms (five steps apart or less) takes it to a tenth
-      at most. Five steps after the last alarm it grows by 5 % a step to `backoff` times what it was before the burst.
+      at most. Five steps after the last alarm it grows by 5 % a step to `backoff` times what it was before the burst,
+      or was about to return to.
     - From there on it grows by the factor 1 + probe / (n + r) a step, about as n^probe, up to `most`: a gain that
       failed once is left slowly.
 
@@ -342,10 +342,10 @@ def auto(
       most: largest gain, in multiples of the median, > 0.
       slow_start_steps: steps until the gain is at `most`, if nothing happens, >= 1.
       window: steps remembered, >= 2, as in `percentile`.
-      alarm: multiple of the median from which on a norm is an alarm, > 1.
+      alarm: multiple of the median from which on a norm is an alarm, > 1; norms enter winsorised at it.
       backoff: factor of the gain at an alarm, in (0, 1).
       probe: exponent of the growth after an alarm, > 0.
-      winsorise, minimum, maximum: as in `percentile`, with the median in place of clip_norm.
+      minimum, maximum: as in `percentile`.
 
     Raises:
       ConfigError: an argument is out of range.
@@ -359,7 +359,6 @@ def auto(
     alarm = checks.number("alarm", alarm, above=1)
     backoff = checks.number("backoff", backoff, above=0, below=1)
     probe = checks.number("probe", probe, above=0)
-    winsorise = checks.number("winsorise", winsorise, above=1)
     bounds = _bounds(minimum, maximum)
     rest, offset, decay = 5.0, 10.0, 1.0 - 1.0 / window
     log_most, log_backoff = math.log(most), math.log(backoff)
@@ -382,16 +381,18 @@ def auto(
         log_median = sketch.log_quantile(xp, state["sketch"], 0.5)
         clip_norm = xp.where(started, xp.exp(log_median + log_gain), 0.0)
 
-        over = started & (norms.log > log_median + math.log(alarm))
+        log_alarm = log_median + math.log(alarm)
+        over = started & (norms.log > log_alarm)
         resting = alarmed & (state["calm"] < rest)
-        log_known = xp.where(over & ~resting, log_gain + log_backoff, log_known)
+        highest = xp.where(alarmed, xp.maximum(log_gain, log_known), log_gain)
+        log_known = xp.where(over & ~resting, highest + log_backoff, log_known)
         calm = xp.where(over, 0.0, _one_more(xp, state["calm"]))
         rate = xp.where(log_gain < log_known, 0.05, probe / (calm + offset))
         cube = log_start + 3.0 * xp.log((calm + offset) / offset)
         grown = xp.minimum(xp.where(alarmed, log_gain + xp.log(1.0 + rate), cube), log_most)
         fallen = xp.maximum(log_gain + log_backoff, log_known - math.log(10.0 * backoff))
         moved = xp.where(over, fallen, xp.where(resting, log_gain, grown))
-        ceiling = xp.where(started, log_median + math.log(winsorise), norms.log)
+        ceiling = xp.where(started, log_alarm, norms.log)
         new = {
             "log_gain": moved,
             "log_known": log_known,

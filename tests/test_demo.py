@@ -288,10 +288,13 @@ def test_a_short_demo_trains_twice_from_one_seed_and_tells_and_draws(demo, tmp_p
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_ends_the_demo_with_what_was_learned_so_far_and_metrics_are_served_meanwhile(
-    demo, tmp_path, monkeypatch
+    demo, tmp_path, monkeypatch, request
 ):
     from gradwatch.demo import session
 
+    # a test run that was started in the background ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     served = []
     true_serve = session._serve
 

@@ -324,8 +324,8 @@ def auto(
 ) -> Policy:
     """Clip the global norm at a gain times the recent median; the gain is found as TCP finds the capacity of a line.
 
-    clip_norm_t = gain_t * P_50(norms before t), the first step being held back whole. With n the steps since the
-    last alarm (at first: since the start), r = 10, and an alarm a norm above `alarm` * P_50:
+    clip_norm_t = gain_t * P_50(norms before t); in the first step, before any norm, it is 0 or `minimum`. With n the
+    steps since the last alarm (at first: since the start), r = 10, and an alarm a norm above `alarm` * P_50:
 
     - Slow start, until the first alarm: gain = most * ((n + r) / (slow_start_steps + r))^3, so that the first
       gradients, the largest and the least meant, move little and leave little in Adam's second moment.

@@ -382,17 +382,17 @@ def _take_turns(function: Any, scopes: list[Scope]) -> None:
     call = getattr(function, "_call", None)
     if call is None or getattr(function, "_jit_compile", None):
         return
-    turns = vars(function).setdefault("_gradwatch_turns", {})
-    waits = bool(turns)
-    turns.update((id(scope.monitor), scope.monitor._hidden.turn) for scope in scopes)
-    if waits:
+    before = getattr(function, "_gradwatch_turns", {})
+    turns = [scope.monitor._hidden.turn for scope in scopes]
+    # always in the same order: two functions with two monitors each must not wait for one another
+    function._gradwatch_turns = dict(sorted({**before, **{id(turn): turn for turn in turns}}.items()))
+    if before:
         return
 
     @functools.wraps(call)
     def in_turn(*args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as held:
-            # always in the same order: two functions with two monitors each must not wait for one another
-            for _, turn in sorted(turns.items()):
+            for turn in function._gradwatch_turns.values():
                 held.enter_context(turn)
             return call(*args, **kwargs)
 

@@ -3,7 +3,7 @@
     python benchmarks/overhead.py            the whole table, about half an hour on two cores
     python benchmarks/overhead.py --quick    a reduced one, under 5 minutes
 
-Five ways to train the same model run side by side in one process, a few steps of each in turn and in random
+Seven ways to train the same model run side by side in one process, a few steps of each in turn and in random
 order, so that whatever else the machine does hits all of them. Reported is the median over the rounds of the
 ratio to `tf.clip_by_global_norm` *of the same round*, with the 95 % interval of that median.
 
@@ -11,6 +11,8 @@ ratio to `tf.clip_by_global_norm` *of the same round*, with the 95 % interval of
   clip         tf.clip_by_global_norm(grads, 1.0): the reference
   keras        the optimizer's global_clipnorm=1.0
   autoclip     AutoClip as published, windowed: a ring of the last 1,000 norms, their exact percentile each step
+  logger       clip, and the loop appends float(norm.numpy()) to a list after every step
+  smartclip    the smartclip package, its AutoClip with default settings; eagerly, because it calls .numpy()
   gradwatch    @gradwatch.watch: default policy, all detectors, norms of each variable, history, its reader thread
 
 Batches are of the size that people train such models with on a CPU: see MODELS.
@@ -20,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +43,9 @@ from keras import layers
 import gradwatch
 
 MODES = ("eager", "function", "jit")
-CONTENDERS = ("none", "clip", "keras", "autoclip", "gradwatch")
+CONTENDERS = ("none", "clip", "keras", "autoclip", "logger", "smartclip", "gradwatch")
 REFERENCE = "clip"
+PARTS = ("cells", "late", "skip", "soak")
 BLOCK_SECONDS = 0.03  # a block of steps lasts at least this long: a training repeats one step, its caches are warm
 
 # -- the models -------------------------------------------------------------------------------------------
@@ -158,6 +163,12 @@ class WindowedAutoClip:
         return tf.clip_by_global_norm(grads, clip_norm, use_norm=norm)[0]
 
 
+def contenders(mode: str) -> tuple[str, ...]:
+    """Those that run in this mode, on this machine."""
+    smartclip = mode == "eager" and importlib.util.find_spec("smartclip")
+    return tuple(name for name in CONTENDERS if name != "smartclip" or smartclip)
+
+
 def make_step(make_task: Callable[[], Task], contender: str, mode: str) -> Callable[[], Any]:
     """A train step without arguments, built and traced."""
     keras.utils.set_random_seed(0)
@@ -165,17 +176,26 @@ def make_step(make_task: Callable[[], Task], contender: str, mode: str) -> Calla
     optimizer = task.optimizer(**({"global_clipnorm": 1.0} if contender == "keras" else {}))
     optimizer.build(task.model.trainable_variables)
     autoclip = WindowedAutoClip() if contender == "autoclip" else None
+    log: deque[float] = deque(maxlen=100_000)
+    if contender == "smartclip":
+        import smartclip
+        from smartclip.backends.tf import apply_grads
+
+        clipper = smartclip.AutoClip()
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = task.loss(y, task.model(x, training=True))
         grads = tape.gradient(loss, task.model.trainable_variables)
-        if contender == "clip":
-            grads, _ = tf.clip_by_global_norm(grads, 1.0)
+        norm = loss
+        if contender in ("clip", "logger"):
+            grads, norm = tf.clip_by_global_norm(grads, 1.0)
         elif autoclip is not None:
             grads = autoclip(grads)
+        elif contender == "smartclip":
+            grads = apply_grads(grads, task.model, clipper)
         optimizer.apply_gradients(zip(grads, task.model.trainable_variables))
-        return loss
+        return (loss, norm) if contender == "logger" else loss
 
     run: Any = step
     if mode != "eager":
@@ -186,7 +206,12 @@ def make_step(make_task: Callable[[], Task], contender: str, mode: str) -> Calla
         run = gradwatch.watch(run, on_nonfinite="skip")
 
     def call() -> Any:
-        return run(task.x, task.y)
+        result = run(task.x, task.y)
+        if contender != "logger":
+            return result
+        loss, norm = result
+        log.append(float(norm.numpy()))
+        return loss
 
     call.monitor = getattr(run, "monitor", None)  # type: ignore[attr-defined]
     call.variables = len(task.model.trainable_variables)  # type: ignore[attr-defined]
@@ -259,7 +284,7 @@ def cell(model: str, mode: str, *, rounds: int, seconds: float, seed: int) -> di
     """One model in one mode: every contender against the reference."""
     began = time.perf_counter()
     make_task, text = MODELS[model]
-    calls: dict[str, Callable[[], Any]] = {name: make_step(make_task, name, mode) for name in CONTENDERS}
+    calls: dict[str, Callable[[], Any]] = {name: make_step(make_task, name, mode) for name in contenders(mode)}
     gradwatch_call: Any = calls["gradwatch"]
     calls["empty"] = empty_call()
     times, block = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed))
@@ -276,7 +301,7 @@ def cell(model: str, mode: str, *, rounds: int, seconds: float, seed: int) -> di
         "empty_call_us": empty * 1e6,
         "contenders": {},
     }
-    for name in CONTENDERS:
+    for name in contenders(mode):
         t = np.array(times[name])
         ratio = setting.median_interval(t / base)
         added = setting.median_interval(t - base)
@@ -420,6 +445,13 @@ def goal(entry: dict[str, Any]) -> tuple[float, float]:
 
 def ratios(cells: list[dict[str, Any]]) -> str:
     head = ["model", "mode", "clip, ms", *[f"{n} / clip" for n in CONTENDERS if n != REFERENCE], "goal"]
+
+    def ratio(entry: dict[str, Any], name: str) -> str:
+        measured = entry["contenders"].get(name)
+        if measured is None:
+            return "-"
+        return _with_interval(measured["ratio"]) if name == "gradwatch" else f"{measured['ratio'][0]:.3f}"
+
     rows = []
     for entry in cells:
         found, most = goal(entry)
@@ -433,13 +465,7 @@ def ratios(cells: list[dict[str, Any]]) -> str:
                 entry["model"],
                 entry["mode"],
                 f"{entry['contenders'][REFERENCE]['step_us'] / 1e3:.3f}",
-                *[
-                    _with_interval(entry["contenders"][n]["ratio"])
-                    if n == "gradwatch"
-                    else f"{entry['contenders'][n]['ratio'][0]:.3f}"
-                    for n in CONTENDERS
-                    if n != REFERENCE
-                ],
+                *[ratio(entry, name) for name in CONTENDERS if name != REFERENCE],
                 f"{text}: {'met' if kept else '**missed**'}" + ("" if below else " (above autoclip)"),
             ]
         )
@@ -512,6 +538,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a reduced table in under 5 minutes")
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated, of: " + ", ".join(MODELS))
     parser.add_argument("--modes", default=",".join(MODES), help="comma-separated, of: " + ", ".join(MODES))
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated, of: " + ", ".join(PARTS))
     parser.add_argument("--rounds", type=int, help="most rounds per cell (2000; quick: 200)")
     parser.add_argument("--seconds", type=float, help="most seconds of measuring per cell (60; quick: 6)")
     parser.add_argument("--soak", type=int, help="steps of the soak, 0 for none (100000; quick: 10000)")
@@ -521,6 +548,7 @@ def main() -> None:
     options = parser.parse_args()
     models = _choice(parser, "--models", options.models, MODELS)
     modes = _choice(parser, "--modes", options.modes, MODES)
+    parts = _choice(parser, "--parts", options.parts, PARTS)
     rounds = options.rounds or (200 if options.quick else 2000)
     seconds = options.seconds or (6.0 if options.quick else 60.0)
     soak_steps = options.soak if options.soak is not None else (10_000 if options.quick else 100_000)
@@ -535,7 +563,7 @@ def main() -> None:
         "skip": [],
         "soak": None,
     }
-    for model in models:
+    for model in models if "cells" in parts else ():
         for mode in modes:
             if options.quick and model in ("wide-17m", "transformer-5m", "char-rnn") and mode != "function":
                 continue  # compiling takes longer than measuring
@@ -548,21 +576,22 @@ def main() -> None:
                 flush=True,
             )
             keras.backend.clear_session()
-    print("\n" + ratios(result["cells"]))
+    if result["cells"]:
+        print("\n" + ratios(result["cells"]))
     if text := small_print(result["cells"]):
         print("\n" + text)
-    if "quickstart" in models:
+    if "quickstart" in models and "late" in parts:
         for mode in modes:
             late = late_step(mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
             result["late_step"].append(late)
         print("\n" + late_table(result["late_step"]))
-    for model in [m for m in ("quickstart", "mlp-2m") if m in models and not options.quick]:
+    for model in [m for m in ("quickstart", "mlp-2m") if m in models and "skip" in parts and not options.quick]:
         for mode in modes:
             price = skip_price(model, mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
             result["skip"].append(price)
     if result["skip"]:
         print("\n" + skip_table(result["skip"]))
-    if soak_steps:
+    if soak_steps and "soak" in parts:
         long = result["soak"] = soak(soak_steps, seconds=60.0 if options.quick else 1800.0)
         print("\n" + soak_line(long))
     if options.add:

@@ -41,6 +41,7 @@ from gradwatch.core.xp import NUMPY
 #: Constants among which the oracle chooses afterwards, for each task and learning rate; "none" is one of them.
 CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ORACLE = "fixed, tuned by oracle"
+DEFAULT = "gradwatch percentile(90)"
 POINTS = 40  # of each recorded curve
 
 
@@ -74,11 +75,16 @@ OURS: Mapping[str, Callable[[], Policy]] = {
 }
 
 
-def methods() -> dict[str, Callable[[], Peer]]:
-    """Every method that trains, by name."""
+#: Tasks with NaN in their data, where no constant survives by itself: the oracle may choose a guarded one there.
+WITH_NAN = ("digits",)
+
+
+def methods(task: str | None = None) -> dict[str, Callable[[], Peer]]:
+    """Every method that trains on the task, by name; of all tasks for None."""
     constants = {f"fixed {c:g}": (lambda c=c: Fixed(c)) for c in CONSTANTS}
     ours = {f"gradwatch {name}": (lambda make=make: Gradwatch(make())) for name, make in OURS.items()}
-    return {**PEERS, **constants, **ours}
+    guarded = {f"fixed {c:g}, NaN dropped": (lambda c=c: Gradwatch(policies.fixed(c))) for c in CONSTANTS}
+    return {**PEERS, **constants, **ours, **(guarded if task is None or task in WITH_NAN else {})}
 
 
 # -- training ---------------------------------------------------------------------------------------------
@@ -230,26 +236,40 @@ def append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 class Cells:
-    """Finished runs, by task, learning rate and method."""
+    """Finished runs, by task, learning rate and method. A group counts once every method of its task has run."""
 
     def __init__(self, lines: Iterable[dict[str, Any]], steps: int) -> None:
-        self.runs: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+        groups: dict[tuple[str, float, int], dict[str, dict[str, Any]]] = defaultdict(dict)
+        found: dict[str, set[str]] = defaultdict(set)
         for line in lines:
             if line["steps"] == steps:
-                self.runs[line["task"], line["rate"], line["method"]][line["seed"]] = line
+                groups[line["task"], line["rate"], line["seed"]][line["method"]] = line
+                found[line["task"]].add(line["method"])
+        order = {name: i for i, name in enumerate(methods())}
+        self.of_task = {
+            task: sorted(names, key=lambda name: order.get(name, len(order))) for task, names in found.items()
+        }
+        every = dict.fromkeys(name for names in self.of_task.values() for name in names)
+        #: the methods that ran on every task
+        self.names = [name for name in every if all(name in names for names in found.values())]
+        self.incomplete = [key for key, group in groups.items() if len(group) < len(found[key[0]])]
+        self.runs: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+        for (task, rate, seed), group in groups.items():
+            if len(group) == len(found[task]):
+                for name, line in group.items():
+                    self.runs[task, rate, name][seed] = line
         self.cells = sorted({key[:2] for key in self.runs}, key=lambda c: (list(TASKS).index(c[0]), c[1]))
-        self.names = list(dict.fromkeys(key[2] for key in self.runs))
 
     def values(self, task: str, rate: float, method: str, field: str = "final") -> list[float]:
         runs = self.runs.get((task, rate, method), {})
         return [runs[seed][field] for seed in sorted(runs)]
 
-    def constants(self) -> list[str]:
-        return [name for name in self.names if name == "none" or name.startswith("fixed ")]
+    def constants(self, task: str) -> list[str]:
+        return [name for name in self.of_task[task] if name == "none" or name.startswith("fixed ")]
 
     def oracle(self, task: str, rate: float) -> str:
         """The constant with the smallest mean final loss in this cell."""
-        return min(self.constants(), key=lambda name: _mean(self.values(task, rate, name)))
+        return min(self.constants(task), key=lambda name: _mean(self.values(task, rate, name)))
 
     def resolve(self, task: str, rate: float, method: str) -> str:
         return self.oracle(task, rate) if method == ORACLE else method
@@ -268,7 +288,7 @@ def goals(cells: Cells, method: str) -> dict[str, Any]:
     for task, rate in cells.cells:
         oracle = cells.oracle(task, rate)
         mine, best, none = (cells.mean(task, rate, name) for name in (method, oracle, "none"))
-        survivors = [name for name in cells.constants() if not any(cells.values(task, rate, name, "diverged"))]
+        survivors = [name for name in cells.constants(task) if not any(cells.values(task, rate, name, "diverged"))]
         rows.append(
             {
                 "task": task,
@@ -289,6 +309,9 @@ def goals(cells: Cells, method: str) -> dict[str, Any]:
         "worst_ratio": float(np.max(ratios)),
         "died": sum(row["died_where_a_constant_survived"] for row in rows),
         "worst_over_none_where_none_is_best": max(over_none, default=None),
+        "over_default": [cells.mean(*cell, method) / cells.mean(*cell, DEFAULT) for cell in cells.cells]
+        if DEFAULT in cells.names
+        else None,
     }
 
 
@@ -338,12 +361,19 @@ def report(cells: Cells) -> str:
                 f"{g['worst_ratio']:.2f}",
                 str(g["died"]),
                 "-" if over is None else f"{over:.3f}",
+                _won_and_lost(g["over_default"]),
             ]
         )
     head = ["against the tuned constant", "within 2 %", "better", "median ratio", "worst", "cells died", "worst / none"]
+    head.append("against percentile(90): 2 % better / worse")
     parts.append(f"{len(cells.cells)} cells (task x learning rate)")
     parts.append(setting.table(head, rows))
     return "\n\n".join(parts)
+
+
+def _won_and_lost(ratios: list[float] | None) -> str:
+    """In how many cells it is 2 % better, and worse."""
+    return "-" if ratios is None else f"{sum(r < 0.98 for r in ratios)} / {sum(r > 1.02 for r in ratios)}"
 
 
 def save_norms(lines: Iterable[dict[str, Any]]) -> None:
@@ -378,11 +408,11 @@ def main() -> None:
     if unknown := [name for name in chosen if name not in TASKS]:
         parser.error(f"--tasks takes {', '.join(TASKS)}; got {unknown}")
     rules = methods()
+    picked = None
     if options.methods:
         picked = [name.strip() for name in options.methods.split(";" if ";" in options.methods else ",")]
         if unknown := [name for name in picked if name not in rules]:
             parser.error(f"--methods takes {'; '.join(rules)}; got {unknown}")
-        rules = {name: rules[name] for name in picked}
     steps, seeds = options.steps, list(range(options.seeds))
     if options.quick:
         chosen, steps, seeds = ["rnn-sgd"], 300, [0]
@@ -399,7 +429,8 @@ def main() -> None:
         # seed by seed, so that every table is complete as early as can be
         for seed in seeds:
             for name in chosen:
-                task = TASKS[name]()
+                task, rules = TASKS[name](), methods(name)
+                rules = {m: rules[m] for m in picked or rules if m in rules}
                 for rate in task.rates[2:4] if options.quick else task.rates:
                     todo = {m: make for m, make in rules.items() if (name, rate, seed, steps, m) not in done}
                     if not todo:
@@ -412,7 +443,9 @@ def main() -> None:
                     print(f"{name} {rate:g} seed {seed}: {found[0]['group_seconds']:.0f} s", flush=True)
     cells = Cells(lines, steps)
     if not cells.cells:
-        parser.exit(1, f"nothing is finished in {lines_path}\n")
+        parser.exit(1, f"no group is finished in {lines_path}\n")
+    if cells.incomplete:
+        print(f"{len(cells.incomplete)} groups are left out: not every method has run in them")
     print("\n" + report(cells))
     if not (options.quick or options.design):
         save_norms(lines)
@@ -431,7 +464,7 @@ def main() -> None:
                 "steps_lost": cells.values(task, rate, name, "steps_lost"),
             }
             for task, rate in cells.cells
-            for name in cells.names
+            for name in cells.of_task[task]
         ],
     }
     setting.write(options.output, content)

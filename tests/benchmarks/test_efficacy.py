@@ -125,6 +125,30 @@ def test_the_oracle_is_the_best_constant_of_each_cell_and_none_is_one():
     assert g["worst_over_none_where_none_is_best"] == pytest.approx(1.01)
 
 
+def test_a_group_counts_once_every_method_of_its_task_has_run():
+    found = lines()
+    cells = efficacy.Cells(found[:-1], 10)
+    assert cells.incomplete == [(found[-1]["task"], found[-1]["rate"], found[-1]["seed"])]
+    assert [len(cells.values(*cell, name)) for cell in cells.cells for name in cells.names] == [2, 2, 2, 1, 1, 1]
+    # a method that only one task has makes no other task incomplete, and may be that task's oracle
+    guarded = [
+        {**x, "task": "digits", "method": "fixed 1, NaN dropped", "final": 0.5} for x in found if x["rate"] == 0.1
+    ]
+    cells = efficacy.Cells([*found, *[{**x, "task": "digits"} for x in found], *guarded], 10)
+    assert len(cells.incomplete) == 2
+    assert cells.oracle("digits", 0.1) == "fixed 1, NaN dropped"
+    assert cells.oracle("rnn-sgd", 0.1) == "none"
+
+
+def test_constants_with_a_guard_run_where_the_data_hold_nan():
+    guarded = [name for name in efficacy.methods("digits") if name.endswith("NaN dropped")]
+    assert len(guarded) == len(efficacy.CONSTANTS)
+    assert not [name for name in efficacy.methods("rnn-sgd") if name.endswith("NaN dropped")]
+    rule = efficacy.methods("digits")["fixed 0.1, NaN dropped"]()
+    assert rule.step(np.array([np.nan, 1.0]), 1.0).scale.tolist() == [0, 0]
+    assert rule.step(np.array([3.0, 4.0]), 1.0).scale == pytest.approx(0.02, rel=1e-6)
+
+
 def test_the_report_marks_what_died():
     text = efficacy.report(efficacy.Cells(lines(), 10))
     mine = next(line for line in text.splitlines() if line.startswith("| mine"))

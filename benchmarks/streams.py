@@ -35,15 +35,22 @@ def _decay(rng: np.random.Generator, streams: int) -> Iterator[np.ndarray]:
         yield (1 + t / 200) ** -0.5 * np.exp(0.2 * rng.standard_normal(streams))
 
 
-def _recorded(rng: np.random.Generator, streams: int) -> Iterator[np.ndarray]:
-    """Each stream is one recorded healthy run, begun at a random place of it and repeated from there."""
+def recorded_runs() -> list[np.ndarray]:
+    """The norms of healthy training runs, one array a run; none before efficacy.py has recorded them."""
+    if not RECORDED.exists():
+        return []
     with np.load(RECORDED) as file:
         runs = [file[name] for name in sorted(file.files)]
-    runs = [run[np.isfinite(run) & (run > 0)] for run in runs]
+    return [run[np.isfinite(run) & (run > 0)] for run in runs]
+
+
+def _recorded(rng: np.random.Generator, streams: int) -> Iterator[np.ndarray]:
+    """Each stream is one recorded healthy run from its first step on."""
+    runs = recorded_runs()
     chosen = [runs[i % len(runs)] for i in range(streams)]
     t = 0
     while True:
-        # back and forth, so that the seam is no shift
+        # where more steps are asked for than it has: back and forth, so that the seam is no shift
         yield np.array([run[_fold(t, len(run))] for run in chosen])
         t += 1
 

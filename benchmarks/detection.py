@@ -15,8 +15,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import setting
@@ -433,55 +434,81 @@ def size(stream: str, streams: int, steps: int) -> tuple[int, int]:
     return (len(runs), min(map(len, runs))) if runs else (streams, steps)
 
 
+class Amount(NamedTuple):
+    """How many streams of how many steps; ours are judged many at once, of theirs each is a loop."""
+
+    ours: tuple[int, int]
+    theirs: tuple[int, int]
+    spot: tuple[int, int] | None
+    tradeoff: tuple[int, int]
+    shifts: int
+
+
+FULL = Amount((400, 50_000), (20, 10_000), (10, 10_000), (20, 4_000), 20)
+QUICK = Amount((100, 5_000), (4, 2_000), None, (4, 1_500), 3)
+
+
+def judge(stream: str, amount: Amount, seed: int) -> dict[str, Any]:
+    """Everything about one stream."""
+    out: dict[str, Any] = {"false_alarms": {}, "faults": {}, "spot": None}
+    for name, make in contenders().items():
+        asked = amount.ours if isinstance(make(), Ours) else amount.theirs
+        streams, steps = size(stream, *asked)
+        out["false_alarms"][name] = false_alarms(make, stream, streams=streams, steps=steps, seed=seed)
+        out["faults"][name] = faults(make, stream, streams=asked[0], seed=seed + 1)
+    streams, steps = size(stream, *amount.ours)
+    out["budgets"] = budgets(stream, streams=streams, steps=steps, seed=seed + 2)
+    if amount.spot:
+        streams, steps = size(stream, *amount.spot)
+        # it learns from the first 1,000
+        steps -= 1000 * (stream == "recorded")
+        out["spot"] = spot(stream, budget=100.0, streams=streams, steps=steps, seed=seed + 3)
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a reduced table in under 5 minutes")
     parser.add_argument("--streams", default=",".join(STREAMS), help="comma-separated, of: " + ", ".join(STREAMS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side (one a core)")
     parser.add_argument("--output", default=str(setting.RESULTS / "detection.json"))
     options = parser.parse_args()
     chosen = [name.strip() for name in options.streams.split(",")]
     if unknown := [name for name in chosen if name not in STREAMS]:
         parser.error(f"--streams takes {', '.join(STREAMS)}; got {unknown}")
+    if options.workers < 1:
+        parser.error(f"--workers takes 1 or more; got {options.workers}")
 
-    many, few = (100, 4) if options.quick else (400, 40)  # streams at once: ours are cheap, theirs a loop each
-    healthy, their_healthy = (5_000, 2_000) if options.quick else (50_000, 20_000)
+    amount, seed = QUICK if options.quick else FULL, options.seed
     facts = setting.machine()
     print(setting.one_line(facts))
-    result: dict[str, Any] = {
-        "machine": facts,
-        "seed": options.seed,
-        "contenders": list(contenders()),
-        "false_alarms": {},
-        "faults": {},
-        "budgets": {},
-        "spot": {},
-    }
-    for stream in chosen:
-        began = time.perf_counter()
-        alarm_rates, found = {}, {}
-        for name, make in contenders().items():
-            mine = isinstance(make(), Ours)
-            n, steps = size(stream, many, healthy) if mine else size(stream, few, their_healthy)
-            alarm_rates[name] = false_alarms(make, stream, streams=n, steps=steps, seed=options.seed)
-            found[name] = faults(make, stream, streams=many if mine else few, seed=options.seed + 1)
-        result["false_alarms"][stream], result["faults"][stream] = alarm_rates, found
-        n, steps = size(stream, many, healthy)
-        result["budgets"][stream] = budgets(stream, streams=n, steps=steps, seed=options.seed + 2)
-        if not options.quick:
-            n, steps = size(stream, 10, 20_000)
-            # it learns from the first 1,000
-            steps -= 1000 * (stream == "recorded")
-            result["spot"][stream] = spot(stream, budget=100.0, streams=n, steps=steps, seed=options.seed + 3)
-        print(f"{stream}: {time.perf_counter() - began:.0f} s", flush=True)
-    result["tradeoff"] = {
-        f"{stream}, {fault}": tradeoff(
-            stream, fault, streams=4 if options.quick else 20, steps=1500 if options.quick else 4000, seed=options.seed
-        )
-        for stream, fault in (("log-normal 0.3", "growth 5 %"), ("AR(1) 0.9", "growth 5 %"))
-        if stream in chosen
-    }
-    result["clip_rates"] = clip_rates(streams=3 if options.quick else 20, seed=options.seed)
+    began = time.perf_counter()
+    with ProcessPoolExecutor(options.workers) as pool:
+        streams, steps = amount.tradeoff
+        swept = {
+            f"{stream}, {fault}": pool.submit(tradeoff, stream, fault, streams=streams, steps=steps, seed=seed)
+            for stream, fault in (("log-normal 0.3", "growth 5 %"), ("AR(1) 0.9", "growth 5 %"))
+            if stream in chosen
+        }
+        clipped = pool.submit(clip_rates, streams=amount.shifts, seed=seed)
+        judged = {stream: pool.submit(judge, stream, amount, seed) for stream in chosen}
+        found = {}
+        for stream, job in judged.items():
+            found[stream] = job.result()
+            print(f"{stream}: after {time.perf_counter() - began:.0f} s", flush=True)
+        result: dict[str, Any] = {
+            "machine": facts,
+            "seed": seed,
+            "amount": amount._asdict(),
+            "contenders": list(contenders()),
+            **{
+                part: {stream: found[stream][part] for stream in chosen}
+                for part in ("false_alarms", "faults", "budgets", "spot")
+            },
+            "tradeoff": {name: job.result() for name, job in swept.items()},
+            "clip_rates": clipped.result(),
+        }
     print("\n" + report(result))
     setting.write(options.output, result)
 

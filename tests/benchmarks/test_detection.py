@@ -69,3 +69,57 @@ def test_after_a_nan_gradwatchs_statistics_are_bit_identical():
     detection.alarms(judge, rng.lognormal(0, 0.3, (200, 3)))
     out = detection._after_nan(judge, rng.lognormal(0, 0.3, (30, 3)))
     assert out == {"recall": 1.0, "trace_in_the_state": False}
+
+
+def _found(observed, delay, recall, recovery, trace):
+    """What detection.main makes of one stream called "s"."""
+    fault = {"recall": recall, "delay": [delay, delay, delay], "trace_in_the_state": trace}
+    budgets = {f"{b:g}": [observed, 0.9 * observed, 1.1 * observed] for b in detection.BUDGETS}
+    rules = (detection.DEFAULT_POLICY, "percentile(90, window=250)")
+    return {
+        "false_alarms": {"s": None},
+        "budgets": {"s": budgets},
+        "faults": {"s": {"gradwatch default": dict.fromkeys([*FAULTS, "NaN, then a spike"], fault)}},
+        "clip_rates": {rule: {"recovery_steps": [recovery, recovery]} for rule in rules},
+    }
+
+
+@pytest.mark.parametrize(
+    ("result", "missed"),
+    [
+        ({"observed": 1.0, "delay": 20, "recall": 1.0, "recovery": 200.0, "trace": False}, 0),
+        ({"observed": 2.5, "delay": 20, "recall": 1.0, "recovery": 200.0, "trace": False}, 1),
+        ({"observed": 0.4, "delay": 20, "recall": 1.0, "recovery": 200.0, "trace": False}, 1),
+        ({"observed": 1.0, "delay": 21, "recall": 1.0, "recovery": 200.0, "trace": False}, 1),
+        ({"observed": 1.0, "delay": None, "recall": 0.99, "recovery": None, "trace": True}, 6),
+    ],
+)
+def test_goals_are_missed_where_the_numbers_say_so(result, missed):
+    rows = detection.goals(_found(**result))
+    assert len(rows) == 7
+    assert sum(not met for _, _, met in rows) == missed
+
+
+def test_spot_is_counted_against_what_it_promises():
+    middle, low, high = detection.spot("log-normal 0.3", budget=10_000.0, streams=1, steps=500, seed=1)
+    assert low <= middle <= high
+    # one alarm in a hundred steps is promised: 5 in 500
+    assert middle * 5 == pytest.approx(round(middle * 5))
+
+
+def test_a_reduced_run_writes_every_part(tmp_path, monkeypatch, capsys):
+    import json
+    import sys
+
+    monkeypatch.setattr(detection, "QUICK", detection.Amount((5, 300), (1, 100), (1, 50), (1, 100), 1))
+    output = tmp_path / "out.json"
+    flags = ["--quick", "--streams", "log-normal 0.3", "--workers", "2", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["detection.py", *flags])
+    detection.main()
+    result = json.loads(output.read_text())
+    assert list(result["tradeoff"]) == ["log-normal 0.3, growth 5 %"]
+    assert set(result["false_alarms"]["log-normal 0.3"]) == set(detection.contenders())
+    assert result["spot"]["log-normal 0.3"] is not None
+    text = capsys.readouterr().out
+    assert "observed over promised" in text
+    assert "SPOT" in text

@@ -40,9 +40,9 @@ from gradwatch.core.xp import NUMPY
 
 #: Constants among which the oracle chooses afterwards, for each task and learning rate; "none" is one of them.
 CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+UNCLIPPED = "none"
 ORACLE = "fixed, tuned by oracle"
 DEFAULT = "gradwatch percentile(90)"
-POINTS = 40  # of each recorded curve
 
 
 class Gradwatch:
@@ -147,7 +147,7 @@ def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: 
     trainer = Trainer(task, rate, len(judges), seed)
     rng = np.random.default_rng([seed, 1])
     losses, scores = np.empty((steps, len(judges))), np.empty((steps, len(judges)))
-    norms_of, clip_norms = np.empty((steps, len(judges))), np.full((steps, len(judges)), math.inf)
+    norms_of = np.empty((steps, len(judges)))
     clipped, skipped = np.zeros((steps, len(judges)), bool), np.zeros((steps, len(judges)), bool)
     began = time.perf_counter()
     for t in range(steps):
@@ -159,7 +159,6 @@ def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: 
         trainer.apply(grads, scale, skip)
         with np.errstate(over="ignore", invalid="ignore"):
             norms_of[t] = np.sqrt((by_variable**2).sum(1))
-        clip_norms[t] = [v.clip_norm for v in verdicts]
         clipped[t], skipped[t] = (scale < 0.9999).any(1) & ~skip, skip
     seconds = time.perf_counter() - began
     # the same for all: they start equal
@@ -176,14 +175,12 @@ def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: 
                 "clipped": float(clipped[:, k].mean()),
                 "clipped_last_half": float(clipped[steps // 2 :, k].mean()),
                 "skipped": int(skipped[:, k].sum()),
-                "curve": _thin(scores[:, k]),
-                "norm": _thin(norms_of[:, k]),
-                "clip_norm": _thin(clip_norms[:, k]),
                 "group_seconds": round(seconds, 1),
             }
         )
-    # of the run without clipping: streams for detection.py
-    out[0]["all_norms"] = [float(f"{x:.5g}") for x in norms_of[:, 0]]
+        if name == UNCLIPPED:
+            # streams for detection.py
+            out[-1]["norms"] = [float(f"{x:.5g}") for x in norms_of[:, k]]
     return out
 
 
@@ -203,14 +200,6 @@ def summary(scores: np.ndarray, untrained: float) -> dict[str, Any]:
         # steps spent a tenth of the progress made so far, or more, above the best level reached
         "steps_lost": int(np.sum(smooth > best + 0.1 * (untrained - best) + 1e-12)),
     }
-
-
-def _thin(x: np.ndarray) -> list[float | None]:
-    """Medians of POINTS equal pieces."""
-    pieces = np.array_split(x, min(POINTS, len(x)))
-    with np.errstate(all="ignore"):
-        medians = [float(np.median(piece)) for piece in pieces]
-    return [round(m, 6) if math.isfinite(m) else None for m in medians]
 
 
 # -- the results ------------------------------------------------------------------------------------------
@@ -265,7 +254,7 @@ class Cells:
         return [runs[seed][field] for seed in sorted(runs)]
 
     def constants(self, task: str) -> list[str]:
-        return [name for name in self.of_task[task] if name == "none" or name.startswith("fixed ")]
+        return [name for name in self.of_task[task] if name == UNCLIPPED or name.startswith("fixed ")]
 
     def oracle(self, task: str, rate: float) -> str:
         """The constant with the smallest mean final loss in this cell."""
@@ -287,7 +276,7 @@ def goals(cells: Cells, method: str) -> dict[str, Any]:
     rows = []
     for task, rate in cells.cells:
         oracle = cells.oracle(task, rate)
-        mine, best, none = (cells.mean(task, rate, name) for name in (method, oracle, "none"))
+        mine, best, none = (cells.mean(task, rate, name) for name in (method, oracle, UNCLIPPED))
         survivors = [name for name in cells.constants(task) if not any(cells.values(task, rate, name, "diverged"))]
         rows.append(
             {
@@ -295,7 +284,7 @@ def goals(cells: Cells, method: str) -> dict[str, Any]:
                 "rate": rate,
                 "oracle": oracle,
                 "ratio": mine / best,
-                "over_none": mine / none if oracle == "none" else None,
+                "over_none": mine / none if oracle == UNCLIPPED else None,
                 "died_where_a_constant_survived": bool(survivors) and any(cells.values(task, rate, method, "diverged")),
             }
         )
@@ -376,20 +365,34 @@ def _won_and_lost(ratios: list[float] | None) -> str:
     return "-" if ratios is None else f"{sum(r < 0.98 for r in ratios)} / {sum(r > 1.02 for r in ratios)}"
 
 
-def save_norms(lines: Iterable[dict[str, Any]]) -> None:
-    """Norms of healthy runs without clipping, for detection.py: those whose last norms are no larger than usual."""
+def save_norms(lines: Iterable[dict[str, Any]], path: Path = RECORDED) -> None:
+    """Norms of healthy runs without clipping, for detection.py.
+
+    Healthy: at the learning rate that trains the task best or below it, or within 2 % of its loss, with a norm whose
+    median over a tenth of the run never rises or falls tenfold. Larger rates explode now and then: alarms are right.
+    """
+    runs = [line for line in lines if line["method"] == UNCLIPPED]
+    finals: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for run in runs:
+        finals[run["task"], run["rate"]].append(run["final"])
+    best: dict[str, tuple[float, float]] = {}
+    for (task, rate), values in finals.items():
+        best[task] = min(best.get(task, (math.inf, 0.0)), (_mean(values), rate))
     kept = {}
-    for line in lines:
-        x = np.array(line.get("all_norms") or [], float)
-        if line["diverged"] or len(x) < 1000 or not np.all(np.isfinite(x)):
+    for run in runs:
+        task, rate = run["task"], run["rate"]
+        loss, best_rate = best[task]
+        x = np.array(run.get("norms") or [], float)
+        trains = rate <= best_rate or _mean(finals[task, rate]) <= 1.02 * loss
+        if not trains or run["diverged"] or len(x) < 1000 or not np.all(np.isfinite(x)):
             continue
         logs = np.log(np.maximum(x, 1e-30))
         if np.ptp(np.array([np.median(piece) for piece in np.array_split(logs[100:], 10)])) < np.log(10):
-            kept[f"{line['task']}-{line['rate']:g}-{line['seed']}"] = x.astype(np.float32)
+            kept[f"{task}-{rate:g}-{run['seed']}"] = x.astype(np.float32)
     if kept:
-        RECORDED.parent.mkdir(exist_ok=True)
-        np.savez_compressed(RECORDED, **kept)
-        print(f"written: {RECORDED} ({len(kept)} runs)")
+        path.parent.mkdir(exist_ok=True)
+        np.savez_compressed(path, **kept)
+        print(f"written: {path} ({len(kept)} runs)")
 
 
 def main() -> None:

@@ -25,8 +25,11 @@ def test_a_run_among_others_is_the_run_alone():
         task, 0.03, 1, {"none": peers.Unclipped(), "a": peers.Fixed(0.1), "b": peers.Fixed(1.0)}, steps=130
     )
     alone = efficacy.train(task, 0.03, 1, {"b": peers.Fixed(1.0)}, steps=130)
-    assert many[2]["curve"] == pytest.approx(alone[0]["curve"], rel=1e-4)
+    assert many[2]["final"] == pytest.approx(alone[0]["final"], rel=1e-4)
+    assert many[2]["clipped"] == alone[0]["clipped"] > 0
     assert many[0]["final"] != many[1]["final"]
+    assert len(many[0]["norms"]) == 130
+    assert "norms" not in many[1]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -149,6 +152,26 @@ def test_constants_with_a_guard_run_where_the_data_hold_nan():
     assert rule.step(np.array([3.0, 4.0]), 1.0).scale == pytest.approx(0.02, rel=1e-6)
 
 
+def test_norms_are_kept_of_healthy_runs_without_clipping_only(tmp_path):
+    calm = np.random.default_rng(0).lognormal(0, 0.3, 1000).tolist()
+    run = {"task": "digits", "method": "none", "seed": 0, "rate": 0.1, "final": 1.0, "diverged": False, "norms": calm}
+    runs = [
+        run,
+        {**run, "seed": 1, "norms": [*calm[:500], *[100 * x for x in calm[:500]]]},  # rises for good
+        {**run, "seed": 2, "norms": [*calm[:-1], math.inf]},
+        {**run, "rate": 0.2, "final": 1.01},
+        {**run, "rate": 0.4, "final": 1.2},  # past the best rate, and worse
+        {**run, "rate": 0.05, "final": 1.5},
+        {**run, "rate": 0.05, "seed": 1, "final": 2.0, "diverged": True},
+        {**run, "seed": 3, "method": "fixed 1"},
+    ]
+    path = tmp_path / "norms.npz"
+    efficacy.save_norms(runs, path)
+    with np.load(path) as file:
+        assert set(file.files) == {"digits-0.1-0", "digits-0.2-0", "digits-0.05-0"}
+        assert file["digits-0.1-0"] == pytest.approx(np.array(calm), rel=1e-6)
+
+
 def test_the_report_marks_what_died():
     text = efficacy.report(efficacy.Cells(lines(), 10))
     mine = next(line for line in text.splitlines() if line.startswith("| mine"))
@@ -168,7 +191,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     def train(task, rate, seed, rules, steps):
         trained.append((rate, seed, tuple(rules)))
         run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "diverged": False, "clipped_last_half": 0.0}
-        return [{"method": m, **run, "steps_lost": 0, "group_seconds": 0.0, "all_norms": None} for m in rules]
+        return [{"method": m, **run, "steps_lost": 0, "group_seconds": 0.0} for m in rules]
 
     monkeypatch.setattr(efficacy, "train", train)
     monkeypatch.setattr(efficacy, "save_norms", lambda lines: None)

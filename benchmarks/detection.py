@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -356,6 +357,28 @@ def goals(result: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     return rows
 
 
+def possible(stream: str, factor: float, rate: float) -> float | None:
+    """Share of the norms times `factor` above the height that one healthy norm exceeds with probability `rate`.
+
+    No rule that judges a step by its own norm finds more at this rate of false alarms, even one that was told the
+    distribution. None where the distribution has no formula.
+    """
+    normal = NormalDist()
+    z = normal.inv_cdf(1 - rate)
+
+    def log_normal(sigma: float) -> float:
+        return normal.cdf(math.log(factor) / sigma - z)
+
+    formulas: Mapping[str, Callable[[], float]] = {
+        "normal": lambda: 1 - normal.cdf(((1 + 0.1 * z) / factor - 1) / 0.1),
+        "log-normal 0.3": lambda: log_normal(0.3),
+        "log-normal 0.8": lambda: log_normal(0.8),
+        "Pareto 2.5": lambda: min(1.0, rate * factor**2.5),
+        "AR(1) 0.9": lambda: log_normal(0.5),
+    }
+    return formulas[stream]() if stream in formulas else None
+
+
 def _cell(value: float | None, digits: int = 0) -> str:
     return "never" if value is None else f"{value:.{digits}f}"
 
@@ -414,6 +437,18 @@ def report(result: Mapping[str, Any]) -> str:
         rows.append(row)
     head = ["stream", *[f"budget {b:g} per million" for b in BUDGETS], "SPOT, 100 per million"]
     parts.append(setting.table(head, rows))
+
+    parts.append("Spikes found on their own step at 10 false alarms per million, and what the true quantile allows, %")
+    spikes = {fault: float(FAULTS[fault].factors[0]) for fault in FAULTS if fault.startswith("spike")}
+    rows = []
+    for stream in streams:
+        row = [stream]
+        for fault, factor in spikes.items():
+            limit = possible(stream, factor, 1e-5)
+            found = 100 * result["faults"][stream]["spike, 10 per million"][fault]["recall"]
+            row.append(f"{found:.0f} of {'?' if limit is None else f'{100 * limit:.0f}'}")
+        rows.append(row)
+    parts.append(setting.table(["stream", *spikes], rows))
 
     parts.append("Share of clipped steps after a legitimate shift x 10 (log-normal 0.3)")
     rows = [

@@ -100,6 +100,18 @@ def test_goals_are_missed_where_the_numbers_say_so(result, missed):
     assert sum(not met for _, _, met in rows) == missed
 
 
+@pytest.mark.parametrize("stream", ["normal", "log-normal 0.3", "log-normal 0.8", "Pareto 2.5", "AR(1) 0.9"])
+@pytest.mark.parametrize("factor", [3.0, 10.0])
+def test_the_possible_recall_is_that_of_the_true_quantile(stream, factor):
+    from itertools import islice
+
+    from streams import STREAMS
+
+    x = np.array(list(islice(STREAMS[stream](np.random.default_rng(0), 20_000), 20)))
+    found = np.mean(factor * x > np.quantile(x, 1 - 1e-2))
+    assert detection.possible(stream, factor, 1e-2) == pytest.approx(found, abs=0.02)
+
+
 def test_spot_is_counted_against_what_it_promises():
     middle, low, high = detection.spot("log-normal 0.3", budget=10_000.0, streams=1, steps=500, seed=1)
     assert low <= middle <= high

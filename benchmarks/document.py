@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import setting
 
 ROOT = Path(__file__).parents[1]
@@ -128,21 +127,36 @@ def draw_tradeoff(found: dict[str, Any]) -> None:
     _save(figure, "detection.png")
 
 
-def draw_sweep(cells: Any, shown: tuple[str, ...] = ("none", "fixed 1", "AutoClip p10", "ZClip", "AdaGC")) -> None:
-    """Final loss over the learning rate: the tuned constant, the best known rules, and ours."""
-    import efficacy as script
+#: What the picture of the sweep shows: method -> (line, colour); all methods are in the table.
+SWEEP = {
+    "fixed, tuned by oracle": ("-", "black"),
+    "none": ("x:", "grey"),
+    "fixed 1": ("x--", "tab:orange"),
+    "AutoClip p10": ("x--", "tab:green"),
+    "ZClip": ("x--", "tab:purple"),
+    "AdaGC": ("x--", "tab:brown"),
+    "gradwatch percentile(90)": ("o-", "tab:blue"),
+    "gradwatch median(2)": ("o-", "tab:cyan"),
+    "gradwatch auto": ("o-", "tab:red"),
+}
 
-    ours = tuple(name for name in cells.names if name.startswith("gradwatch"))
+
+def draw_sweep(cells: Any) -> None:
+    """Final loss over the learning rate: the tuned constant, the best known rules, and ours."""
     tasks = list(dict.fromkeys(task for task, _ in cells.cells))
     figure, axes = _axes(len(tasks), 2)
     for axis, task in zip(axes, tasks):
         rates = [rate for name, rate in cells.cells if name == task]
-        for name in (script.ORACLE, *shown, *ours):
-            y = np.array([setting.mean_interval(cells.values(task, r, cells.resolve(task, r, name))) for r in rates])
-            style = "k-" if name == script.ORACLE else "o-" if name in ours else "x--"
-            axis.plot(rates, y[:, 0], style, label=name, lw=2.5 if name == script.ORACLE else 1.2)
-        axis.set(xscale="log", title=task, xlabel="learning rate", ylabel="final loss")
-    axes[0].legend(fontsize=6)
+        for name, (line, colour) in SWEEP.items():
+            y = [cells.mean(task, rate, name) for rate in rates]
+            axis.plot(rates, y, line, color=colour, label=name, lw=3 if colour == "black" else 1.4, alpha=0.85)
+        axis.set(
+            xscale="log", yscale="log", title=task, xlabel="learning rate", ylabel="final loss, mean over the seeds"
+        )
+        axis.yaxis.set_major_formatter("{x:g}")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+    axes[0].legend(fontsize=7)
     _save(figure, "efficacy.png")
 
 

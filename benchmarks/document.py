@@ -63,7 +63,13 @@ def detection(found: dict[str, Any]) -> str:
     import detection as script
 
     draw_tradeoff(found["tradeoff"])
-    return "\n\n".join([_made_with(found), script.report(found), "![delay](pictures/detection.png)"])
+    return "\n\n".join(
+        [
+            _made_with(found),
+            script.report(found),
+            "![Delay until a growth of 5 % a step is found, against false alarms](pictures/detection.png)",
+        ]
+    )
 
 
 def efficacy(found: dict[str, Any]) -> str:
@@ -71,7 +77,13 @@ def efficacy(found: dict[str, Any]) -> str:
 
     cells = script.Cells(script.load(setting.RESULTS / "efficacy.jsonl"), found["steps"])
     draw_sweep(cells)
-    return "\n\n".join([_made_with(found), script.report(cells), "![sweep](pictures/efficacy.png)"])
+    return "\n\n".join(
+        [
+            _made_with(found),
+            script.report(cells),
+            "![Final loss over the learning rate, for every task](pictures/efficacy.png)",
+        ]
+    )
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -592,7 +592,7 @@ def main() -> None:
     if result["skip"]:
         print("\n" + skip_table(result["skip"]))
     if soak_steps and "soak" in parts:
-        long = result["soak"] = soak(soak_steps, seconds=60.0 if options.quick else 1800.0)
+        long = result["soak"] = soak(soak_steps, seconds=60.0 if options.quick else 7200.0)
         print("\n" + soak_line(long))
     if options.add:
         result = _added(json.loads(Path(options.output).read_text()), result)

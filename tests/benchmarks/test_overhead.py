@@ -50,3 +50,11 @@ def test_a_monitor_can_be_put_at_a_million_steps_and_goes_on_counting():
     overhead.set_steps(step.monitor, 1_000_000)
     step()
     assert step.monitor.snapshot().steps == 1_000_001
+
+
+def test_a_short_soak_leaves_the_memory_where_it_was():
+    """The long one, a million steps, is made by hand: docs/benchmarks.md."""
+    found = overhead.soak(5000, seconds=60)
+    assert found["steps"] == 5000
+    assert found["monitor_steps"] >= 5000
+    assert found["growth_bytes"] < 4 * 2**20  # a kB a step would be a leak

@@ -43,6 +43,7 @@ CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 UNCLIPPED = "none"
 ORACLE = "fixed, tuned by oracle"
 DEFAULT = "gradwatch percentile(90)"
+EVERY = {**TASKS, **DESIGN_TASKS}
 
 
 class Gradwatch:
@@ -247,7 +248,7 @@ class Cells:
             if len(group) == len(found[task]):
                 for name, line in group.items():
                     self.runs[task, rate, name][seed] = line
-        self.cells = sorted({key[:2] for key in self.runs}, key=lambda c: (list(TASKS).index(c[0]), c[1]))
+        self.cells = sorted({key[:2] for key in self.runs}, key=lambda c: (list(EVERY).index(c[0]), c[1]))
 
     def values(self, task: str, rate: float, method: str, field: str = "final") -> list[float]:
         runs = self.runs.get((task, rate, method), {})
@@ -333,7 +334,7 @@ def report(cells: Cells) -> str:
             rows.append(row)
         seeds = len(cells.values(task, rates[0], shown[0]))
         head = ["method", *[f"{rate:g}" for rate in rates], "LR sensitivity", "clipped, %", "steps lost"]
-        parts.append(f"{task}: {TASKS[task]().text}; {seeds} seeds, final loss by learning rate")
+        parts.append(f"{task}: {EVERY[task]().text}; {seeds} seeds, final loss by learning rate")
         parts.append(setting.table(head, rows))
     rows = []
     for name in shown:
@@ -399,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one task, two rates, 300 steps: under 5 minutes")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is finished")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated, of: " + ", ".join(TASKS))
+    parser.add_argument("--tasks", help="comma-separated; all is the default: " + ", ".join(TASKS))
     parser.add_argument("--methods", help="comma-separated; all is the default")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
@@ -407,9 +408,10 @@ def main() -> None:
     parser.add_argument("--lines", help="file of finished runs (results/efficacy.jsonl)")
     parser.add_argument("--output", default=str(setting.RESULTS / "efficacy.json"))
     options = parser.parse_args()
-    chosen = [name.strip() for name in options.tasks.split(",")]
-    if unknown := [name for name in chosen if name not in TASKS]:
-        parser.error(f"--tasks takes {', '.join(TASKS)}; got {unknown}")
+    tasks = DESIGN_TASKS if options.design else TASKS
+    chosen = [name.strip() for name in options.tasks.split(",")] if options.tasks else list(tasks)
+    if unknown := [name for name in chosen if name not in tasks]:
+        parser.error(f"--tasks takes {', '.join(tasks)}; got {unknown}")
     rules = methods()
     picked = None
     if options.methods:
@@ -420,7 +422,7 @@ def main() -> None:
     if options.quick:
         chosen, steps, seeds = ["rnn-sgd"], 300, [0]
     if options.design:
-        chosen, seeds = [name for name in chosen if name in DESIGN_TASKS], [100 + s for s in seeds]
+        seeds = [100 + s for s in seeds]
     default = "efficacy-quick" if options.quick else "efficacy-design" if options.design else "efficacy"
     lines_path = Path(options.lines) if options.lines else setting.RESULTS / f"{default}.jsonl"
     facts = setting.machine()
@@ -432,7 +434,7 @@ def main() -> None:
         # seed by seed, so that every table is complete as early as can be
         for seed in seeds:
             for name in chosen:
-                task, rules = TASKS[name](), methods(name)
+                task, rules = tasks[name](), methods(name)
                 rules = {m: rules[m] for m in picked or rules if m in rules}
                 for rate in task.rates[2:4] if options.quick else task.rates:
                     todo = {m: make for m, make in rules.items() if (name, rate, seed, steps, m) not in done}

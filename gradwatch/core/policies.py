@@ -314,26 +314,34 @@ def per_variable(
 def auto(
     most: float = 2.0,
     *,
-    slow_start_steps: int = 600,
+    slow_start_steps: int = 200,
     window: int = 300,
-    alarm: float = 5.0,
+    alarm: float = 3.0,
     backoff: float = 0.7,
-    probe: float = 0.5,
+    probe: float = 0.12,
+    rise: float = 0.0001,
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Policy:
-    """Clip the global norm at a gain times the recent median; the gain is found as TCP finds the capacity of a line.
+    """Clip the global norm at a gain times a base; the gain is found as TCP finds the capacity of a line.
 
-    clip_norm_t = gain_t * P_50(norms before t); in the first step, before any norm, it is 0 or `minimum`. With n the
-    steps since the last alarm (at first: since the start), r = 10, and an alarm a norm above `alarm` * P_50:
+    clip_norm_t = gain_t * base_t; in the first step, before any norm, it is 0 or `minimum`.
 
-    - Slow start, until the first alarm: gain = most * ((n + r) / (slow_start_steps + r))^3, so that the first
-      gradients, the largest and the least meant, move little and leave little in Adam's second moment.
+    - base_t is P_50(norms before t), the recent median. From step 20 on it rises by the factor e^rise a step at most,
+      so that an explosion cannot carry it along; it falls freely. When norms have stood out for more than `window`
+      steps, never 20 apart, that is the new normal: it is P_50 again until they no longer do.
+    - A norm stands out when it exceeds L * base_t, and two that stand out within 20 steps are an alarm: one alone is
+      a bad batch more often than a step too long. The first slow_start_steps / 5 steps raise none: the weights hardly
+      move then, and what scatters is the data. L begins at `alarm`; from step 11 to the end of those it is at least
+      twice each norm / base, 25 at most. Then it grows by 15 % with each burst of alarms and shrinks by e^-rise a calm
+      step, down to `alarm`: alarms that come whatever the gain is say nothing about it.
+    - Slow start, until the first alarm: gain = most * ((n + 10) / (slow_start_steps + 10))^3, n the steps so far that
+      raised none, so that the first gradients, the largest and the least meant, move little and leave little in
+      Adam's second moment.
     - At an alarm the gain is multiplied by `backoff`; a burst of alarms (five steps apart or less) takes it to a tenth
       at most. Five steps after the last alarm it grows by 5 % a step to `backoff` times what it was before the burst,
-      or was about to return to.
-    - From there on it grows by the factor 1 + probe / (n + r) a step, about as n^probe, up to `most`: a gain that
-      failed once is left slowly.
+      or was about to return to. From there on, with n the steps since the last alarm, it grows by the factor
+      1 + probe / (n + 10) + rise a step, about as n^probe, up to `most`: a gain that failed once is left slowly.
 
     With the gain at `most` it clips only what stands out of the recent norms. It was designed on two tasks and does
     not always find a gain that training bears: docs/policies.md says where it failed.
@@ -342,9 +350,11 @@ def auto(
       most: largest gain, in multiples of the median, > 0.
       slow_start_steps: steps until the gain is at `most`, if nothing happens, >= 1.
       window: steps remembered, >= 2, as in `percentile`.
-      alarm: multiple of the median from which on a norm is an alarm, > 1; norms enter winsorised at it.
+      alarm: multiple of the base from which on a norm stands out, > 1; norms enter winsorised at L times the base.
       backoff: factor of the gain at an alarm, in (0, 1).
       probe: exponent of the growth after an alarm, > 0.
+      rise: growth of the base a step at most, in natural logarithms, and least of the gain after an alarm, > 0;
+        0.0001 doubles in 7,000 steps.
       minimum, maximum: as in `percentile`.
 
     Raises:
@@ -359,18 +369,26 @@ def auto(
     alarm = checks.number("alarm", alarm, above=1)
     backoff = checks.number("backoff", backoff, above=0, below=1)
     probe = checks.number("probe", probe, above=0)
+    rise = checks.number("rise", rise, above=0)
     bounds = _bounds(minimum, maximum)
-    rest, offset, decay = 5.0, 10.0, 1.0 - 1.0 / window
+    rest, together, settled, listened, offset = 5.0, 20.0, 20.0, slow_start / 5, 10.0
+    decay = 1.0 - 1.0 / window
     log_most, log_backoff = math.log(most), math.log(backoff)
+    log_alarm, log_deaf = math.log(alarm), max(math.log(alarm), math.log(25.0))
     log_start = log_most + 3.0 * math.log(offset / (slow_start + offset))
 
     def init(num_variables: int) -> State:
         zero = np.zeros((), np.float32)
         return {
             "sketch": sketch.init(),
+            "log_base": zero,
+            "log_level": np.full((), log_alarm, np.float32),
             "log_gain": np.full((), log_start, np.float32),
             "log_known": zero,  # the gain to which it may return at once
-            "calm": zero,
+            "climbed": zero,  # steps of the slow start
+            "calm": zero,  # steps since the last alarm
+            "alone": np.full((), together, np.float32),  # steps since a norm stood out
+            "storm": zero,  # steps in which norms stood out again and again
             "alarmed": zero,
             "seen": zero,
         }
@@ -379,24 +397,37 @@ def auto(
         log_gain, log_known, seen = state["log_gain"], state["log_known"], state["seen"]
         started, alarmed = seen > 0.0, state["alarmed"] > 0.0
         log_median = sketch.log_quantile(xp, state["sketch"], 0.5)
-        clip_norm = xp.where(started, xp.exp(log_median + log_gain), 0.0)
+        risen = xp.minimum(log_median, state["log_base"] + rise)
+        log_base = xp.where((seen >= settled) & (state["storm"] <= window), risen, log_median)
+        clip_norm = xp.where(started, xp.exp(log_base + log_gain), 0.0)
 
-        log_alarm = log_median + math.log(alarm)
-        over = started & (norms.log > log_alarm)
+        log_level = state["log_level"]
+        stands_out = started & (norms.log > log_base + log_level)
+        over = stands_out & (state["alone"] < together) & (seen >= listened)
+        alone = xp.where(stands_out, 0.0, _one_more(xp, state["alone"]))
         resting = alarmed & (state["calm"] < rest)
         highest = xp.where(alarmed, xp.maximum(log_gain, log_known), log_gain)
         log_known = xp.where(over & ~resting, highest + log_backoff, log_known)
         calm = xp.where(over, 0.0, _one_more(xp, state["calm"]))
-        rate = xp.where(log_gain < log_known, 0.05, probe / (calm + offset))
-        cube = log_start + 3.0 * xp.log((calm + offset) / offset)
+        climbed = xp.where(over, state["climbed"], _one_more(xp, state["climbed"]))
+        rate = xp.where(log_gain < log_known, 0.05, probe / (calm + offset) + rise)
+        cube = log_start + 3.0 * xp.log((climbed + offset) / offset)
         grown = xp.minimum(xp.where(alarmed, log_gain + xp.log(1.0 + rate), cube), log_most)
         fallen = xp.maximum(log_gain + log_backoff, log_known - math.log(10.0 * backoff))
         moved = xp.where(over, fallen, xp.where(resting, log_gain, grown))
-        ceiling = xp.where(started, log_alarm, norms.log)
+        heard = xp.where((seen >= offset) & (seen < listened), norms.log - log_base + math.log(2.0), log_alarm)
+        raised = xp.where(over & ~resting, log_level + 0.15, xp.where(over, log_level, log_level - rise))
+        level = xp.where(seen < listened, xp.maximum(log_level, heard), xp.maximum(raised, log_alarm))
+        ceiling = xp.where(started, log_base + log_level, norms.log)
         new = {
+            "log_base": log_base,
+            "log_level": xp.minimum(level, log_deaf),
             "log_gain": moved,
             "log_known": log_known,
+            "climbed": climbed,
             "calm": calm,
+            "alone": alone,
+            "storm": xp.where(alone < together, _one_more(xp, state["storm"]), 0.0),
             "alarmed": xp.where(over, 1.0, state["alarmed"]),
             "seen": _one_more(xp, seen),
         }

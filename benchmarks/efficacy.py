@@ -73,6 +73,7 @@ OURS: Mapping[str, Callable[[], Policy]] = {
     "zscore(2.5)": policies.zscore,
     "per_variable(1.05)": policies.per_variable,
     "auto": policies.auto,
+    "auto(slow_start_steps=200)": lambda: policies.auto(slow_start_steps=200),
 }
 
 

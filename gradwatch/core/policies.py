@@ -314,7 +314,7 @@ def per_variable(
 def auto(
     most: float = 2.0,
     *,
-    slow_start_steps: int = 200,
+    slow_start_steps: int = 600,
     window: int = 300,
     alarm: float = 3.0,
     backoff: float = 0.7,
@@ -343,8 +343,8 @@ def auto(
       or was about to return to. From there on, with n the steps since the last alarm, it grows by the factor
       1 + probe / (n + 10) + rise a step, about as n^probe, up to `most`: a gain that failed once is left slowly.
 
-    With the gain at `most` it clips only what stands out of the recent norms. It was designed on two tasks and does
-    not always find a gain that training bears: docs/policies.md says where it failed.
+    With the gain at `most` it clips only what stands out of the recent norms. It was designed on four small tasks and
+    does not always find a gain that training bears: docs/policies.md says where it failed.
 
     Args:
       most: largest gain, in multiples of the median, > 0.

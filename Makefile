@@ -39,7 +39,7 @@ check: $(READY)  ## format, lint, types
 e2e: $(READY)  ## end to end: real Prometheus, Alertmanager, Pushgateway, Chromium
 	$(BIN)/python -m pytest -m e2e $(ARGS)
 
-bench: $(READY)  ## cost, detection, efficacy: hours, or 15 minutes with ARGS=--quick; prints tables, writes JSON
+bench: $(READY)  ## cost, detection, efficacy: hours, or 7 minutes with ARGS=--quick; prints tables, writes JSON
 	for part in overhead detection efficacy; do $(BIN)/python benchmarks/$$part.py $(ARGS) || exit 1; done
 
 smoke:  ## a part of the tests on the oldest TensorFlow and Keras that we support

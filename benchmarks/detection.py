@@ -450,7 +450,9 @@ def report(result: Mapping[str, Any]) -> str:
         rows.append(row)
     parts.append(setting.table(["stream", *spikes], rows))
 
-    parts.append("Share of clipped steps after a legitimate shift x 10 (log-normal 0.3)")
+    parts.append(
+        f"Share of clipped steps after a legitimate shift x 10, log-normal 0.3 (never: not in {AFTER_SHIFT:,} steps)"
+    )
     rows = [
         [
             name,
@@ -507,7 +509,7 @@ def main() -> None:
     parser.add_argument("--streams", default=",".join(STREAMS), help="comma-separated, of: " + ", ".join(STREAMS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side (one a core)")
-    parser.add_argument("--output", default=str(setting.RESULTS / "detection.json"))
+    parser.add_argument("--output", help="file of the results (results/detection.json, quick: detection-quick.json)")
     options = parser.parse_args()
     chosen = [name.strip() for name in options.streams.split(",")]
     if unknown := [name for name in chosen if name not in STREAMS]:
@@ -545,7 +547,7 @@ def main() -> None:
             "clip_rates": clipped.result(),
         }
     print("\n" + report(result))
-    setting.write(options.output, result)
+    setting.write(options.output or setting.results_file("detection", options.quick), result)
 
 
 if __name__ == "__main__":

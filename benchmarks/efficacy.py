@@ -407,7 +407,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--design", action="store_true", help="the design tasks on seeds that no table uses")
     parser.add_argument("--lines", help="file of finished runs (results/efficacy.jsonl)")
-    parser.add_argument("--output", default=str(setting.RESULTS / "efficacy.json"))
+    parser.add_argument("--output", help="file of the results (results/efficacy.json, quick: efficacy-quick.json)")
     options = parser.parse_args()
     tasks = DESIGN_TASKS if options.design else TASKS
     chosen = [name.strip() for name in options.tasks.split(",")] if options.tasks else list(tasks)
@@ -424,8 +424,9 @@ def main() -> None:
         chosen, steps, seeds = ["rnn-sgd"], 300, [0]
     if options.design:
         seeds = [100 + s for s in seeds]
-    default = "efficacy-quick" if options.quick else "efficacy-design" if options.design else "efficacy"
-    lines_path = Path(options.lines) if options.lines else setting.RESULTS / f"{default}.jsonl"
+    part = "efficacy-design" if options.design else "efficacy"
+    output = options.output or setting.results_file(part, options.quick)
+    lines_path = Path(options.lines or setting.results_file(part, options.quick).with_suffix(".jsonl"))
     facts = setting.machine()
     print(setting.one_line(facts))
     lines = load(lines_path)
@@ -473,7 +474,7 @@ def main() -> None:
             for name in cells.of_task[task]
         ],
     }
-    setting.write(options.output, content)
+    setting.write(output, content)
 
 
 if __name__ == "__main__":

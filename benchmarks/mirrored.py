@@ -86,17 +86,21 @@ def report(entries: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="quickstart,mlp-2m", help="comma-separated names of overhead.py's models")
-    parser.add_argument("--seconds", type=float, default=60.0, help="most seconds of measuring for each model")
-    parser.add_argument("--output", default=str(setting.RESULTS / "mirrored.json"))
+    parser.add_argument("--quick", action="store_true", help="10 seconds for each model")
+    parser.add_argument("--seconds", type=float, help="most seconds of measuring for each model (60; quick: 10)")
+    parser.add_argument("--output", help="file of the results (results/mirrored.json, quick: mirrored-quick.json)")
     options = parser.parse_args()
+    seconds = options.seconds or (10.0 if options.quick else 60.0)
     physical = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(physical, [tf.config.LogicalDeviceConfiguration()] * 2)
     facts = setting.machine()
     print(setting.one_line(facts))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    entries = [measure(strategy, model, rounds=2000, seconds=options.seconds) for model in options.models.split(",")]
+    entries = [measure(strategy, model, rounds=2000, seconds=seconds) for model in options.models.split(",")]
     print("\n" + report(entries))
-    setting.write(options.output, {"machine": facts, "cells": entries})
+    setting.write(
+        options.output or setting.results_file("mirrored", options.quick), {"machine": facts, "cells": entries}
+    )
 
 
 if __name__ == "__main__":

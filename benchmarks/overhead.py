@@ -134,6 +134,10 @@ MODELS: dict[str, tuple[Callable[[], Task], str]] = {
     "char-rnn": (char_rnn, "embedding 64, SimpleRNN(128), 50 steps; batch 32, Adam"),
 }
 
+#: what --quick leaves of them, by mode: no cell that takes longer to compile than to measure
+QUICK = {"quickstart": MODES, "mlp-2m": MODES, "wide-17m": ("function",), "char-rnn": ("function",)}
+
+
 # -- the contenders ---------------------------------------------------------------------------------------
 
 
@@ -543,9 +547,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="most seconds of measuring per cell (60; quick: 6)")
     parser.add_argument("--soak", type=int, help="steps of the soak, 0 for none (100000; quick: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds")
-    parser.add_argument("--output", default=str(setting.RESULTS / "overhead.json"))
+    parser.add_argument("--output", help="file of the results (results/overhead.json, quick: overhead-quick.json)")
     parser.add_argument("--add", action="store_true", help="keep what the output file holds of other models and modes")
     options = parser.parse_args()
+    output = options.output or setting.results_file("overhead", options.quick)
     models = _choice(parser, "--models", options.models, MODELS)
     modes = _choice(parser, "--modes", options.modes, MODES)
     parts = _choice(parser, "--parts", options.parts, PARTS)
@@ -565,8 +570,8 @@ def main() -> None:
     }
     for model in models if "cells" in parts else ():
         for mode in modes:
-            if options.quick and model in ("wide-17m", "transformer-5m", "char-rnn") and mode != "function":
-                continue  # compiling takes longer than measuring
+            if options.quick and mode not in QUICK.get(model, ()):
+                continue
             entry = cell(model, mode, rounds=rounds, seconds=seconds, seed=options.seed)
             result["cells"].append(entry)
             mine = entry["contenders"]["gradwatch"]
@@ -595,8 +600,8 @@ def main() -> None:
         long = result["soak"] = soak(soak_steps, seconds=60.0 if options.quick else 7200.0)
         print("\n" + soak_line(long))
     if options.add:
-        result = _added(json.loads(Path(options.output).read_text()), result)
-    setting.write(options.output, result)
+        result = _added(json.loads(Path(output).read_text()), result)
+    setting.write(output, result)
 
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

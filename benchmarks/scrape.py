@@ -131,11 +131,16 @@ def step_seconds(step: Callable[[], tf.Tensor], seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    parser.add_argument("--rounds", type=int, help="20; quick: 5")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one condition in one round")
     parser.add_argument("--width", type=int, default=800, help="of the MLP's three layers; 800: 2 M weights")
-    parser.add_argument("--json", type=Path, default=setting.RESULTS / "scrape.json")
+    parser.add_argument(
+        "--output", type=Path, help="file of the results (results/scrape.json, quick: scrape-quick.json)"
+    )
     options = parser.parse_args()
+    count = options.rounds or (5 if options.quick else 20)
+    output = options.output or setting.results_file("scrape", options.quick)
 
     facts = setting.machine()
     print(setting.one_line(facts), flush=True)
@@ -144,7 +149,7 @@ def main() -> None:
         step().numpy()
     with prometheus.serve(0) as server:
         body = urllib.request.urlopen(server.metrics_url).read()
-    file = options.json.with_suffix(".exposition")
+    file = output.with_suffix(".exposition")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(body)
     clients, copy = Helper(CLIENTS, str(options.clients)), Helper(COPY, str(file))
@@ -191,7 +196,7 @@ def main() -> None:
     rounds: list[dict[str, tuple[float, float]]] = []
     try:
         cost, share = answer_cpu(5 * options.seconds)
-        for _ in range(options.rounds):
+        for _ in range(count):
             # in random order: what else the machine does must not meet one condition more than another
             conditions = random.sample((quiet, elsewhere, here), 3)
             rounds.append({condition.__name__: condition() for condition in conditions})
@@ -200,7 +205,7 @@ def main() -> None:
         copy.end()
         file.unlink()
 
-    print(f"{options.clients} clients, {options.rounds} rounds, exposition of {len(body)} bytes\n")
+    print(f"{options.clients} clients, {count} rounds, exposition of {len(body)} bytes\n")
     print(f"CPU of the training process for one answer: {cost * 1e3:.2f} ms; while all ask: {share:.2%} of one core\n")
     rows = []
     for name in ("quiet", "elsewhere", "here"):
@@ -214,7 +219,7 @@ def main() -> None:
         ratios[f"{above} / {below}"] = {"median": median, "low": low, "high": high}
         print(f"{above} / {below}: {median - 1:+.2%}  ({low - 1:+.2%} to {high - 1:+.2%})")
     setting.write(
-        options.json,
+        output,
         {"machine": facts, "clients": options.clients, "answer_cpu": cost, "ratios": ratios, "rounds": rounds},
     )
 

@@ -91,6 +91,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), "| " + " | ".join("-" * w for w in width) + " |", *map(line, cells[1:])])
 
 
+def results_file(name: str, quick: bool) -> Path:
+    """Where a benchmark writes, unless told otherwise: a reduced run leaves the published results alone."""
+    return RESULTS / f"{name}{'-quick' if quick else ''}.json"
+
+
 def write(path: str | Path, content: dict[str, Any]) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -119,16 +119,17 @@ def test_spot_is_counted_against_what_it_promises():
     assert middle * 5 == pytest.approx(round(middle * 5))
 
 
-def test_a_reduced_run_writes_every_part(tmp_path, monkeypatch, capsys):
+def test_a_reduced_run_writes_every_part_beside_the_published_results(tmp_path, monkeypatch, capsys):
     import json
     import sys
 
     monkeypatch.setattr(detection, "QUICK", detection.Amount((5, 300), (1, 100), (1, 50), (1, 100), 1))
-    output = tmp_path / "out.json"
-    flags = ["--quick", "--streams", "log-normal 0.3", "--workers", "2", "--output", str(output)]
+    monkeypatch.setattr(detection.setting, "RESULTS", tmp_path)
+    flags = ["--quick", "--streams", "log-normal 0.3", "--workers", "2"]
     monkeypatch.setattr(sys, "argv", ["detection.py", *flags])
     detection.main()
-    result = json.loads(output.read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["detection-quick.json"]
+    result = json.loads((tmp_path / "detection-quick.json").read_text())
     assert list(result["tradeoff"]) == ["log-normal 0.3, growth 5 %"]
     assert set(result["false_alarms"]["log-normal 0.3"]) == set(detection.contenders())
     assert result["spot"]["log-normal 0.3"] is not None

@@ -454,7 +454,7 @@ def main() -> None:
     if cells.incomplete:
         print(f"{len(cells.incomplete)} groups are left out: not every method has run in them")
     print("\n" + report(cells))
-    if not (options.quick or options.design):
+    if not (options.quick or options.design or options.lines):
         save_norms(lines)
     content = {
         "machine": facts,

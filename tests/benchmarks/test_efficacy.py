@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
         return [{"method": m, **run, "steps_lost": 0, "group_seconds": 0.0} for m in rules]
 
     monkeypatch.setattr(efficacy, "train", train)
-    monkeypatch.setattr(efficacy, "save_norms", lambda lines: None)
+    monkeypatch.setattr(efficacy, "save_norms", lambda lines: pytest.fail("it replaces the published norms"))
     file, output = tmp_path / "lines.jsonl", tmp_path / "out.json"
     flags = ["--tasks", "digits", "--seeds", "1", "--steps", "5", "--methods", "none,fixed 1"]
     monkeypatch.setattr(sys, "argv", ["efficacy.py", *flags, "--lines", str(file), "--output", str(output)])

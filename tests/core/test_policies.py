@@ -234,12 +234,12 @@ def test_auto_returns_after_a_burst_and_leaves_a_gain_that_failed_slowly():
     norms = stream(2500, 0.2)
     norms[1000:1030] *= 30.0
     gain = replay.policy(policies.auto(), norms).clip_norm / np.median(norms)
-    assert gain[999] == pytest.approx(2.0, rel=0.1)
+    assert gain[999] == pytest.approx(2.0, rel=0.05)
     assert gain[1000:1040].min() == pytest.approx(0.2, rel=0.25)  # a tenth
     # 5 % a step back to 0.7 of what it was, then slowly
-    assert 0.7 * gain[999] < gain[1080] < 0.95 * gain[999]
+    assert 0.7 * gain[999] < gain[1080] < 0.9 * gain[999]
     assert gain[1080] < gain[1120] < gain[1300]
-    assert gain[2499] == pytest.approx(2.0, rel=0.1)
+    assert gain[2499] == pytest.approx(2.0, rel=0.05)
 
 
 def test_one_norm_that_stands_out_alone_leaves_autos_gain_where_it_was():
@@ -258,12 +258,12 @@ def test_heavy_tails_do_not_drive_autos_gain_to_zero(seed):
     assert np.median(got[-2500:]) > 0.4
 
 
-@pytest.mark.parametrize("times", [3.0, 10.0, 1e6])
-def test_auto_takes_a_lasting_rise_for_the_new_normal(times):
+@pytest.mark.parametrize(("times", "back"), [(3.0, 0.9), (10.0, 1.0), (1e6, 0.08)])
+def test_auto_takes_a_lasting_rise_for_the_new_normal_in_thousands_of_steps(times, back):
     norms = np.r_[stream(1500, 0.3), times * stream(3500, 0.3, seed=1)]
     got = replay.policy(policies.auto(), norms).clip_norm / np.median(norms[:1500])
     assert got[1500:1750].max() < 2.2, "not before a window of it has passed"
-    assert got[-1] > 0.05 * times
+    assert got[-1] > back * times
     assert got[-1] > 1.2 * got[3000], "and on its way"
 
 

@@ -171,18 +171,26 @@ class Guard:
         }
 
     def step(
-        self, xp: Namespace, state: Mapping[str, Any], per_variable: Array, applied: Array | None = None
+        self,
+        xp: Namespace,
+        state: Mapping[str, Any],
+        per_variable: Array,
+        applied: Array | None = None,
+        *,
+        reach: Array | None = None,
+        loss: Array | None = None,
     ) -> tuple[dict[str, Any], Decision]:
         """Judge one step.
 
         Args:
           per_variable: L2 norm of each variable's gradient, shape [num_variables].
           applied: the same after `tf.clip_by_value` (scope "value" only).
+          reach, loss: as in `Norms`, shape (); None for not known.
 
         Returns:
           (state after the step, Decision)
         """
-        now = norms.of(xp, per_variable)
+        now = norms.of(xp, per_variable, reach, loss)
         detectors, found = self._detect(xp, state["detectors"], now)
         policy, clip_norm, _ = self.policy.update(xp, state["policy"], now)
         decision = self._decide(xp, now, found, clip_norm, applied)

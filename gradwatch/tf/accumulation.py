@@ -42,7 +42,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
     held: list[Any] = []  # what a dropped update goes back to; weight decay comes between the two calls
 
     def clip_mean(grads: list[Any]) -> list[Any]:
-        scaled, decision = monitor._hidden.clip(list(grads), names)
+        scaled, decision = monitor._hidden.clip(list(grads), names, optimizer=optimizer, follow=True)
         if monitor.guard.skips:
             slots = [v for v in optimizer.variables if v is not optimizer._iterations]
             held[:] = tf.equal(decision.verdict, float(SKIP)), saved([*optimizer._trainable_variables, *slots])
@@ -55,6 +55,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
             restore_where(keep, before)
             # the whole cycle is dropped: the next micro-batch begins a new one, `iterations` as before this one
             optimizer._iterations.assign_sub(tf.cast(tf.where(keep, steps, 0), optimizer._iterations.dtype))
+        monitor._hidden.weights.settle(names)
 
     # on the instance, for this call alone
     vars(optimizer).update(_clip_gradients=clip_mean, _backend_update_step=update_or_keep)

@@ -22,6 +22,7 @@ from gradwatch.core.guard import SKIP
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError, NothingToWatch
 from gradwatch.tf import accumulation, distribution, legacy
+from gradwatch.tf import loss as _loss
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -215,17 +216,22 @@ def _apply(
             [grads[i] for i in watched],
             names,
             loss_scale=loss_scale,
+            optimizer=optimizer,
+            follow=True,
             skips_itself=_is_loss_scaler(optimizer),
             sums=sums,
         )
         for i, g in zip(watched, scaled):
             grads[i] = g
-        if not _skips(monitor, optimizer):
-            return update(optimizer, grads, variables)
-        # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
-        itself = _is_loss_scaler(optimizer)
-        keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
-        return apply_or_keep(update, optimizer, grads, variables, keep)
+        if _skips(monitor, optimizer):
+            # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
+            itself = _is_loss_scaler(optimizer)
+            keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
+            result = apply_or_keep(update, optimizer, grads, variables, keep)
+        else:
+            result = update(optimizer, grads, variables)
+        monitor._hidden.weights.settle(names)
+        return result
 
 
 def _is_loss_scaler(optimizer: Any) -> bool:
@@ -281,6 +287,7 @@ def watch(
     name: str | None = None,
     optimizer: Any = None,
     monitor: Monitor | None = None,
+    loss: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> Any:
     """Watch and clip the gradients of a train step: one decorator, nothing else changes.
@@ -300,7 +307,10 @@ def watch(
       optimizer: watch this optimizer only, wherever its `apply` is called. A mapping of names to optimizers
         gives each a monitor of that name, with the same options.
       monitor: use this monitor instead of making one; excludes the other options.
-      **options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert.
+      loss: which output of the step is its loss, a callable of the outputs; None is the "loss" of a dict, else the
+        first floating number of shape (). The policy gets it at the next step. Under a strategy it is the mean over
+        the replicas.
+      **options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, update_limit.
 
     Returns:
       The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
@@ -323,6 +333,11 @@ def watch(
         raise ConfigError(
             f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"
         )
+    if loss is not None and not callable(loss):
+        raise ConfigError(
+            f"loss must be a callable that picks the loss out of what the step returns, got {loss!r}; "
+            "for example loss=lambda outputs: outputs[1]"
+        )
     optimizers = dict(optimizer) if several else {"": optimizer} if optimizer is not None else {}
     for key, one in optimizers.items():
         if not hasattr(one, "apply_gradients") or not (hasattr(one, "apply") or legacy.is_old(one)):
@@ -332,7 +347,8 @@ def watch(
     if several and not optimizers:
         raise ConfigError("optimizer= must name at least one optimizer, got an empty dict")
     if step is None:
-        return functools.partial(watch, policy=policy, name=name, optimizer=optimizer, monitor=monitor, **options)
+        given = {"policy": policy, "name": name, "optimizer": optimizer, "monitor": monitor, "loss": loss}
+        return functools.partial(watch, **given, **options)
     install()
     if several:
         made = {key: Monitor(f"{name}-{key}" if name else key, policy, **options) for key in optimizers}
@@ -345,17 +361,19 @@ def watch(
     inner = getattr(step, "python_function", None)
     if inner is not None and hasattr(step, "_clone"):
         # its own traces: an earlier trace, or one for another monitor, would stay unwatched
-        watched = step._clone(python_function=_scoped(inner, scopes, in_context))
+        watched = step._clone(python_function=_scoped(inner, scopes, in_context, loss))
         _take_turns(watched, scopes)
     else:
-        watched = _scoped(step, scopes, in_context)
+        watched = _scoped(step, scopes, in_context, loss)
     watched.monitors = made
     if not several:
         watched.monitor = single
     return watched
 
 
-def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | None) -> Callable[..., Any]:
+def _scoped(
+    step: Callable[..., Any], scopes: list[Scope], in_context: Scope | None, loss: Callable[[Any], Any] | None
+) -> Callable[..., Any]:
     """`step`, during which `in_context` watches; `scopes` must all see a gradient."""
 
     @functools.wraps(step)
@@ -367,11 +385,20 @@ def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | N
             result = step(*args, **kwargs)
         for scope in scopes:
             scope.leave()
+        _tell_loss(scopes, result, loss)
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument
     del watched.__wrapped__
     return watched
+
+
+@tf.autograph.experimental.do_not_convert
+def _tell_loss(scopes: list[Scope], outputs: Any, choose: Callable[[Any], Any] | None) -> None:
+    loss = _loss.of_outputs(outputs, choose)
+    if loss is not None:
+        for scope in scopes:
+            scope.monitor._hidden.weights.tell(loss)
 
 
 def _take_turns(function: Any, scopes: list[Scope]) -> None:

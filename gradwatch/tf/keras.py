@@ -15,7 +15,7 @@ from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, NothingToWatch
 from gradwatch.telemetry.reader import reader
-from gradwatch.tf import hook
+from gradwatch.tf import hook, loss
 from gradwatch.tf.monitor import Monitor
 
 logger = logging.getLogger("gradwatch")
@@ -72,6 +72,7 @@ class KerasCallback(keras.callbacks.Callback):
         # an earlier fit that was interrupted never detached
         self._before = None if before is None or before.monitor is self.monitor else before
         self._scope = hook.attach(self._optimizer, self.monitor)
+        self._end_of_loss = loss.watch_model(self.model, self.monitor._hidden.weights)
         # a train function traced by an earlier fit is unwatched
         self.model.make_train_function(force=True)
 
@@ -86,7 +87,8 @@ class KerasCallback(keras.callbacks.Callback):
         if logs is None:
             return
         if "loss" in logs:
-            self.monitor.report(loss=logs["loss"])
+            # for the exporters: it is the mean of the epoch so far, and the policy has the batch's own
+            self.monitor._hidden.extra["loss"] = float(logs["loss"])
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             rate = _learning_rate(self._optimizer)
@@ -123,6 +125,7 @@ class KerasCallback(keras.callbacks.Callback):
 
     def _detach(self) -> None:
         hook.detach(self._optimizer, self._before)
+        self._end_of_loss()
         # a later fit without the callback must not stay watched
         self.model.train_function = None
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core import decode, policies
+from gradwatch.core import checks, decode, policies
 from gradwatch.core import detectors as _detectors
 from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
@@ -27,7 +27,7 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
-from gradwatch.tf import distribution, fused
+from gradwatch.tf import distribution, fused, reach
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.gradients import Gradient
 
@@ -38,7 +38,13 @@ class _Built:
     """What exists once the variables are known."""
 
     def __init__(
-        self, guard: Guard, paths: Sequence[str], shapes: Sequence[tuple[int | None, ...]], *, jit_compile: bool
+        self,
+        guard: Guard,
+        paths: Sequence[str],
+        shapes: Sequence[tuple[int | None, ...]],
+        *,
+        jit_compile: bool,
+        weights: reach.Weights,
     ) -> None:
         self.paths = tuple(paths)
         self.shapes = tuple(shapes)
@@ -48,6 +54,8 @@ class _Built:
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}"
         self.initial = self.layout.pack(NUMPY, initial)
         self.state = distribution.in_scope(self._make)
+        self.weights = weights
+        weights.build(len(paths))
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
@@ -65,10 +73,15 @@ class _Built:
         """The state as this replica has it."""
         return tf.convert_to_tensor(self.state)
 
-    def put(self, vector: np.ndarray) -> None:
+    def pack(self) -> tf.Tensor:
+        """All that a checkpoint needs, as one vector."""
+        return tf.concat([tf.convert_to_tensor(self.state), self.weights.pack()], 0)
+
+    def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""
         with tf.init_scope():
-            self.state.assign(vector)
+            self.state.assign(packed[: self.layout.size])
+        self.weights.put(packed[self.layout.size :])
 
     def tree(self) -> dict[str, Any]:
         return self.layout.unpack(NUMPY, self.vector().numpy())
@@ -92,6 +105,9 @@ class Monitor(tf.Module):
       on_alert: called with a `gradwatch.Alert` from a host thread, or a list of such callables.
       jit_compile: compile the guard's small update with XLA (it costs less per step); False where there is
         no XLA.
+      update_limit: the share of their norm by which an update may move the weights, > 0; a longer update is scaled
+        back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
+        update left them. None for no limit. Updates by hand after `clip` are not seen and not limited.
 
     Raises:
       ConfigError: an argument is not what it should be.
@@ -107,6 +123,7 @@ class Monitor(tf.Module):
         on_explosion: str = "clip",
         on_alert: Callable[[Any], None] | Sequence[Callable[[Any], None]] | None = None,
         jit_compile: bool = True,
+        update_limit: float | None = None,
     ) -> None:
         super().__init__()
         if name is None:
@@ -121,7 +138,17 @@ class Monitor(tf.Module):
             on_nonfinite,
             on_explosion,
         )
-        self._hidden = _Hidden(self, guard, _sinks(on_alert), bool(jit_compile))
+        limit = (
+            None
+            if update_limit is None
+            else checks.number(
+                "update_limit",
+                update_limit,
+                above=0.0,
+                hint="the share of their norm, for example 0.05; None for no limit",
+            )
+        )
+        self._hidden = _Hidden(self, guard, _sinks(on_alert), bool(jit_compile), limit)
 
     @property
     def name(self) -> str:
@@ -154,7 +181,7 @@ class Monitor(tf.Module):
         return self._hidden.alert_sinks
 
     def clip(
-        self, grads: Sequence[Gradient | None], variables: Sequence[Any] | None = None
+        self, grads: Sequence[Gradient | None], variables: Sequence[Any] | None = None, optimizer: Any = None
     ) -> tuple[list[Gradient | None], Decision]:
         """Watch and clip a list of gradients: one step.
 
@@ -162,7 +189,9 @@ class Monitor(tf.Module):
 
         Args:
           grads: tensors, IndexedSlices or None, in the order of the variables.
-          variables: their variables, for the names in reports; optional.
+          variables: their variables, for the names in reports and for `reach`; optional.
+          optimizer: who will apply the gradients, for `reach` (needs the variables); without it no policy can know
+            how far a step carries the weights.
 
         Returns:
           (the gradients to apply, in the same order and of the same kinds; a `Decision` of tensors)
@@ -170,11 +199,17 @@ class Monitor(tf.Module):
         Raises:
           NothingToWatch: all gradients are None.
           LayoutError: the variables are others than at the first step.
-          ConfigError: grads is not a list of gradients, or variables has another length.
+          ConfigError: grads is not a list of gradients, variables has another length, or the monitor has an
+            update_limit, for which it would have to see the update.
         """
         _check_clip(grads, variables)
+        if self._hidden.weights.limit is not None:
+            raise ConfigError(
+                f"update_limit={self._hidden.weights.limit:g} needs to see the update, which monitor.clip does not; "
+                "let gradwatch.watch or KerasCallback reach optimizer.apply, or leave update_limit out"
+            )
         self._hidden.explicit_calls += 1
-        return self._hidden.clip(list(grads), variables)
+        return self._hidden.clip(list(grads), variables, optimizer=optimizer)
 
     def snapshot(self) -> Snapshot:
         """Plain numbers as of now, read off the device in one go; safe from any thread."""
@@ -183,12 +218,22 @@ class Monitor(tf.Module):
     def history(self) -> dict[str, np.ndarray]:
         """The last 1,024 steps as numpy arrays, oldest first.
 
-        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip).
+        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach
+        and update_ratio (the newest that was known; both NaN where they are not).
         """
         return self._hidden.history()
 
-    def report(self, **numbers: float) -> None:
-        """Tell the exporters a number that the training knows: loss=..., learning_rate=... (host values)."""
+    def report(self, **numbers: Any) -> None:
+        """Tell the exporters a number that the training knows: loss=..., learning_rate=... (host values).
+
+        `loss` is also given to the policy at the next step, and may be a tensor inside a `tf.function`; there it
+        goes to the policy alone.
+        """
+        loss = numbers.get("loss")
+        if loss is not None:
+            self._hidden.weights.report(loss)
+        if isinstance(loss, tf.Tensor) and not hasattr(loss, "numpy"):
+            del numbers["loss"]
         self._hidden.extra.update({key: float(x) for key, x in numbers.items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -262,7 +307,14 @@ def _path(variable: Any, index: int) -> str:
 class _Hidden:
     """The monitor's works, out of tf.Module's attribute tracking (it wraps every list and tuple it sees)."""
 
-    def __init__(self, monitor: Monitor, guard: Guard, sinks: list[Callable[[Any], None]], jit: bool) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        guard: Guard,
+        sinks: list[Callable[[Any], None]],
+        jit: bool,
+        update_limit: float | None,
+    ) -> None:
         self.guard = guard
         self.alert_sinks = sinks
         self.run_id = uuid.uuid4().hex[:12]
@@ -284,6 +336,7 @@ class _Hidden:
         self._named = False  # whether the variables were given at the first step
         self._name = monitor.name
         self._jit = jit
+        self.weights = reach.Weights(update_limit)
         self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
         self._monitor = monitor  # keep: the reader holds it weakly
 
@@ -312,7 +365,7 @@ class _Hidden:
 
     def _build(self, paths: list[str], shapes: list[tuple[int | None, ...]], *, named: bool, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = _Built(guard, paths, shapes, jit_compile=self._jit)
+        built = _Built(guard, paths, shapes, jit_compile=self._jit, weights=self.weights)
         restored = self._pending is not None
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -331,10 +384,14 @@ class _Hidden:
         variables: Sequence[Any] | None,
         loss_scale: Any = None,
         *,
+        optimizer: Any = None,
+        follow: bool = False,
         skips_itself: bool = False,
         sums: str = distribution.PART,
     ) -> tuple[list[Gradient | None], Decision]:
         """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
+
+        `follow`: the update comes next and `built.weights.settle` after it.
 
         `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
         `sums`: of the replicas, see `distribution`.
@@ -349,30 +406,41 @@ class _Hidden:
         held = [_convert(grads[i]) for i in present]
         named = None if variables is None else [list(variables)[i] for i in present]
         self._ensure_built(held, named, loss_scaled=skips_itself)
+        signals = self.weights.signals(named, optimizer, follow=follow)
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(held, multiple, skips_itself, sums)
+            scaled, decision = self._clip_eagerly(held, multiple, signals, skips_itself, sums)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(held, multiple, skips_itself, sums)
+            scaled, decision = self._step(held, multiple, signals, skips_itself, sums)
         out: list[Gradient | None] = list(grads)
         for i, g in zip(present, scaled):
             out[i] = g
         return out, decision
 
     def _clip_eagerly(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, skips_itself, sums)
+            return self._step(grads, loss_scale, signals, skips_itself, sums)
         # read, judge, write belong together: two threads on one monitor take turns
         with self.turn:
-            return self._eager(grads, loss_scale, skips_itself, sums)
+            return self._eager(grads, loss_scale, signals, skips_itself, sums)
 
     def _step(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.built, self.guard.policy
@@ -388,7 +456,7 @@ class _Hidden:
             applied = _gradients.norms(whole(clipped))
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
+        new_state, scale, numbers = built.guard.step(built.vector(), norms, applied, signals)
         built.state.assign(new_state)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
@@ -402,12 +470,21 @@ class _Hidden:
 
     def snapshot(self) -> Snapshot:
         built = self.built
+        seen: dict[str, Any] = {}
         if built is None:
             tree, paths = self.guard.init(0), ()
         else:
-            tree, paths = built.tree(), built.paths
+            tree, paths, weights = built.tree(), built.paths, self.weights.read()
+            layers = {path: x for path, x in zip(paths, weights.layer_update_ratio) if x is not None}
+            seen = {**weights._asdict(), "layer_update_ratio": layers}
         return decode.snapshot(
-            self.guard, tree, name=self._name, paths=paths, extra=dict(self.extra), loss_scale=_number(self.loss_scale)
+            self.guard,
+            tree,
+            name=self._name,
+            paths=paths,
+            extra=dict(self.extra),
+            loss_scale=_number(self.loss_scale),
+            **seen,
         )
 
     def history(self) -> dict[str, np.ndarray]:
@@ -421,7 +498,7 @@ class _Hidden:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
         return {
             "layout": tf.constant(self.built.fingerprint),
-            "state": tf.convert_to_tensor(self.built.state),
+            "state": self.built.pack(),
         }
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
@@ -431,7 +508,7 @@ class _Hidden:
             self._pending = (fingerprint, vector) if fingerprint else None
             return
         if not fingerprint:  # saved before its first step
-            vector = self.built.initial
+            vector = np.concatenate([self.built.initial, self.weights.initial])
         else:
             _check_layout(self._name, fingerprint, self.built.fingerprint)
         self.built.put(vector)

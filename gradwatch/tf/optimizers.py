@@ -78,6 +78,11 @@ def effective_rate(optimizer: Any) -> tf.Tensor | None:
     A sustained gradient g moves the weights by this times g. Keras' velocity is m * v - lr * g, so its sum is
     lr * g / (1 - m). A schedule, a variable and a function are asked in the graph, where they stand at this step.
     """
+    if hasattr(optimizer, "_create_hypers"):
+        with tf.init_scope():
+            # of tf-keras' legacy family: made within the step they would be initialized by it
+            optimizer.iterations  # noqa: B018
+            optimizer._create_hypers()
     momentum = _momentum(optimizer)
     rate = _learning_rate(optimizer)
     if rate is None or momentum is None:

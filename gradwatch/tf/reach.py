@@ -9,6 +9,7 @@ graph. docs/decisions/0007 has the measurements and the choices.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -316,17 +317,16 @@ def _places(variables: Sequence[Any]) -> list[_Place]:
 
 
 def _place(size: int, share: int) -> _Place:
-    if size < 2 * share:
+    if size <= share:
         return _Place(size, 1, size)
     # a stride with a common divisor would stay in some columns of a matrix
-    longest = size // share
-    stride = next((s for s in range(longest, longest // 2, -1) if math.gcd(s, size) == 1), longest)
-    return _Place(share, stride, size)
+    stride = next(s for s in itertools.count(-(-size // share)) if math.gcd(s, size) == 1)
+    return _Place(-(-size // stride), stride, size)
 
 
 def _pick(x: tf.Tensor, place: _Place) -> tf.Tensor:
     flat = tf.reshape(x, [-1])
-    return flat if place.size == place.of else flat[: place.size * place.stride : place.stride][: place.size]
+    return flat if place.stride == 1 else flat[:: place.stride]
 
 
 def _concat(arrays: Sequence[tf.Tensor], places: Sequence[_Place]) -> tf.Tensor:

@@ -27,7 +27,7 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
-from gradwatch.tf import distribution, fused
+from gradwatch.tf import distribution, fused, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.gradients import Gradient
 
@@ -280,7 +280,6 @@ class _Hidden:
         self._pending: tuple[str, np.ndarray] | None = None
         self.loss_scale: Any = None  # a number or a variable, of the last step
         self._lock = threading.Lock()  # while it is built
-        self.turn = threading.RLock()  # of one step, eager or of a watched tf.function
         self._named = False  # whether the variables were given at the first step
         self._name = monitor.name
         self._jit = jit
@@ -367,9 +366,7 @@ class _Hidden:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
             return self._step(grads, loss_scale, skips_itself, sums)
-        # read, judge, write belong together: two threads on one monitor take turns
-        with self.turn:
-            return self._eager(grads, loss_scale, skips_itself, sums)
+        return self._eager(grads, loss_scale, skips_itself, sums)
 
     def _step(
         self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
@@ -388,8 +385,9 @@ class _Hidden:
             applied = _gradients.norms(whole(clipped))
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
-        built.state.assign(new_state)
+        with turns.one_at_a_time(self.run_id) as wrote:
+            new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
+            wrote(built.state.assign(new_state))
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision

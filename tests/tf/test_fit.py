@@ -13,7 +13,7 @@ import support
 
 import gradwatch
 from gradwatch.errors import NothingToWatch
-from gradwatch.tf import hook
+from gradwatch.tf import hook, watchers
 
 X, Y = (np.concatenate([np.asarray(b[i]) for b in support.batches(6)]) for i in (0, 1))
 
@@ -60,7 +60,7 @@ def test_a_fit_watched_after_an_interrupted_one_goes_back_to_unwatched():
     assert steps == 7
     fit(net)
     assert callback.monitor.snapshot().steps == steps
-    assert hook.attached(net.optimizer) is None
+    assert watchers.attached(net.optimizer) is None
 
 
 def test_what_watch_attached_is_watched_again_after_the_fit():
@@ -117,7 +117,8 @@ def test_trap_25_the_state_of_an_unwatched_optimizer_loads_into_a_watched_one(tm
     old.save_weights(tmp_path / "w.weights.h5")
     new = compiled(keras.optimizers.Adam(0.01))
     new.optimizer.build(new.trainable_variables)
-    hook.attach(new.optimizer, support.monitor())
+    hook.install()
+    watchers.attach(new.optimizer, watchers.Scope(support.monitor()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         new.load_weights(tmp_path / "w.weights.h5")
@@ -246,7 +247,7 @@ def test_a_callback_that_would_be_blind_raises_in_the_first_batch_and_lets_go():
     with pytest.raises(NothingToWatch, match="one callback for each"):
         fit(gan, callback)
     assert callback.monitor.snapshot().steps == 0
-    assert hook.attached(gan.optimizer) is None
+    assert watchers.attached(gan.optimizer) is None
     fit(gan)
 
 

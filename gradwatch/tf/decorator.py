@@ -200,8 +200,8 @@ def _check_step(step: Any) -> None:
         )
     if _is_model(step):
         raise ConfigError(
-            f"watch decorates a train step and was given the model {getattr(step, 'name', '')!r}; decorate the function "
-            "that computes its gradients and applies them, or use gradwatch.KerasCallback() for model.fit"
+            f"watch decorates a train step and was given the model {getattr(step, 'name', '')!r}; decorate the "
+            "function that computes its gradients and applies them, or use gradwatch.KerasCallback() for model.fit"
         )
     if _is_watched(step):
         raise ConfigError(

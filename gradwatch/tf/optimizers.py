@@ -1,4 +1,4 @@
-"""What an optimizer does with the gradients it is given: what it wraps, how they are scaled, which variables it knows."""
+"""What an optimizer does with the gradients it is given: what it wraps, their scale, the variables it knows."""
 
 from __future__ import annotations
 

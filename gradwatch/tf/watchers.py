@@ -161,7 +161,7 @@ def refuse_blindness(scope: Scope) -> None:
         f"monitor {scope.monitor.name!r} saw no gradient{of} in this step: neither optimizer.apply nor "
         "apply_gradients of a Keras optimizer was traced or run. If the update is written by hand, call "
         "`grads, decision = monitor.clip(grads)` before it. If the step calls a tf.function that was traced before, "
-        "decorate that one, or pass optimizer= before its first call. If it calls model.train_on_batch after an earlier "
-        "call of it was traced (a notebook cell that ran twice), run `model.make_train_function(force=True)` once, so "
-        "that Keras traces it again"
+        "decorate that one, or pass optimizer= before its first call. If it calls model.train_on_batch, which was "
+        "traced by an earlier call (a notebook cell that ran twice), run `model.make_train_function(force=True)` first, "
+        "so that Keras traces it again"
     )

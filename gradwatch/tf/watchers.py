@@ -162,6 +162,6 @@ def refuse_blindness(scope: Scope) -> None:
         "apply_gradients of a Keras optimizer was traced or run. If the update is written by hand, call "
         "`grads, decision = monitor.clip(grads)` before it. If the step calls a tf.function that was traced before, "
         "decorate that one, or pass optimizer= before its first call. If it calls model.train_on_batch, which was "
-        "traced by an earlier call (a notebook cell that ran twice), run `model.make_train_function(force=True)` first, "
-        "so that Keras traces it again"
+        "traced by an earlier call (a notebook cell that ran twice), run `model.make_train_function(force=True)` "
+        "first, so that Keras traces it again"
     )

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class DeviceState:
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
         self.initial = self.layout.pack(NUMPY, initial)
         self.state = distribution.in_scope(self._make)
+        self.replaceable = False  # whether the next step may bring other variables
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
@@ -94,14 +95,19 @@ class Engine:
         self.loss_scale: Any = None
         self._name = owner.name
         self._owner = owner
-        self._jit_compile, self._alerts = jit_compile, alerts
+        self.jit_compile, self._alerts = jit_compile, alerts
         self._pending: tuple[str, np.ndarray] | None = None  # (fingerprint, state) restored before the first step
         self._building = threading.Lock()
-        self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
+        self._eager: Any = None  # `_step` as a function, of the state that was built last
 
     # -- building ---------------------------------------------------------------------------------------
 
     def _ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None, *, loss_scaled: bool) -> None:
+        if self.on_device is not None and self.on_device.replaceable:
+            self.on_device.replaceable = False
+            self.on_device.variables.forget_identities()
+            if not self.on_device.variables.fits(grads, variables):
+                self.on_device = None
         if self.on_device is None:
             distribution.check_supported()
             # the replicas' threads meet while it is built: a lock around that would wait forever
@@ -113,7 +119,7 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, jit_compile=self._jit_compile)
+        built = DeviceState(guard, variables, jit_compile=self.jit_compile)
         restored = self._pending is not None
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -122,6 +128,7 @@ class Engine:
             self._pending = None
         self.run_info.update(strategy=distribution.strategy_name(), replicas=str(distribution.replicas()))
         self.on_device = built
+        self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
 
     # -- one step ---------------------------------------------------------------------------------------
@@ -176,15 +183,15 @@ class Engine:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.on_device, self.guard.policy
         assert built is not None
-        whole: Callable[..., list[Gradient]] = distribution.summed
-        if sums != distribution.PART:
-            grads, whole = (grads if sums == distribution.DONE else whole(grads)), list
-        clipped = grads
-        norms = _gradients.norms(whole(grads))
-        applied = norms
+        whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums == distribution.HAND_ON:
+            grads = whole
+        norms = applied = _gradients.norms(whole)
         if policy.scope == policies.VALUE:
-            clipped = [_gradients.clip_by_value(g, policy.limit) for g in grads]
-            applied = _gradients.norms(whole(clipped))
+            # the policy's limit is one of the unscaled gradient
+            limit = policy.limit if loss_scale is None else policy.limit * loss_scale
+            applied = _gradients.norms([_gradients.clip_by_value(g, limit) for g in whole])
+            grads = [_gradients.clamped_part(part, g, limit) for part, g in zip(grads, whole)]
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
         with turns.one_at_a_time(self.run_id) as wrote:
@@ -196,7 +203,7 @@ class Engine:
         if skips_itself:
             # every gradient of every replica, so that all come to the same verdict
             scale = tf.where(decision.finite > 0.0, scale, math.nan)
-        return _gradients.scaled(clipped, scale), decision
+        return _gradients.scaled(grads, scale), decision
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -217,6 +224,14 @@ class Engine:
             return float(tf.convert_to_tensor(self.loss_scale))
         except TypeError:
             return None
+
+    def reset(self) -> None:
+        """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
+        self._pending, self.loss_scale = None, None
+        if self.on_device is not None:
+            self.on_device.put(self.on_device.initial)
+            self.on_device.replaceable = True
+            reader.rebase(self._owner)
 
     # -- checkpoints ------------------------------------------------------------------------------------
 

@@ -141,8 +141,10 @@ class Monitor(tf.Module):
         Raises:
           NothingToWatch: all gradients are None.
           LayoutError: the variables are others than at the first step.
-          ConfigError: grads is not a list of gradients, or variables has another length.
+          ConfigError: grads is not a list of gradients, variables has another length, or the monitor is to skip
+            updates: who calls `clip` makes the update, and nobody else can drop it.
         """
+        _refuse_skip(self.guard)
         _variables.check_gradients(grads)
         named = _variables.listed(variables, len(grads))
         self._engine.explicit_calls += 1
@@ -175,8 +177,47 @@ class Monitor(tf.Module):
         )
 
     def report(self, **numbers: float) -> None:
-        """Tell the exporters a number that the training knows: loss=..., learning_rate=... (host values)."""
-        self._host.reported.update({key: float(x) for key, x in numbers.items()})
+        """Tell the exporters a number that the training knows: loss=..., learning_rate=...
+
+        Args:
+          **numbers: values of the host: numbers, numpy scalars or eager tensors of one element.
+
+        Raises:
+          ConfigError: a value is no number, or a tensor inside a graph, which has no value yet.
+        """
+        self._host.reported.update({key: _number(key, x) for key, x in numbers.items()})
+
+    def reset(self) -> None:
+        """Start over as before the first step, with the same options: statistics, counters, history, reports.
+
+        The next step may bring other variables: a model of another fold, or layers that were unfrozen. A
+        `tf.function` that was traced for the old variables must then be made anew.
+        """
+        self._engine.reset()
+        self._host.reported.clear()
+
+    def __copy__(self) -> Monitor:
+        """A monitor with the same name and options, before its first step."""
+        return type(self)(**self._options())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Monitor:
+        # as a copy: options do not change, and whoever takes the alerts stays the same
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_options, (type(self), self._options())
+
+    def _options(self) -> dict[str, Any]:
+        guard = self.guard
+        return {
+            "name": self.name,
+            "policy": guard.policy,
+            "detectors": guard.detectors,
+            "on_nonfinite": guard.on_nonfinite,
+            "on_explosion": guard.on_explosion,
+            "on_alert": list(self._host.alert_sinks),
+            "jit_compile": self._engine.jit_compile,
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state beside a model (a `.keras` file does not carry it), as one .npz file, all or nothing.
@@ -219,6 +260,33 @@ class _HostSide:
     def __init__(self, alert_sinks: list[Callable[[Any], None]]) -> None:
         self.alert_sinks = alert_sinks
         self.reported: dict[str, float] = {}
+
+
+def _from_options(kind: type[Monitor], options: dict[str, Any]) -> Monitor:
+    return kind(**options)
+
+
+def _refuse_skip(guard: Guard) -> None:
+    for option in ("on_nonfinite", "on_explosion"):
+        if getattr(guard, option) == "skip":
+            other = "zero" if option == "on_nonfinite" else "clip"
+            raise ConfigError(
+                f"{option}='skip' cannot be kept by monitor.clip: it hands the gradients back, and the update is "
+                "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
+                f"of a Keras optimizer whole, or {option}={other!r}"
+            )
+
+
+def _number(key: str, value: Any) -> float:
+    if tf.is_symbolic_tensor(value):
+        raise ConfigError(
+            f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
+            f"report it there: monitor.report({key}=float(step(...)))"
+        )
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"report takes numbers, got {value!r} for {key}") from error
 
 
 def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:

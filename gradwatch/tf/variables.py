@@ -90,6 +90,10 @@ class VariableSet:
         if self._references is None:
             self._references = _references(variables)
 
+    def fits(self, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> bool:
+        """Whether these are of our variables."""
+        return not self._difference(gradients, variables)
+
     def forget_identities(self) -> None:
         """From now on variables of the same paths are the same: those of the next step are taken for ours."""
         self._references = None
@@ -103,12 +107,14 @@ class VariableSet:
             return f"{len(self.shapes)} gradients before, {len(shapes)} now"
         if not self.named or variables is None:
             return ""
-        for i, (x, y) in enumerate(zip(self.paths, _paths(variables))):
-            if x != y:
-                return f"number {i} was of {x} and is of {y}"
-        for path, reference, variable in zip(self.paths, self._references or (), variables):
-            if reference is not None and reference() is not _resource(variable):
-                return f"{path} is another variable of the same name"
+        references = self._references or [None] * len(self)
+        for i, (path, reference, variable, now) in enumerate(zip(self.paths, references, variables, _paths(variables))):
+            if reference is not None and reference() is _resource(variable):
+                continue
+            if path != now:
+                return f"number {i} was of {path} and is of {now}"
+            if reference is not None:
+                return f"number {i} is another variable of the same name, {path}"
         return ""
 
 
@@ -129,7 +135,7 @@ def first_difference(saved: str, ours: str) -> str:
 
 
 def _renumbered(paths: Sequence[str]) -> list[str]:
-    """The paths with the numbers at the end of their parts counted anew: dense_7/a, dense_9/a -> dense_0/a, dense_1/a."""
+    """The paths with the numbers of their parts counted anew: dense_7/a, dense_9/a -> dense_0/a, dense_1/a."""
     seen: dict[str, list[str]] = {}
 
     def count(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from gradwatch.core.guard import SKIP
-from gradwatch.tf import compat, optimizers
+from gradwatch.tf import compat, updates
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import restore_where, saved
 
@@ -43,7 +43,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
         watched_means.append(None)
         given, known, places = list(grads), names, list(range(len(grads)))
         if names is not None:
-            given, known, places = optimizers.in_known_order(optimizer, given, names)
+            given, known, places = updates.in_known_order(optimizer, given, names)
         scaled, decision = monitor._hidden.clip(given, known)
         if monitor.guard.skips:
             # here and not in `update`: weight decay comes between the two

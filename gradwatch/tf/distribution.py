@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from gradwatch.errors import UnsupportedError
-from gradwatch.tf import compat, optimizers
+from gradwatch.tf import compat, updates
 from gradwatch.tf.gradients import Gradient
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def sums_once(optimizer: Any) -> bool:
         replicas() == 1
         or getattr(optimizer, "gradient_accumulation_steps", None)
         or any(getattr(optimizer, name, None) for name in _CLIPPING)
-        or optimizers.wrapped(optimizer)
+        or updates.wrapped(optimizer)
     ):
         return False
     owners = [next((c for c in type(optimizer).__mro__ if name in c.__dict__), object) for name in _WAY_TO_THE_SUM]

@@ -34,15 +34,17 @@ class TrainFunction:
         self._model = model
         self._settings = _settings(model)
         self._fit: Any = None  # the parameters that Keras gives to every callback of one fit
+        self._history: Any = None  # that Keras hangs on the model, new in each fit
         self._watchers: list[tuple[Any, Scope]] = []
         self._announced = False
         self._made: Callable[..., Any] | None = None
         self._made_for: list[tuple[Any, Scope]] = []
 
     def __call__(self, *args: Any) -> Any:
-        if not self._announced:
+        if not self._announced or self._model_history() is not self._history:
             # a fit, or train_on_batch, of somebody else, after a fit that died
             self._watchers.clear()
+            self._announced = False
             self._model.train_function = self.plain
             return self.plain(*args)
         self._announced = False
@@ -67,12 +69,15 @@ class TrainFunction:
         """From now on, and until it leaves, `monitor` watches `optimizer` in this fit."""
         if fit is None or fit is not self._fit:
             self._watchers.clear()  # of a fit that died
-        self._fit = fit
+        self._fit, self._history = fit, self._model_history()
         known = [(o, s) for o, s in (*self._watchers, *self._made_for) if o is optimizer and s.monitor is monitor]
         # its scope knows whether a gradient came by when the function was traced
         scope = known[0][1] if known else Scope(monitor)
         self._watchers = [(o, s) for o, s in self._watchers if o is not optimizer] + [(optimizer, scope)]
         return scope
+
+    def _model_history(self) -> Any:
+        return getattr(self._model, "history", None)
 
     def announce(self) -> None:
         """The next call belongs to the fit that was joined."""

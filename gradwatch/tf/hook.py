@@ -15,7 +15,7 @@ from keras.optimizers import Optimizer as _Optimizer
 
 from gradwatch.core.guard import SKIP
 from gradwatch.errors import NothingToWatch
-from gradwatch.tf import accumulation, compat, distribution, legacy, optimizers, watchers
+from gradwatch.tf import accumulation, compat, distribution, legacy, updates, watchers
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -42,20 +42,20 @@ def _install(cls: type, name: str, hooked: Callable[..., Any]) -> None:
 
 
 def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
-    names = optimizers.parameters(original, ["grads", "trainable_variables"])
+    names = updates.parameters(original, ["grads", "trainable_variables"])
 
     # AutoGraph must not rewrite the hook; the user's own code is left to it
     @functools.wraps(original)
     @tf.autograph.experimental.do_not_convert
     def apply(self: Any, *args: Any, **keywords: Any) -> Any:
         scope = watchers.watcher(self)
-        given = optimizers.Arguments(names, args, keywords)
+        given = updates.Arguments(names, args, keywords)
         if scope is None or given.get(0) is None:
             return original(self, *args, **keywords)
         scope.seen = True
         if scope.clipped_by_hand:
             return original(self, *args, **keywords)
-        accumulating = optimizers.accumulating_inside(self)
+        accumulating = updates.accumulating_inside(self)
         if accumulating is not None:
             with watchers.attached_meanwhile(accumulating, scope):
                 return original(self, *args, **keywords)
@@ -68,19 +68,19 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
 
         grads, variables = list(given.get(0)), None if given.get(1) is None else list(given.get(1))
         sums = distribution.HAND_ON if once else distribution.PART
-        return _apply(scope.monitor, self, update, grads, variables, loss_scale=optimizers.loss_scale(self), sums=sums)
+        return _apply(scope.monitor, self, update, grads, variables, loss_scale=updates.loss_scale(self), sums=sums)
 
     apply._gradwatch = True  # type: ignore[attr-defined]
     return apply
 
 
 def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
-    names = optimizers.parameters(original, ["grads_and_vars"])
+    names = updates.parameters(original, ["grads_and_vars"])
 
     @functools.wraps(original)
     @tf.autograph.experimental.do_not_convert
     def apply_gradients(self: Any, *args: Any, **keywords: Any) -> Any:
-        given = optimizers.Arguments(names, args, keywords)
+        given = updates.Arguments(names, args, keywords)
         scope = watchers.watcher(self)
         if scope is None or given.get(0) is None:
             return original(self, *args, **keywords)
@@ -136,10 +136,10 @@ def _apply(
         if getattr(optimizer, "gradient_accumulation_steps", None):
             with accumulation.watched(optimizer, monitor, names):
                 return update(optimizer, grads, variables)
-        itself = optimizers.loss_scaler(optimizer) is not None
+        itself = updates.loss_scaler(optimizer) is not None
         given, known, places = [grads[i] for i in watched], names, list(range(len(watched)))
         if names is not None:
-            given, known, places = optimizers.in_known_order(optimizer, given, names)
+            given, known, places = updates.in_known_order(optimizer, given, names)
         scaled, decision = monitor._hidden.clip(given, known, loss_scale=loss_scale, skips_itself=itself, sums=sums)
         for i, place in zip(watched, places):
             grads[i] = scaled[place]

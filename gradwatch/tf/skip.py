@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradwatch.tf import compat, optimizers
+from gradwatch.tf import compat, updates
 
 
 def apply_or_keep(
@@ -24,9 +24,9 @@ def apply_or_keep(
 ) -> Any:
     """`update(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
     with tf.init_scope():
-        optimizers.build(optimizer, variables)
+        updates.build(optimizer, variables)
     targets = variables if variables is not None else compat.trainable_variables(optimizer)
-    before = saved([*targets, *optimizers.slots(optimizer)])
+    before = saved([*targets, *updates.slots(optimizer)])
     result = update(optimizer, grads, variables)
     restore_where(keep, before)
     return result
@@ -34,7 +34,7 @@ def apply_or_keep(
 
 def saved(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
     """The variables (Keras' or TensorFlow's) with their present values."""
-    distinct = {id(v): v for v in map(optimizers.tf_variable, variables)}
+    distinct = {id(v): v for v in map(updates.tf_variable, variables)}
     return [(v, tf.identity(tf.convert_to_tensor(v))) for v in distinct.values()]
 
 

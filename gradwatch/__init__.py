@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gradwatch.telemetry.prometheus import Server, serve
     from gradwatch.telemetry.push import push
     from gradwatch.telemetry.tensorboard import TensorBoard
-    from gradwatch.tf.hook import watch
+    from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
 
@@ -39,7 +39,7 @@ _LATER = {
     "notify": "gradwatch.telemetry",
     "push": "gradwatch.telemetry.push",
     "serve": "gradwatch.telemetry.prometheus",
-    "watch": "gradwatch.tf.hook",
+    "watch": "gradwatch.tf.decorator",
 }
 
 __all__ = [

@@ -41,9 +41,9 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
     count, last, run = _counters(state), state["last"], state["run"]
     recent = state["recent"]
     seen = float(sketch.weight(recent)) > 0
-    quantiles = {q: math.exp(float(sketch.log_quantile(NUMPY, recent, q))) if seen else 0.0 for q in QUANTILES}
+    quantiles = {q: math.exp(float(sketch.log_quantile(NUMPY, recent, q))) if seen else math.nan for q in QUANTILES}
     events = {kind: _event(kind, state, paths, count[f"episodes_{kind}"]) for kind in KINDS}
-    norm, applied = float(last["norm"]), float(last["applied_norm"])
+    norm, applied = (float(last[name]) if count["steps"] else math.nan for name in ("norm", "applied_norm"))
     return Snapshot(
         name=name,
         policy=guard.policy.name,
@@ -52,7 +52,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm=norm,
         applied_norm=applied,
         clip_norm=float(last["clip_norm"]),
-        clip_scale=_ratio(norm, applied),
+        clip_scale=_ratio(norm, applied) if count["steps"] else 1.0,
         verdict=VERDICTS[int(last["verdict"])],
         explosion_threshold=float(last["threshold"]),
         vanishing_threshold=float(last["vanishing_threshold"]),
@@ -65,7 +65,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         skipped_updates=count["skipped_nonfinite"] + count["skipped_explosion"],
         skipped_by_reason={reason: count[f"skipped_{reason}"] for reason in ("nonfinite", "explosion")},
         explosions=count["episodes_explosion"],
-        max_norm=float(run["max_norm"]),
+        max_norm=float(run["max_norm"]) if count["finite"] else math.nan,
         warmup=bool(run["warmup"] > 0.5) or not count["steps"],
         layer_norms={path: float(x) for path, x in zip(paths, last["layer_norms"])},
         anomalies={kind: count[f"episodes_{kind}"] for kind in KINDS},

@@ -37,7 +37,8 @@ class Event:
 class Snapshot:
     """One consistent reading of a monitor. Norms are L2 norms of the unscaled gradient before clipping.
 
-    A threshold that does not exist yet (warm-up) or at all is `inf` (`vanishing_threshold`: 0.0).
+    A threshold that does not exist yet (warm-up) or at all is `inf` (`vanishing_threshold`: 0.0). What no step has
+    said yet is NaN: `norm`, `applied_norm`, `max_norm`, `median` and `quantiles` before the first (finite) one.
     """
 
     name: str

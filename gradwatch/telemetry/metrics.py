@@ -87,6 +87,11 @@ def _or_zero(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
+def _of_a_step(r: Reading, value: float) -> Samples:
+    """NaN before the first step is no anomaly."""
+    return _one(value if r.snapshot.steps else _or_zero(value))
+
+
 def _per_kind(values: object) -> Samples:
     return [((kind,), float(values.get(kind, 0))) for kind in KINDS]  # type: ignore[attr-defined]
 
@@ -236,21 +241,21 @@ METRICS: tuple[Metric, ...] = (
         "gradwatch_gradient_norm_last",
         "gauge",
         "Norm of the last step before clipping; +Inf if it was not finite.",
-        lambda r: _one(r.snapshot.norm),
+        lambda r: _of_a_step(r, r.snapshot.norm),
         group=_NORM,
     ),
     Metric(
         "gradwatch_gradient_norm_applied",
         "gauge",
         "Norm of the last step after clipping; 0 for a zeroed or skipped step.",
-        lambda r: _one(r.snapshot.applied_norm),
+        lambda r: _of_a_step(r, r.snapshot.applied_norm),
         group=_NORM,
     ),
     Metric(
         "gradwatch_gradient_norm_max",
         "gauge",
         "Largest finite norm of the run.",
-        lambda r: _one(r.snapshot.max_norm),
+        lambda r: _one(_or_zero(r.snapshot.max_norm)),
         group=_NORM,
     ),
     Metric(

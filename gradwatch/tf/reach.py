@@ -21,9 +21,10 @@ import tensorflow as tf
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
 from gradwatch.core.xp import HUGE, TINY, Array, Namespace
-from gradwatch.tf import distribution, gradients, optimizers
-from gradwatch.tf.fused import ANY_REACH, NO_LOSS
+from gradwatch.tf import distribution, gradients, rates
+from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
 from gradwatch.tf.ops import TENSORFLOW
+from gradwatch.tf.updates import tf_variable
 
 #: Steps between two looks at the weights. A bound of 10 % of their norm a step lets them grow by e in ten steps at
 #: most; what healthy runs do in fifty is under 1 % (docs/decisions/0007).
@@ -36,7 +37,7 @@ HELD = 1 << 16
 UNKNOWN = -1.0  # of a norm and a ratio in the state, which holds no NaN
 
 # what the state holds behind the norms and the ratios of the variables
-_SCALARS = ("rest", "total", "ratio", "limited_low", "limited_high")
+_SCALARS = ("rest", "ratio", "limited_low", "limited_high")
 
 
 def weight_norm(xp: Namespace, per_variable: Array) -> Array:
@@ -54,18 +55,11 @@ def weight_norm(xp: Namespace, per_variable: Array) -> Array:
     return xp.where(known, xp.maximum(total, 1.0), 0.0)
 
 
-class Reading(NamedTuple):
-    """What the host reads of it."""
-
-    update_ratio: float | None
-    layer_update_ratio: list[float | None]
-    limited_updates: int
-
-
 class _Update(NamedTuple):
     """One update under way: what is kept from before it."""
 
     graph: Any
+    present: tuple[int, ...]  # variables with a gradient
     due: tf.Tensor
     before: Any  # of `HELD` places, or all the variables
 
@@ -78,20 +72,20 @@ class Weights:
 
     Attributes:
       count: how many variables have a gradient; 0 before `build`.
-      state: norms and newest ratios of the variables, then `_SCALARS`; shape [2 * count + 5].
+      state: norms and newest ratios of the variables, then `_SCALARS`; shape [2 * count + 4].
       loss: of the newest step, shape (); `NO_LOSS` where it is not known.
     """
 
     def __init__(self, limit: float | None = None) -> None:
         self.limit, self.count = limit, 0
         self._here = threading.local()  # each replica has a thread of its own
-        self._functions: dict[Any, tuple[Any, Callable[..., Any]]] = {}
+        self._functions: dict[Any, Callable[..., Any]] = {}
 
     def build(self, count: int) -> None:
         """Make the variables, once it is known how many gradients there are."""
         self.count = count
         self.initial = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
-        self.initial[2 * count :] = [0.0, 0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
+        self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
         self.state, self.loss = distribution.in_scope(self._make)
 
     def _make(self) -> tuple[tf.Variable, tf.Variable]:
@@ -110,104 +104,99 @@ class Weights:
 
     # -- before the update --------------------------------------------------------------------------------
 
-    def signals(self, variables: Sequence[Any] | None, optimizer: Any, *, follow: bool = False) -> tf.Tensor:
+    def signals(
+        self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
+    ) -> tf.Tensor:
         """What `FusedGuard.step` wants to know beside the norms, shape [4]; looks at the weights where it is time.
 
         Args:
           variables: of the gradients, in their order; None when they are not known.
           optimizer: who applies the gradients; None when that is not known.
+          present: the variables that have a gradient in this step.
           follow: keep what `settle` needs after the update.
         """
         self._here.update, self._here.judged = None, _graph()
-        measurable = variables is not None and len(variables) == self.count and all(map(_is_whole, variables))
-        kind, linear, rate = _motion(optimizer, variables) if measurable else (None, (), None)
-        if not measurable:
-            vector = tf.convert_to_tensor(self.state)
-            total, ratio = vector[-4] * 0.0, vector[-3]
-        else:
-            held = [_tf_variable(v) for v in variables]
-            looked = self._in_function("look", held, self._look, (tuple(linear), follow))
-            total, ratio, due, before = looked
-            if follow:
-                self._here.update = _Update(_graph(), due, before)
         loss = tf.convert_to_tensor(self.loss)
         self.loss.assign(self._pending())
-        top, rate = {
-            optimizers.ADAPTIVE: (tf.constant(ANY_REACH), tf.constant(1.0)),
-            optimizers.LINEAR: (total, rate),
-        }.get(kind, (tf.constant(0.0), tf.constant(1.0)))
+        if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
+            ratio = tf.convert_to_tensor(self.state)[1 - len(_SCALARS)]
+            return tf.stack([NO_REACH, 1.0, loss, ratio])
+        kind, moving, rate = _motion(optimizer, variables)
+        moving = tuple(i for i in moving if i in set(present))
+        total, ratio, due, before = self._in_function(
+            "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
+        )
+        if follow:
+            self._here.update = _Update(_graph(), tuple(present), due, before)
+        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind, (NO_REACH, 1.0))
         return tf.stack([top, rate, loss, ratio])
 
-    def _look(self, variables: list[Any], linear: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
-        vector = tf.convert_to_tensor(self.state)
-        norms, ratios, scalars = tf.split(vector, [self.count, self.count, len(_SCALARS)])
-        rest, total, ratio, *limited = tf.unstack(scalars)
+    def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+        norms, ratios, (rest, ratio, *limited) = self._parts()
         due = rest < 0.5
         places = _places(variables)
 
-        def look() -> tuple[tf.Tensor, ...]:
+        def look() -> tuple[tf.Tensor, tf.Tensor]:
             x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
-            found = _lengths(x, places if gradients._has_accelerator() else None)
-            moved = tf.gather(found, linear) if 0 < len(linear) < self.count else found
-            return found, weight_norm(TENSORFLOW, moved), _concat(x, places) if follow else tf.zeros([0])
+            found = _lengths(x, places if _predicates_travel() else None)
+            return found, _concat(x, places) if follow else tf.zeros([0])
 
-        def keep() -> tuple[tf.Tensor, ...]:
-            return norms, total, tf.zeros([sum(p.size for p in places) if follow else 0])
+        def keep() -> tuple[tf.Tensor, tf.Tensor]:
+            return norms, tf.zeros([sum(p.size for p in places) if follow else 0])
 
         if self.limit is not None:
-            norms, total, before = (
-                *look()[:2],
-                [tf.identity(tf.convert_to_tensor(v)) for v in variables] if follow else [],
-            )
-        elif gradients._has_accelerator():
-            # the predicate would travel to the host
-            norms, total, before = look()
+            norms, _ = look()
+            before: Any = [tf.identity(tf.convert_to_tensor(v)) for v in variables] if follow else []
+        elif _predicates_travel():
+            norms, before = look()
         else:
-            norms, total, before = tf.cond(due, look, keep)
-        rest = tf.where(due, EVERY - 1.0, rest - 1.0)
-        self.state.assign(tf.concat([norms, ratios, tf.stack([rest, total, ratio, *limited])], 0))
-        return total, ratio, due, before
+            norms, before = tf.cond(due, look, keep)
+        self._write(norms, ratios, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, *limited])
+        return weight_norm(TENSORFLOW, _some(norms, moving)) if moving else NO_REACH, ratio, due, before
+
+    def _parts(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Norms and ratios of the variables, and `_SCALARS`."""
+        norms, ratios, scalars = tf.split(tf.convert_to_tensor(self.state), [self.count, self.count, len(_SCALARS)])
+        return norms, ratios, tf.unstack(scalars)
+
+    def _write(self, norms: tf.Tensor, ratios: tf.Tensor, scalars: Sequence[tf.Tensor]) -> None:
+        self.state.assign(tf.concat([norms, ratios, tf.stack(scalars)], 0))
 
     # -- after the update ---------------------------------------------------------------------------------
 
     def settle(self, variables: Sequence[Any] | None) -> None:
-        """The update that `signals(..., follow=True)` began has been made: measure it, and hold it within the limit."""
+        """The update that `signals(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)
         self._here.update = None
         if update is None or update.graph is not _graph():
             return
-        held = [_tf_variable(v) for v in variables]
-        self._in_function("settle", held, self._settle, (), update.due, update.before)
+        held = [tf_variable(v) for v in variables]
+        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before)
 
-    def _settle(self, variables: list[Any], due: tf.Tensor, before: Any) -> None:
-        vector = tf.convert_to_tensor(self.state)
-        norms, ratios, scalars = tf.split(vector, [self.count, self.count, len(_SCALARS)])
-        rest, total, ratio, low, high = tf.unstack(scalars)
+    def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any) -> None:
+        norms, ratios, (rest, ratio, low, high) = self._parts()
         places = _places(variables)
+        whole = weight_norm(TENSORFLOW, _some(norms, present))
 
-        def measure(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            """Shares of the variables, and of all of them: with the floor, as the limit has it."""
-            whole = weight_norm(TENSORFLOW, norms)
-            distance = _norms.total(TENSORFLOW, moved)
-            known = (whole > 0.0) & (distance <= HUGE)
+        def shares(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
+            distances = _some(moved, present)
+            distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
+            known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
+            good = (norms > TINY) & (moved >= 0.0)
             share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
-            good = (norms > TINY) & (moved <= HUGE)
             return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
 
         if self.limit is None:
 
             def look() -> tuple[tf.Tensor, tf.Tensor]:
                 now = _concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
-                pieces = tf.split(now - before, [p.size for p in places])
-                return measure(_lengths(pieces, places, picked=True))
+                return shares(_lengths(tf.split(now - before, [p.size for p in places]), places, picked=True))
 
-            if gradients._has_accelerator():
-                ratios, ratio = look()
-            else:
-                ratios, ratio = tf.cond(due, look, lambda: (ratios, ratio))
+            ratios, ratio = look() if _predicates_travel() else tf.cond(due, look, lambda: (ratios, ratio))
         else:
             after = [tf.convert_to_tensor(v) for v in variables]
-            ratios, ratio = measure(_lengths([gradients.values(a - b) for a, b in zip(after, before)]))
+            ratios, ratio = shares(_lengths([gradients.values(a - b) for a, b in zip(after, before)]))
             # an update that is NaN or Inf has no length: on_nonfinite is for that
             over = ratio > self.limit
             factor = tf.where(over, self.limit / tf.where(over, ratio, 1.0), 1.0)
@@ -216,13 +205,13 @@ class Weights:
             low = low + tf.cast(over, tf.float32)
             carry = tf.cast(low >= LIMB, tf.float32)
             low, high = low - carry * LIMB, high + carry
-        self.state.assign(tf.concat([norms, ratios, tf.stack([rest, total, ratio, low, high])], 0))
+        self._write(norms, ratios, [rest, ratio, low, high])
 
     # -- the loss -------------------------------------------------------------------------------------------
 
     def tell(self, loss: Any) -> None:
         """The step that was judged last had this loss: the next one gets it as `norms.loss`."""
-        if self.count:
+        if self.count and loss is not None:
             self.loss.assign(_code(loss, getattr(self.loss, "distribute_strategy", None)))
 
     def expect(self, loss: Any) -> None:
@@ -246,12 +235,18 @@ class Weights:
 
     # -- from the host ----------------------------------------------------------------------------------------
 
-    def read(self) -> Reading:
+    def read(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The fields of a `Snapshot` that are known here."""
+        if not self.count:
+            return {}
         vector = tf.convert_to_tensor(self.state).numpy()
         scalars = dict(zip(_SCALARS, vector[2 * self.count :].tolist()))
-        layers = vector[self.count : 2 * self.count].tolist()
-        limited = int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB)
-        return Reading(_or_none(scalars["ratio"]), [_or_none(x) for x in layers], limited)
+        layers = zip(paths, vector[self.count : 2 * self.count].tolist())
+        return {
+            "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
+            "layer_update_ratio": {path: x for path, x in layers if x >= 0.0},
+            "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
+        }
 
     def pack(self) -> tf.Tensor:
         """All of it, to be saved beside the monitor's state."""
@@ -268,13 +263,21 @@ class Weights:
         """`run(variables, *fixed, *given)`, in eager mode as one function instead of dozens of ops."""
         if not tf.executing_eagerly() or distribution.replicas() > 1:
             return run(variables, *fixed, *given)
-        key, ids = (name, fixed), [id(v) for v in variables]
-        known, function = self._functions.get(key, (None, None))
-        if known != ids:
-            # the variables are captured; one set at a time
-            function = tf.function(lambda *given: run(variables, *fixed, *given), autograph=False)
-            self._functions[key] = (ids, function)
-        return function(*given)
+        function = self._functions.get((name, fixed))
+        if function is None:
+            # the variables are arguments: what is captured would live as long as the monitor
+            function = tf.function(lambda variables, *given: run(variables, *fixed, *given), autograph=False)
+            self._functions[name, fixed] = function
+        return function(variables, *given)
+
+
+def _predicates_travel() -> bool:
+    """Whether asking on the device whether it is time would make the host wait for it at each step."""
+    return gradients._has_accelerator()
+
+
+def _some(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
+    return x if len(places) == x.shape[0] else tf.gather(x, tf.constant(places, tf.int32))
 
 
 def _motion(optimizer: Any, variables: Sequence[Any]) -> tuple[str | None, Sequence[int], tf.Tensor | None]:
@@ -286,16 +289,16 @@ def _motion(optimizer: Any, variables: Sequence[Any]) -> tuple[str | None, Seque
     """
     if optimizer is None:
         return None, (), None
-    found = [(optimizers.row(part.optimizer).kind, part) for part in optimizers.parts(optimizer, variables)]
-    linear = [part for kind, part in found if kind == optimizers.LINEAR]
+    found = [(rates.row(part.optimizer).kind, part) for part in rates.parts(optimizer, variables)]
+    linear = [part for kind, part in found if kind == rates.LINEAR]
     if not linear:
         kinds = [kind for kind, _ in found]
-        return (optimizers.ADAPTIVE if optimizers.ADAPTIVE in kinds else None), (), None
-    rates = [optimizers.effective_rate(part.optimizer) for part in linear]
-    if any(rate is None for rate in rates):
+        return (rates.ADAPTIVE if rates.ADAPTIVE in kinds else None), (), None
+    speeds = [rates.effective_rate(part.optimizer) for part in linear]
+    if any(speed is None for speed in speeds):
         return None, (), None
-    rate = rates[0] if len(rates) == 1 else tf.reduce_max(tf.stack(rates))
-    return optimizers.LINEAR, [i for part in linear for i in part.variables], rate
+    rate = speeds[0] if len(speeds) == 1 else tf.reduce_max(tf.stack(speeds))
+    return rates.LINEAR, [i for part in linear for i in part.variables], rate
 
 
 class _Place(NamedTuple):
@@ -361,19 +364,9 @@ def _graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-def _tf_variable(variable: Any) -> Any:
-    """The TensorFlow variable behind a Keras one."""
-    value = getattr(variable, "value", variable)
-    return variable if callable(value) else value
-
-
 def _is_whole(variable: Any) -> bool:
     """Whether every replica can read all of this variable."""
-    held = _tf_variable(variable)
+    held = tf_variable(variable)
     shape = getattr(held, "shape", None)
     readable = isinstance(held, tf.Variable) and shape.is_fully_defined()
     return readable and getattr(held, "synchronization", None) != tf.VariableSynchronization.ON_READ
-
-
-def _or_none(x: float) -> float | None:
-    return None if x < 0.0 else x

@@ -24,11 +24,12 @@ support.two_logical_cpus()
 def nobody_keeps_watching():
     """A watched step that ends or fails must leave nothing behind that watches others."""
     yield
-    from gradwatch.tf import hook
+    from gradwatch.tf import watchers
 
-    assert hook._context.get() is None
-    assert not hook._applying.get()
-    assert not any(hook._inner.values())
+    assert watchers._context.get() is None
+    assert not watchers._inside.get()
+    assert not watchers._replicas_inside
+    assert not watchers._entered
 
 
 @contextlib.contextmanager

@@ -118,8 +118,10 @@ def test_a_nan_on_one_replica_is_handled_on_all(mirrored):
     step(*halves((tf.concat([x[:4], x[4:] * np.nan], 0), y)))
     assert watched.monitor.snapshot().nonfinite_steps == 1
     support.assert_same(support.weights(net), before)
-    for replicas in watched.monitor._hidden.built.state.values[1:]:
-        assert np.array_equal(replicas.numpy(), watched.monitor._hidden.built.state.values[0].numpy(), equal_nan=True)
+    for replicas in watched.monitor._engine.on_device.state.values[1:]:
+        assert np.array_equal(
+            replicas.numpy(), watched.monitor._engine.on_device.state.values[0].numpy(), equal_nan=True
+        )
     step(*halves(DATA[2]))
     assert all(np.isfinite(w).all() for w in support.weights(net))
 
@@ -142,7 +144,7 @@ def test_every_replica_holds_the_same_state(mirrored):
     step = tf.function(lambda x, y: mirrored.run(watched, args=(x, y)))
     for batch in DATA:
         step(*halves(batch))
-    first, second = mirrored.experimental_local_results(watched.monitor._hidden.built.state)
+    first, second = mirrored.experimental_local_results(watched.monitor._engine.on_device.state)
     support.assert_same([first.numpy()], [second.numpy()])
 
 

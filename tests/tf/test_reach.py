@@ -18,7 +18,7 @@ import gradwatch
 from gradwatch import policies
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError
-from gradwatch.tf import optimizers, reach
+from gradwatch.tf import rates, reach
 
 MODES = {name: support.MODES[mode] for name, mode in support.PLAIN_MODES.items()}
 DATA = support.batches(4)
@@ -55,11 +55,9 @@ def test_every_optimizer_of_keras_has_a_row_of_its_own():
         if isinstance(cls, type) and hasattr(cls, "apply_gradients") and cls not in wrappers
     }
     assert len(named) >= 13
-    assert {cls.__name__ for cls in named} <= set(optimizers.TABLE)
-    assert all(
-        row.kind in (optimizers.LINEAR, optimizers.ADAPTIVE, optimizers.NEITHER) for row in optimizers.TABLE.values()
-    )
-    assert all(row.reason for row in optimizers.TABLE.values())
+    assert {cls.__name__ for cls in named} <= set(rates.TABLE)
+    assert all(row.kind in (rates.LINEAR, rates.ADAPTIVE, rates.NEITHER) for row in rates.TABLE.values())
+    assert all(row.reason for row in rates.TABLE.values())
 
 
 class MySGD(keras.optimizers.SGD):
@@ -90,7 +88,7 @@ SameName = type("SGD", (Own,), {})
     ids=["subclass of SGD", "subclass of Lion", "AdamW", "own class", "own class called SGD"],
 )
 def test_a_subclass_is_what_its_nearest_known_class_is_and_an_unknown_one_is_adaptive(make, kind):
-    assert optimizers.row(make()).kind == kind
+    assert rates.row(make()).kind == kind
 
 
 def test_what_the_table_calls_linear_moves_the_weights_by_the_rate_times_a_sustained_gradient():
@@ -102,7 +100,7 @@ def test_what_the_table_calls_linear_moves_the_weights_by_the_rate_times_a_susta
         for _ in range(200):
             before = v.numpy()
             optimizer.apply([tf.constant(g)], [v])
-        rate = float(optimizers.effective_rate(optimizer))
+        rate = float(rates.effective_rate(optimizer))
         np.testing.assert_allclose(v.numpy() - before, -rate * g, rtol=1e-4)
 
 
@@ -351,7 +349,7 @@ def test_the_optimizers_of_tf_keras_have_a_reach_too():
         (tf_keras.optimizers.legacy.SGD(0.1, momentum=0.5, decay=1.0), [0.2, 0.1]),
         (tf_keras.optimizers.Adam(), [0.0, 0.0]),
     ]
-    for optimizer, rates in makes:
+    for optimizer, speeds in makes:
         w = tf.Variable([[3.0], [4.0]])
 
         def step(optimizer=optimizer, w=w):
@@ -363,7 +361,7 @@ def test_the_optimizers_of_tf_keras_have_a_reach_too():
         step = gradwatch.watch(tf.function(step), policy=policies.observe(), jit_compile=False)
         step(), step()
         with np.errstate(divide="ignore"):
-            np.testing.assert_allclose(reaches(step), 5.0 / np.array(rates), rtol=1e-5)
+            np.testing.assert_allclose(reaches(step), 5.0 / np.array(speeds), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from gradwatch.tf import updates
+
 LINEAR, ADAPTIVE, NEITHER = "linear", "adaptive", "neither"
 
 
@@ -62,9 +64,8 @@ class Part(NamedTuple):
 
 
 def parts(optimizer: Any, variables: Sequence[Any]) -> list[Part]:
-    """Who moves which of the variables: an optimizer within a LossScaleOptimizer, those of a MultiOptimizer."""
-    while getattr(optimizer, "inner_optimizer", None) is not None:
-        optimizer = optimizer.inner_optimizer
+    """Who moves which of the variables: the optimizer within one that wraps it, those of a MultiOptimizer."""
+    *_, optimizer = updates.chain(optimizer)
     several = list(getattr(optimizer, "optimizers", None) or ())
     if not several:
         return [Part(optimizer, range(len(variables)))]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from gradwatch.tf import distribution
-from gradwatch.tf.reach import Weights
+from gradwatch.tf.monitor import Monitor
+
+
+@tf.autograph.experimental.do_not_convert
+def tell(monitors: Sequence[Monitor], outputs: Any, choose: Callable[[Any], Any] | None) -> None:
+    """Give the monitors of a step the loss among its outputs, for their next step."""
+    loss = of_outputs(outputs, choose)
+    if loss is not None:
+        for monitor in monitors:
+            monitor._hidden.weights.tell(loss)
 
 
 def of_outputs(outputs: Any, choose: Callable[[Any], Any] | None = None) -> Any:
@@ -35,37 +45,36 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, (float, np.floating))
 
 
-def watch_model(model: Any, weights: Weights) -> Callable[[], None]:
-    """From now on `weights` expects the loss of each batch that the model trains on; returns how to end that.
+@contextlib.contextmanager
+def of_batches(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
+    """While the model trains on batches inside, the monitors expect the loss of each.
 
-    `compute_loss` is where Keras makes the loss of a batch, and where a model with a loss of its own does. What
-    `fit` reports is a mean over the epoch so far.
+    `compute_loss` is where Keras makes the loss of a batch, and where a model with a loss of its own does; what `fit`
+    reports is a mean over the epoch so far. Of a function that was traced before, the graph holds it already.
     """
-    before = vars(model).get("compute_loss")
     original = getattr(model, "compute_loss", None)
-    if original is None:
-        return _nothing
+    if original is None or not monitors:
+        yield
+        return
+    before = vars(model).get("compute_loss")
 
     @functools.wraps(original)
     @tf.autograph.experimental.do_not_convert
     def compute_loss(*args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
-        if kwargs.get("training", True) and _is_number(loss):
+        if _is_number(loss):
             # Keras divides it by the number of replicas, so that their sum is the batch's
-            weights.expect(loss * float(distribution.replicas()))
+            batch = tf.stop_gradient(loss) * float(distribution.replicas())
+            for monitor in monitors:
+                monitor._hidden.weights.expect(batch)
         return loss
 
     # past Keras' attribute tracking
     vars(model)["compute_loss"] = compute_loss
-
-    def end() -> None:
+    try:
+        yield
+    finally:
         if before is None:
             vars(model).pop("compute_loss", None)
         else:
             vars(model)["compute_loss"] = before
-
-    return end
-
-
-def _nothing() -> None:
-    pass

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent / "telemetry"))
 
 from fake import FakeMonitor
 
-from gradwatch import top
+from gradwatch.cli import top
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.prometheus import serve
-from gradwatch.telemetry.reader import reader as process_reader
+from gradwatch.exporters.prometheus import serve
+from gradwatch.reading.reader import reader as process_reader
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.metrics import BY_NAME
+from gradwatch.exporters.metrics import BY_NAME
 
 #: What every query of a dashboard is narrowed to: the variables at its top.
 TARGET = ('job=~"$job"', 'instance=~"$instance"')
@@ -90,6 +90,6 @@ def _labels(name: str) -> set[str]:
         return {"job", "instance", *_OF_SERVERS[name]}
     metric = BY_NAME.get(_histogram(name) or name)
     if metric is None or (metric.type == "histogram" and not _histogram(name)):
-        raise ConfigError(f"the catalogue (telemetry/metrics.py) has no series {name!r}")
+        raise ConfigError(f"the catalogue (exporters/metrics.py) has no series {name!r}")
     own = {"monitor"} if metric.scope == "monitor" else set()
     return {"job", "instance", *own, *metric.labels} | ({"le"} if _histogram(name) else set())

@@ -26,7 +26,7 @@ from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
-from gradwatch.telemetry import reader
+from gradwatch.reading import reader
 from gradwatch.tf import distribution, fused
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.gradients import Gradient

@@ -12,8 +12,8 @@ import yaml
 
 from gradwatch import grafana
 from gradwatch.errors import MissingExtra
+from gradwatch.exporters.ports import DEFAULT_PORT
 from gradwatch.grafana import alertmanager, stack
-from gradwatch.telemetry.prometheus import DEFAULT_PORT
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "grafana"

@@ -11,8 +11,8 @@ import pytest
 from telemetry.fake import FakeMonitor
 
 from gradwatch.core.snapshot import KINDS
-from gradwatch.telemetry.alerts import CRITICAL_EXPLOSION_SECONDS, CRITICAL_STREAK_STEPS, Alert, alerts_between
-from gradwatch.telemetry.reader import Reading
+from gradwatch.reading.alerts import CRITICAL_EXPLOSION_SECONDS, CRITICAL_STREAK_STEPS, Alert, alerts_between
+from gradwatch.reading.reading import Reading
 
 
 def reading(monitor: FakeMonitor, at: float = 1000.0, began: dict[str, float] | None = None) -> Reading:

@@ -10,8 +10,8 @@ import urllib.request
 
 import pytest
 
-from gradwatch.telemetry import httpd
-from gradwatch.telemetry.httpd import Httpd
+from gradwatch.exporters import httpd
+from gradwatch.exporters.httpd import Httpd
 
 
 def app(environ, start_response):

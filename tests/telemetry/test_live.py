@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from fake import FakeMonitor
 
-from gradwatch.telemetry import live
-from gradwatch.telemetry.live.curves import MOST_BINS, Curves, thin
-from gradwatch.telemetry.live.store import CURVES, Store
+from gradwatch.exporters import live
+from gradwatch.exporters.live.curves import MOST_BINS, Curves, thin
+from gradwatch.exporters.live.store import CURVES, Store
 
 HOSTILE = '</script><script>alert(1)</script>"\n\x1b[31m' + "x" * 10_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradwatch.telemetry.state import state_of
+from gradwatch.reading.state import state_of
 
 CALM = {"steps": 100, "running": True, "warmup": False, "active": {}, "idle_seconds": 1.0}
 

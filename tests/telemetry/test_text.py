@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradwatch.telemetry.text import LABEL_LIMIT, clean, redact
+from gradwatch.reading.text import LABEL_LIMIT, clean, redact
 
 HOSTILE = [
     "line\nbreak",

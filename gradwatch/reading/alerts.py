@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradwatch.core.snapshot import KINDS, VERDICTS
-from gradwatch.telemetry.text import clean
-
-if TYPE_CHECKING:
-    from gradwatch.telemetry.reader import Reading
+from gradwatch.reading.reading import Reading
+from gradwatch.reading.text import clean
 
 #: From "worth knowing" to "act now".
 SEVERITIES = ("info", "warning", "critical")

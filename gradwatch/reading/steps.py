@@ -11,8 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-#: Steps that a monitor's history holds; looks are planned so that a quarter of it is new.
-HISTORY_STEPS = 1024
+from gradwatch.core.guard import HISTORY
 
 _YOUNG_LOOKS = 20  # a run gets fast when its tracing is over, so its first looks come quickly
 _YOUNG_SECONDS = 0.25
@@ -58,6 +57,6 @@ class StepCursor:
         return rows
 
     def next_look_seconds(self) -> float:
-        """How soon to look again, so that nothing is missed as long as the pace does not quadruple."""
-        planned = HISTORY_STEPS / 4 / self._rate if self._rate > 0 else math.inf
+        """How soon to look again: when a quarter of the history is new, so that the pace may quadruple meanwhile."""
+        planned = HISTORY / 4 / self._rate if self._rate > 0 else math.inf
         return min(planned, _YOUNG_SECONDS) if self._looks < _YOUNG_LOOKS else planned

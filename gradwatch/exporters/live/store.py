@@ -16,12 +16,14 @@ from itertools import pairwise
 from typing import Any
 
 from gradwatch.core.snapshot import KINDS
-from gradwatch.telemetry.alerts import Alert
-from gradwatch.telemetry.live.curves import Curves
-from gradwatch.telemetry.reader import Reader, Reading, Source, reader
-from gradwatch.telemetry.state import state_of
-from gradwatch.telemetry.steps import StepCursor
-from gradwatch.telemetry.text import clean
+from gradwatch.exporters.live.curves import Curves
+from gradwatch.reading.alerts import Alert
+from gradwatch.reading.reader import Reader, reader
+from gradwatch.reading.reading import Reading
+from gradwatch.reading.state import state_of
+from gradwatch.reading.steps import StepCursor
+from gradwatch.reading.text import clean
+from gradwatch.reading.track import Source
 
 CURVES = ("norm", "applied_norm", "clip_norm", "threshold")
 

@@ -9,21 +9,55 @@ import re
 import socket
 import threading
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote, urlsplit
 
+from prometheus_client import CollectorRegistry, push_to_gateway
+from prometheus_client.exposition import basic_auth_handler, default_handler
+
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry import prometheus
-from gradwatch.telemetry.health import health
-from gradwatch.telemetry.metrics import LABELS
-from gradwatch.telemetry.reader import reader
-from gradwatch.telemetry.text import clean, redact
+from gradwatch.exporters.exposition import registry
+from gradwatch.exporters.metrics import LABELS
+from gradwatch.reading.health import health
+from gradwatch.reading.reader import reader
+from gradwatch.reading.text import clean, redact
+
+
+class Gateway:
+    """One group of a Pushgateway.
+
+    Args:
+      url: of the gateway, without a user name.
+      user: (name, password) for basic authentication, or None.
+      job, key: labels of the group.
+      timeout_seconds: for one socket operation.
+    """
+
+    def __init__(
+        self, url: str, user: tuple[str, str] | None, job: str, key: Mapping[str, str], timeout_seconds: float
+    ) -> None:
+        self._url, self._user, self._job, self._key, self._timeout = url, user, job, dict(key), timeout_seconds
+
+    def put(self, metrics: CollectorRegistry) -> None:
+        """Replaces the group by these metrics.
+
+        Raises:
+          OSError: the gateway cannot be reached or refuses (urllib.error.URLError).
+        """
+        push_to_gateway(self._url, self._job, metrics, self._key, self._timeout, self._handler)
+
+    def _handler(
+        self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        if self._user is None:
+            return default_handler(url, method, timeout, headers, data)
+        return basic_auth_handler(url, method, timeout, headers, data, *self._user)
 
 
 class Push:
     """What `push` set up: pushes again with `now`, ends with `close`. Also a context manager."""
 
-    def __init__(self, target: prometheus.Gateway, shown: str, every_seconds: float | None) -> None:
+    def __init__(self, target: Gateway, shown: str, every_seconds: float | None) -> None:
         self._target = target
         self._shown = shown
         self._lock = threading.Lock()  # two pushes at once could end with the older one
@@ -38,7 +72,7 @@ class Push:
     def _push(self, ended: bool) -> bool:
         try:
             with self._lock:
-                self._target.put(prometheus.registry(departed=True, ended=ended))
+                self._target.put(registry(departed=True, ended=ended))
         except Exception as exc:
             health.failed("push", f"cannot push to {self._shown}: {_reason(exc)}", key=self._shown)
             return False
@@ -106,7 +140,7 @@ def push(
     for name, seconds in (("every_seconds", every_seconds), ("timeout_seconds", timeout_seconds)):
         if seconds is not None and not 0 < seconds < float("inf"):
             raise ConfigError(f"{name} must be > 0, got {seconds}")
-    made = Push(prometheus.Gateway(url, user, job, key, timeout_seconds), shown, every_seconds)
+    made = Push(Gateway(url, user, job, key, timeout_seconds), shown, every_seconds)
     reader.poll_now()
     made.now()
     reader.at_exit(made._end)

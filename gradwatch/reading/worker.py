@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from gradwatch.telemetry.health import health
+from gradwatch.reading.health import health
 
 Item = TypeVar("Item")
 

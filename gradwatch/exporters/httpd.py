@@ -22,7 +22,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from gradwatch.telemetry.health import health
+from gradwatch.reading.health import health
 
 REQUEST_SECONDS = 5.0  # for a request to arrive, TLS handshake included
 RESPONSE_SECONDS = 60.0  # for a connection as a whole

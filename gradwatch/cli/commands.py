@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from gradwatch import grafana as _grafana
-from gradwatch.telemetry import notify as _notify
-from gradwatch.telemetry.text import redact
+from gradwatch.exporters import notify as _notify
+from gradwatch.reading.text import redact
 
 
 @click.group(short_help="Write dashboards, alert rules and a ready stack.")

@@ -10,7 +10,7 @@ it. Rules of the table:
 - No sample is ever NaN: a norm, loss or score that is NaN is shown as +Inf. No value in a histogram is
   infinite. A threshold that does not exist is +Inf.
 
-`python -m gradwatch.telemetry.metrics` prints the docs page.
+`python -m gradwatch.exporters.metrics` prints the docs page.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
+from gradwatch.core.decode import QUANTILES
 from gradwatch.core.snapshot import KINDS
-from gradwatch.telemetry.health import Health
-from gradwatch.telemetry.reader import DURATION_BOUNDS, Reading
-from gradwatch.telemetry.text import clean
+from gradwatch.reading.health import Health
+from gradwatch.reading.reading import DURATION_BOUNDS, Reading
+from gradwatch.reading.text import clean
 
 #: Values of the extra labels, and the sample.
 Samples = Iterable["tuple[tuple[str, ...], float]"]
 
-QUANTILES = (0.05, 0.5, 0.95, 0.99)
 SKIP_REASONS = ("nonfinite", "explosion")
 
 
@@ -465,7 +465,7 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "<!-- Generated from gradwatch/telemetry/metrics.py: python -m gradwatch.telemetry.metrics -->",
+        "<!-- Generated from gradwatch/exporters/metrics.py: python -m gradwatch.exporters.metrics -->",
         "",
         "Every metric of a monitor has the label `monitor`. Those marked * belong to the process and have it",
         "not. Every series exists from the start at 0, unless the last column says otherwise. A value that is",

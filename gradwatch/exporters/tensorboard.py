@@ -26,12 +26,14 @@ import numpy as np
 
 from gradwatch.core.snapshot import VERDICTS
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.alerts import Alert
-from gradwatch.telemetry.health import health
-from gradwatch.telemetry.reader import Reader, Reading, Source, reader
-from gradwatch.telemetry.steps import StepCursor
-from gradwatch.telemetry.text import clean
-from gradwatch.telemetry.worker import Worker
+from gradwatch.reading.alerts import Alert
+from gradwatch.reading.health import health
+from gradwatch.reading.reader import Reader, reader
+from gradwatch.reading.reading import Reading
+from gradwatch.reading.steps import StepCursor
+from gradwatch.reading.text import clean
+from gradwatch.reading.track import Source
+from gradwatch.reading.worker import Worker
 
 #: History column -> tag; `clip_norm` and `threshold` are left out of a step that has none.
 SCALARS = {

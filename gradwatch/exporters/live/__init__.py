@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from gradwatch.telemetry.live.store import Store
-from gradwatch.telemetry.metrics import version_of
+from gradwatch.exporters.live.store import Store
+from gradwatch.exporters.metrics import version_of
 
 _BOKEH_FILES = ("bokeh.min.js", "bokeh-api.min.js")
 

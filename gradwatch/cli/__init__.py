@@ -11,9 +11,9 @@ from gradwatch.errors import GradwatchError, MissingExtra
 #: Subcommand -> module and attribute of its click command; loaded when it is asked for.
 COMMANDS = {
     "demo": ("gradwatch.demo.command", "demo"),
-    "top": ("gradwatch.top", "top"),
-    "grafana": ("gradwatch.commands", "grafana"),
-    "notify": ("gradwatch.commands", "notify"),
+    "top": ("gradwatch.cli.top", "top"),
+    "grafana": ("gradwatch.cli.commands", "grafana"),
+    "notify": ("gradwatch.cli.commands", "notify"),
 }
 
 

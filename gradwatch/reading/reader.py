@@ -27,126 +27,29 @@ import os
 import threading
 import time
 import weakref
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.alerts import Alert, alerts_between
-from gradwatch.telemetry.health import health
-from gradwatch.telemetry.text import clean
-from gradwatch.telemetry.worker import Worker
+from gradwatch.reading.alerts import Alert, alerts_between
+from gradwatch.reading.health import health
+from gradwatch.reading.log import log_alert
+from gradwatch.reading.reading import Reading
+from gradwatch.reading.text import clean
+from gradwatch.reading.track import Source, Track
+from gradwatch.reading.worker import Worker
 
 logger = logging.getLogger("gradwatch")
-
-#: Upper bounds in seconds of the histogram of snapshot durations; +Inf is implied.
-DURATION_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 _LEAST_INTERVAL_SECONDS = 0.05  # between two polls, however much a listener hurries
 _EXIT_SECONDS = 5.0  # for the last poll, and again for the last alerts
 _MOST_DEPARTED = 64  # last readings kept of monitors that are gone
-_LOG_GAP_SECONDS = 60.0  # between two log lines above DEBUG of one kind and monitor
-
-_LOG_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": logging.ERROR}
-
-
-class Source(Protocol):
-    """A monitor, as far as the host side knows it."""
-
-    name: str
-    run_id: str
-    run_info: Mapping[str, str]
-    host_seconds: float
-    alert_sinks: Sequence[Callable[[Alert], Any]]
-
-    def snapshot(self) -> Snapshot: ...
-
-    def history(self) -> Mapping[str, Any]: ...
-
 
 #: Called on the reader's thread with a source, its newest reading and the alerts that this reading gave; must
 #: return soon. Returns the seconds after which it would like to be called again, or None for the usual interval.
 Listener = Callable[[Source, "Reading", "Sequence[Alert]"], "float | None"]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is known about one monitor at one instant. Times are Unix seconds; 0.0 means never.
-
-    Attributes:
-      name: the monitor's name, made safe to show (see `text.clean`).
-      snapshot: the monitor's own numbers.
-      run_id: of the run.
-      run_info: strategy, replicas, precision, policy, run_name: whatever the monitor tells.
-      host_seconds: time gradwatch's host side took from the training thread so far.
-      run_start_time: when the monitor was registered.
-      last_step_time: when `steps` was last seen to change.
-      active: whether the run is under way.
-      last_anomaly_time: kind -> when its newest episode was first seen.
-      duration_counts: snapshots no slower than each of `DURATION_BOUNDS`, cumulative; the last one counts all.
-      duration_sum: seconds spent in all snapshots.
-    """
-
-    name: str
-    snapshot: Snapshot
-    run_id: str = ""
-    run_info: Mapping[str, str] = field(default_factory=dict)
-    host_seconds: float = 0.0
-    run_start_time: float = 0.0
-    last_step_time: float = 0.0
-    active: bool = False
-    last_anomaly_time: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
-    duration_counts: tuple[int, ...] = (0,) * (len(DURATION_BOUNDS) + 1)
-    duration_sum: float = 0.0
-
-
-class _Track:
-    """What the reader remembers of one source between two polls. Holds the source weakly."""
-
-    def __init__(self, source: Source, name: str) -> None:
-        self.source = weakref.ref(source)
-        self.name = name
-        self.start = time.time()
-        self.shown = True
-        self.active = False
-        self.rebase = False
-        self.reading: Reading | None = None
-        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
-        self.duration_sum = 0.0
-        self.logged: dict[str, tuple[float, int]] = {}  # kind -> (time of the last line, episodes kept quiet)
-
-    def timed(self, seconds: float) -> None:
-        for index in range(bisect_left(DURATION_BOUNDS, seconds), len(self.durations)):
-            self.durations[index] += 1
-        self.duration_sum += seconds
-
-    def read(self, source: Source, snapshot: Snapshot, restored: bool) -> Reading:
-        """The newest reading out of `snapshot` and the reading before; a restored past is not dated."""
-        before = self.reading
-        last_step_time = before.last_step_time if before else 0.0
-        last_anomaly_time = dict(before.last_anomaly_time) if before else dict.fromkeys(KINDS, 0.0)
-        if not restored:
-            if snapshot.steps != (before.snapshot.steps if before else 0):
-                last_step_time, self.active = snapshot.time, True
-            for kind in KINDS:
-                if snapshot.anomalies.get(kind, 0) > (before.snapshot.anomalies.get(kind, 0) if before else 0):
-                    last_anomaly_time[kind] = snapshot.time
-        return Reading(
-            name=self.name,
-            snapshot=snapshot,
-            run_id=clean(source.run_id),
-            run_info={str(key): clean(value) for key, value in source.run_info.items()},
-            host_seconds=float(source.host_seconds),
-            run_start_time=self.start,
-            last_step_time=last_step_time,
-            active=self.active,
-            last_anomaly_time=last_anomaly_time,
-            duration_counts=tuple(self.durations),
-            duration_sum=self.duration_sum,
-        )
 
 
 class Reader:
@@ -162,7 +65,7 @@ class Reader:
 
     def _reset(self) -> None:
         self._wake = threading.Condition()
-        self._tracks: list[_Track] = []  # oldest registration first
+        self._tracks: list[Track] = []  # oldest registration first
         self._departed: OrderedDict[str, Reading] = OrderedDict()
         self._asked = self._answered = 0  # polls asked for, and done
         self._version = 0
@@ -187,7 +90,7 @@ class Reader:
             self._prune()
             track = self._find(source)
             if track is None:
-                track = _Track(source, name)
+                track = Track(source, name)
             else:
                 self._tracks.remove(track)
             for other in self._tracks:
@@ -329,14 +232,14 @@ class Reader:
 
     # -- inside; the first four are called with the lock held -----------------------------------------
 
-    def _find(self, source: Source) -> _Track | None:
+    def _find(self, source: Source) -> Track | None:
         return next((track for track in self._tracks if track.source() is source), None)
 
     def _prune(self) -> None:
         for track in [track for track in self._tracks if track.source() is None]:
             self._drop(track)
 
-    def _drop(self, track: _Track) -> None:
+    def _drop(self, track: Track) -> None:
         self._version += 1
         self._tracks.remove(track)
         if track.reading is not None and track.shown:
@@ -417,28 +320,11 @@ class Reader:
                 name = getattr(listener, "__qualname__", type(listener).__qualname__)
                 health.failed("reader", f"{name} cannot take a reading", exc_info=True)
 
-    def _tell(self, track: _Track, alert: Alert, sinks: Sequence[Callable[[Alert], Any]]) -> None:
-        _log(track, alert)
+    def _tell(self, track: Track, alert: Alert, sinks: Sequence[Callable[[Alert], Any]]) -> None:
+        log_alert(track, alert)
         for sink in tuple(sinks):
             if not self._alerts.put((sink, alert)):
                 health.failed("alerts", "too many alerts wait for a slow on_alert: one is dropped")
-
-
-def _log(track: _Track, alert: Alert) -> None:
-    """Says it once a minute for each kind; between two lines, and for what is harmless, at a lower level."""
-    level = _LOG_LEVELS[alert.severity]
-    message = alert.message
-    if alert.phase == "fired" and level == logging.WARNING:
-        now = time.monotonic()
-        last, quiet = track.logged.get(alert.kind, (-_LOG_GAP_SECONDS, 0))
-        if now - last < _LOG_GAP_SECONDS:
-            track.logged[alert.kind] = (last, quiet + alert.episodes)
-            level = logging.DEBUG
-        else:
-            track.logged[alert.kind] = (now, 0)
-            if quiet:
-                message += f" {quiet} more episodes of this kind since the last line."
-    logger.log(level, "%s", message)
 
 
 def _deliver(item: tuple[Callable[[Alert], Any], Alert]) -> None:

@@ -41,6 +41,7 @@ class Collector:
     Args:
       layers: layer series for each monitor, spread evenly over its variables in the model's order; the set
         is fixed when the first layers are seen. 0: none. At most `MOST_LAYERS`.
+      labels: further labels of every series.
       departed: also show monitors that are gone, as they were last (for `push`).
       ended: show every run as over.
     """
@@ -48,6 +49,7 @@ class Collector:
     def __init__(
         self,
         layers: int = 0,
+        labels: Mapping[str, str] | None = None,
         *,
         departed: bool = False,
         ended: bool = False,
@@ -59,6 +61,7 @@ class Collector:
                 f"layers must be between 0 and {MOST_LAYERS} (each is a time series per monitor), got {layers}"
             )
         self._layers = layers
+        self._labels = dict(labels or {})
         self._departed = departed
         self._ended = ended
         self._reader = source
@@ -75,13 +78,14 @@ class Collector:
         if self._ended:
             readings = [replace(reading, active=False) for reading in readings]
         self._choose_layers(readings)
+        common = tuple(self._labels.values())
         for metric in METRICS:
-            family = _family(metric)
+            family = _family(metric, tuple(self._labels))
             if metric.scope == "process":
-                self._add(family, metric, (), self._health)
+                self._add(family, metric, common, self._health)
             else:
                 for reading in readings:
-                    self._add(family, metric, (reading.name,), reading)
+                    self._add(family, metric, (*common, reading.name), reading)
             yield family
 
     def _add(self, family: Any, metric: Metric, labels: tuple[str, ...], source: Any) -> None:
@@ -98,7 +102,7 @@ class Collector:
                 if metric.type == "info":
                     family.add_metric(labels, dict(zip(metric.labels, values)))
                 elif metric.type == "summary":  # its own add_metric knows no quantiles
-                    names = ("monitor", *metric.labels)
+                    names = (*self._labels, "monitor", *metric.labels)
                     family.add_sample(metric.name, dict(zip(names, labels + values)), value)
                 else:
                     family.add_metric(labels + values, value)
@@ -134,8 +138,8 @@ _FAMILIES: dict[str, Any] = {
 }
 
 
-def _family(metric: Metric) -> Any:
-    scope = ("monitor",) if metric.scope == "monitor" else ()
+def _family(metric: Metric, common: tuple[str, ...]) -> Any:
+    scope = (*common, "monitor") if metric.scope == "monitor" else common
     if metric.type == "info":
         return InfoMetricFamily(metric.name.removesuffix("_info"), metric.help, labels=scope)
     return _FAMILIES[metric.type](metric.name, metric.help, labels=scope + metric.labels, unit=metric.unit)
@@ -148,16 +152,18 @@ def _buckets(b: Buckets) -> tuple[list[tuple[str, float]], float]:
     return list(zip(bounds, map(float, b.counts))), b.total
 
 
-def registry(layers: int = 0, *, departed: bool = False, ended: bool = False) -> CollectorRegistry:
+def registry(
+    layers: int = 0, labels: Mapping[str, str] | None = None, *, departed: bool = False, ended: bool = False
+) -> CollectorRegistry:
     """A fresh registry with nothing but gradwatch's metrics; arguments as for `Collector`."""
     fresh = CollectorRegistry(auto_describe=False)
-    fresh.register(Collector(layers, departed=departed, ended=ended))
+    fresh.register(Collector(layers, labels, departed=departed, ended=ended))
     return fresh
 
 
-def metrics_app(layers: int = 0) -> App:
-    """The exposition as a WSGI app; `layers` as for `Collector`."""
-    return _cached(make_wsgi_app(registry(layers)))
+def metrics_app(layers: int = 0, labels: Mapping[str, str] | None = None) -> App:
+    """The exposition as a WSGI app; arguments as for `Collector`."""
+    return _cached(make_wsgi_app(registry(layers, labels)))
 
 
 def _cached(app: App) -> App:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gradwatch.errors import ServeError
 from gradwatch.exporters.exposition import App, metrics_app
+from gradwatch.exporters.hosts import checked_hosts, guarded
 from gradwatch.exporters.httpd import Httpd
+from gradwatch.exporters.labels import check_labels
 from gradwatch.exporters.live import LivePage
 from gradwatch.exporters.ports import DEFAULT_PORT, port_of
-from gradwatch.exporters.targets import write_target
+from gradwatch.exporters.targets import remove_target, write_target
 from gradwatch.exporters.tls import server_context
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
+from gradwatch.reading.run_name import run_name
+from gradwatch.reading.text import clean
 
 
 class Server:
@@ -62,7 +66,7 @@ class Server:
             self._live.close()
         if self.target_file is not None:
             try:
-                self.target_file.unlink(missing_ok=True)
+                remove_target(self.target_file)
             except OSError as exc:
                 health.failed("server", f"the target file cannot be removed: {exc.strerror}")
 
@@ -75,6 +79,12 @@ class Server:
     def __repr__(self) -> str:
         return f"<gradwatch.Server {self.url}{'' if self._httpd else ' (closed)'}>"
 
+
+#: Labels of a target that are set elsewhere.
+_TAKEN = {
+    "job": "it is the job_name of Prometheus' scrape configuration",
+    "instance": "it is the address of the endpoint; advertise= changes the one that is written to file_sd",
+}
 
 _servers: dict[tuple[str, int], Server] = {}
 _servers_lock = threading.RLock()
@@ -91,6 +101,8 @@ def serve(
     worker: int | str | None = None,
     file_sd: str | os.PathLike[str] | None = None,
     advertise: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    allowed_hosts: Collection[str] = (),
     page: App | None = None,
 ) -> Server:
     """Serves the metrics of every monitor in this process at `/metrics`, from a thread of its own.
@@ -110,6 +122,10 @@ def serve(
       file_sd: folder for a Prometheus `file_sd` target file of this endpoint; removed by `close`.
       advertise: host name to write into that file; default: `addr`, or this host's name if `addr` is a
         wildcard.
+      labels: further labels of every series, such as {"run": "lr-3e-4"}; also in the `file_sd` file, which names the
+        run by itself (`gradwatch.reading.run_name`) unless `run` is given here.
+      allowed_hosts: names by which clients may call the endpoint, beside those of this host; "*" is any. An
+        endpoint on a loopback address refuses all others; one on another address only if names are given here.
       page: WSGI app for every path but `/metrics`; default: the live page of `gradwatch.exporters.live`.
 
     Raises:
@@ -118,7 +134,10 @@ def serve(
     """
     port = port_of(port, worker)
     context = server_context(certfile, keyfile, client_cafile)
-    options = (certfile, keyfile, client_cafile, layers, str(file_sd), advertise, page)
+    labels = {str(name): clean(value) for name, value in (labels or {}).items()}
+    check_labels("labels", labels, _TAKEN)
+    allowed_hosts = checked_hosts(allowed_hosts)
+    options = (certfile, keyfile, client_cafile, layers, str(file_sd), advertise, labels, allowed_hosts, page)
     with _servers_lock:
         running = _servers.get((addr, port))
         if running is not None:
@@ -128,12 +147,12 @@ def serve(
                 f"port {port} on {addr} is already served by this process, with other options; "
                 "close that server first (server.close()) or take another port"
             )
-        metrics = metrics_app(layers)
+        metrics = metrics_app(layers, labels)
         live = LivePage() if page is None else None
         front = live if page is None else page
         assert front is not None
         try:
-            httpd = Httpd(_routes(metrics, front), addr, port, context)
+            httpd = Httpd(guarded(_routes(metrics, front), allowed_hosts), addr, port, context)
         except (OSError, OverflowError) as exc:
             if live is not None:
                 live.close()
@@ -144,7 +163,12 @@ def serve(
     if file_sd is not None:
         try:
             server.target_file = write_target(
-                Path(file_sd), server.addr, server.port, advertise, tls=context is not None
+                Path(file_sd),
+                server.addr,
+                server.port,
+                advertise,
+                tls=context is not None,
+                labels={"run": run_name(), **labels},
             )
         except OSError as exc:
             server.close()

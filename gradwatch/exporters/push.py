@@ -5,7 +5,6 @@ A job that ends between two scrapes is never seen by Prometheus; a Pushgateway k
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 import urllib.error
@@ -17,10 +16,10 @@ from prometheus_client.exposition import basic_auth_handler, default_handler
 
 from gradwatch.errors import ConfigError
 from gradwatch.exporters.exposition import registry
-from gradwatch.exporters.metrics import LABELS
+from gradwatch.exporters.labels import check_labels
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
-from gradwatch.reading.text import clean, redact
+from gradwatch.reading.text import redact
 
 
 class Gateway:
@@ -167,16 +166,7 @@ def _address(gateway: str) -> tuple[str, tuple[str, str] | None, str]:
 def _check_key(job: str, key: Mapping[str, str]) -> None:
     if not isinstance(job, str) or not job:
         raise ConfigError(f"job must be a text that is not empty, got {job!r}")
-    for name in key:
-        if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__"):
-            raise ConfigError(f"grouping_key has {clean(name)!r}, which is no label name; use letters, digits and _")
-        if name == "job":
-            raise ConfigError("grouping_key must not hold 'job'; give it as job=")
-        if name in LABELS:
-            raise ConfigError(
-                f"grouping_key must not hold {name!r}: the metrics have that label themselves and the gateway "
-                "would overwrite it, so that several series become one"
-            )
+    check_labels("grouping_key", key, {"job": "give it as job="})
 
 
 def _reason(exc: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.reading import DURATION_BOUNDS, Reading
+from gradwatch.reading.run_name import run_name
 from gradwatch.reading.text import clean
 
 
@@ -35,6 +36,7 @@ class Track:
         self.source = weakref.ref(source)
         self.name = name
         self.start = time.time()
+        self._run_name = run_name()
         self.shown = True
         self.active = False
         self.rebase = False
@@ -42,6 +44,12 @@ class Track:
         self.durations = [0] * (len(DURATION_BOUNDS) + 1)
         self.duration_sum = 0.0
         self.logged: dict[str, tuple[float, int]] = {}  # kind -> (time of the last line, episodes kept quiet)
+
+    def _run_info(self, source: Source) -> dict[str, str]:
+        info = {str(key): clean(value) for key, value in source.run_info.items()}
+        if info.get("run_name", source.name) == source.name:  # a monitor's name says nothing about the run
+            info["run_name"] = self._run_name
+        return info
 
     def timed(self, seconds: float) -> None:
         for index in range(bisect_left(DURATION_BOUNDS, seconds), len(self.durations)):
@@ -63,7 +71,7 @@ class Track:
             name=self.name,
             snapshot=snapshot,
             run_id=clean(source.run_id),
-            run_info={str(key): clean(value) for key, value in source.run_info.items()},
+            run_info=self._run_info(source),
             host_seconds=float(source.host_seconds),
             run_start_time=self.start,
             last_step_time=last_step_time,

@@ -28,6 +28,7 @@ from gradwatch.exporters.exposition import MOST_LAYERS
 from gradwatch.exporters.metrics import METRICS
 from gradwatch.exporters.ports import worker_index
 from gradwatch.exporters.prometheus import serve
+from gradwatch.reading.run_name import run_name
 
 HOSTILE = ['quo"te', "back\\slash", "line\nbreak", "<script>alert(1)</script>", "{}", "x" * 10_000, "\x00\x1b[31m"]
 
@@ -240,7 +241,8 @@ def test_the_front_page_points_to_the_metrics_and_nothing_else_is_served(server)
     for path in ("/metrics/", "/../etc/passwd", "/favicon.ico"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(server.url + path)
-        assert refused.value.code == 404
+        with refused.value:
+            assert refused.value.code == 404
 
 
 def test_a_page_of_ones_own_takes_every_path_but_the_metrics(reader):
@@ -260,8 +262,9 @@ def test_a_page_that_fails_is_an_error_500_and_counted(reader, health):
     before = health.scrape_errors()["http"]
     with serve(0, page=page) as server, pytest.raises(urllib.error.HTTPError) as failed:
         get(server.url)
-    assert failed.value.code == 500
-    assert b"broken page" not in failed.value.read()
+    with failed.value:
+        assert failed.value.code == 500
+        assert b"broken page" not in failed.value.read()
     assert health.scrape_errors()["http"] > before
 
 
@@ -373,7 +376,10 @@ def test_the_target_file_names_the_endpoint_and_goes_with_it(reader, tmp_path):
     assert path.suffix == ".json"
     assert path.stat().st_mode & 0o777 == 0o644
     (entry,) = json.loads(path.read_text())
-    assert entry == {"targets": [f"trainer-1.example:{server.port}"], "labels": {"__scheme__": "http"}}
+    assert entry == {
+        "targets": [f"trainer-1.example:{server.port}"],
+        "labels": {"__scheme__": "http", "run": run_name()},
+    }
     server.close()
     assert list(tmp_path.iterdir()) == []
 

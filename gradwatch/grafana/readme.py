@@ -35,9 +35,12 @@ for your version (it needs `pip install 'gradwatch[cli,grafana]'`) and replaces 
    docker compose up -d
    ```
 
-2. Start a training that calls `gradwatch.serve()`. It listens on 127.0.0.1:{port}, which
-   `prometheus/targets/local.json` names. For another port, or several trainings, let each write its own
-   target file: `gradwatch.serve(port=0, file_sd=".../prometheus/targets")`.
+2. Start a training that calls `gradwatch.serve(port=0, file_sd=".../prometheus/targets")`. It writes a target file
+   with the name of the run, and removes it when it ends, by SIGTERM too. A file that is left behind is a training that
+   crashed, and `GradwatchTargetDown` says so.
+
+   Without `file_sd` a training listens on 127.0.0.1:{port}, which `prometheus/targets/local.json` names. Such a
+   training may come and go: nobody is told when it is gone.
 
 3. Open Grafana. The first log-in is admin / admin unless `GRAFANA_ADMIN_PASSWORD` is set.
 
@@ -48,7 +51,8 @@ The servers use the host's network and listen on 127.0.0.1 only. That works on L
 
 | environment variable | effect |
 | --- | --- |
-| `GRADWATCH_ENVIRONMENT` | `production`: tells the team, and on-call if critical. `staging`: the team. Unset: nobody |
+| `GRADWATCH_ENVIRONMENT` | `production`: tells the team, and on-call if critical. `staging` or unset: the team. \
+Another, such as `laptop`: nobody |
 | `GRADWATCH_SLACK_URL` | address of the team's Slack webhook |
 | `GRADWATCH_PAGERDUTY_KEY` | routing key of PagerDuty, for on-call |
 | `GRAFANA_ADMIN_PASSWORD` | password of Grafana's admin |
@@ -68,7 +72,7 @@ alerts of a run. Other receivers (e-mail, webhook, Teams) go where `team` and `o
 
 ## Without servers
 
-`gradwatch.serve()` shows a live page, and `alerts=[gradwatch.notify.Slack(url)]` sends messages by itself,
+`gradwatch.serve()` shows a live page, and `watch(on_alert=[gradwatch.notify.Slack(url)])` sends messages by itself,
 sooner: here an alert waits for the next scrape ({scrape} s), the next evaluation ({scrape} s), its own `for` and
 Alertmanager's `group_wait` (10 s).
 

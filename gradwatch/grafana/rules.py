@@ -23,6 +23,9 @@ NONFINITE_LEAST = 5  # steps: two of twenty are 10 %, and mean nothing
 #: Of the steps that the policy means to leave alone, the share that may be clipped all the same.
 CLIPPED_TOO_MANY = 0.3
 
+#: Keeps out the targets whose trainings come and go, which `targets/local.json` marks.
+NOT_EXPECTED = 'expected!="no"'
+
 CLIPPED = "monitor:gradwatch_clipped_steps:ratio_rate5m"
 NONFINITE = "monitor:gradwatch_nonfinite_steps:ratio_rate5m"
 OVERHEAD = "monitor:gradwatch_host_overhead:ratio_rate5m"
@@ -82,7 +85,7 @@ def _failures(name: str, by: str, *matchers: str) -> str:
 
 def alerts() -> list[Alert]:
     """All alert rules, in the order of the catalogue."""
-    where = "{{ $labels.monitor }} on {{ $labels.instance }}"
+    where = "{{ $labels.monitor }}{{ with $labels.run }} of {{ . }}{{ end }} on {{ $labels.instance }}"
     clip_norm = series("gradwatch_clip_norm")
     implied = series("gradwatch_expected_clip_ratio")
     nonfinite = increase(series("gradwatch_nonfinite_steps_total"), "5m")
@@ -164,13 +167,13 @@ def alerts() -> list[Alert]:
         ),
         Alert(
             "GradwatchTargetDown",
-            # targets of another job count too, once they have shown gradwatch's metrics
-            f"{series('up', _job())} == 0\nor\n"
-            f"(up == 0 and on (job, instance) present_over_time({series('gradwatch_build_info')}[1d]))",
+            # only what has answered before is missed: a target may be written down for a job that nobody started
+            f"{series('up', NOT_EXPECTED)} == 0\n"
+            f"and on (job, instance) present_over_time({series('gradwatch_build_info')}[1d])",
             "warning",
             "Prometheus cannot reach a training.",
-            "{{ $labels.instance }} ({{ $labels.job }}) has not answered for five minutes: the process has ended "
-            "or crashed, or its endpoint listens elsewhere.",
+            "{{ $labels.instance }} ({{ or $labels.run $labels.job }}) answered before and has not answered for five "
+            "minutes: the process has crashed, was killed or hangs, or its host cannot be reached.",
             hold="5m",
         ),
         Alert(
@@ -210,10 +213,6 @@ def alerts() -> list[Alert]:
             hold="5m",
         ),
     ]
-
-
-def _job() -> str:
-    return 'job=~"gradwatch.*"'
 
 
 def configuration(runbooks: str) -> dict[str, Any]:

@@ -54,14 +54,17 @@ def prometheus() -> dict[str, Any]:
             {
                 "job_name": "gradwatch",
                 "file_sd_configs": [{"files": ["targets/*.json"], "refresh_interval": "15s"}],
+                # gradwatch.serve(labels=...) gives series and target the same labels: one of them is enough
+                "honor_labels": True,
+                "metric_relabel_configs": [{"action": "labeldrop", "regex": "expected"}],
             }
         ],
     }
 
 
 def targets() -> list[dict[str, Any]]:
-    """`prometheus/targets/local.json` as data: one training on this host, on the default port."""
-    return [{"targets": [f"{_LOOPBACK}:{DEFAULT_PORT}"]}]
+    """`prometheus/targets/local.json` as data: a training on this host, on the default port, that comes and goes."""
+    return [{"targets": [f"{_LOOPBACK}:{DEFAULT_PORT}"], "labels": {"expected": "no"}}]
 
 
 def data_sources() -> dict[str, Any]:

@@ -121,7 +121,8 @@ def test_grafana_finds_the_dashboards_where_compose_mounts_them():
 
 
 def test_prometheus_scrapes_the_port_that_gradwatch_serves_on_by_default():
-    assert stack.targets() == [{"targets": [f"127.0.0.1:{DEFAULT_PORT}"]}]
+    [target] = stack.targets()
+    assert target["targets"] == [f"127.0.0.1:{DEFAULT_PORT}"]
     [job] = stack.prometheus()["scrape_configs"]
     assert job["job_name"] == "gradwatch"
     assert Path("prometheus/targets/local.json").match("prometheus/" + job["file_sd_configs"][0]["files"][0])

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradwatch.core.snapshot import KINDS, VERDICTS
+from gradwatch.core.snapshot import KINDS
+from gradwatch.reading import wording
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.text import clean
 
@@ -23,28 +24,6 @@ CRITICAL_STREAK_STEPS = 10
 
 #: An explosion that lasts this long is critical.
 CRITICAL_EXPLOSION_SECONDS = 120.0
-
-_NAMED_VARIABLES = 3  # in a message
-_NAME_LIMIT = 80  # characters of one of them
-
-_TITLES = {
-    "explosion": "gradient explosion",
-    "trend": "gradient norm growing towards an explosion",
-    "vanishing": "gradients vanishing",
-    "nonfinite": "NaN or Inf in the gradients",
-}
-
-_NEXT = {
-    "explosion": "Look next at the batch of that step and at the learning rate; monitor.history() shows "
-    "whether the norm rose step by step (learning rate) or at once (data).",
-    "trend": "Lower the learning rate now, or look for a loss term that grows without bound; "
-    "monitor.history() shows the slope.",
-    "vanishing": "Look next at these variables' activations (saturated, dead), at their initial values and at a "
-    "learning rate schedule that has run out.",
-    "nonfinite": "Look next for a log, a square root or a division by zero in the loss, and for NaN in the "
-    "input; tf.debugging.enable_check_numerics() names the operation.",
-}
-_PROBING = "A loss scale that probes for its highest value does this; it matters only if it does not stop."
 
 
 @dataclass(frozen=True)
@@ -62,11 +41,13 @@ class Alert:
       time: Unix seconds at which the host saw it.
       phase: "fired" or "resolved".
       shares: variable path -> share in [0, 1] of the anomaly, largest first (see `Event`).
+      advice: what to do or to look at next; "" for an episode of a kind that was told before in this run.
       action: what gradwatch did with the gradients of that step; "" where that is no longer known.
       episodes: how many episodes began since the last reading; the alert describes the newest.
       active: whether the episode was still under way. An alert that fires active is followed by a
         "resolved" one; one that fires inactive says so in its message, and is not.
       run_id: of the monitor's run.
+      run_name: what a person calls the run; "" if it has no name.
     """
 
     kind: str
@@ -79,16 +60,19 @@ class Alert:
     time: float
     phase: str = "fired"
     shares: Mapping[str, float] = field(default_factory=dict)
+    advice: str = ""
     action: str = ""
     episodes: int = 1
     active: bool = True
     run_id: str = ""
+    run_name: str = ""
 
     @property
     def title(self) -> str:
         """A headline of a few words."""
         over = " is over" if self.phase == "resolved" else ""
-        return f"{_TITLES.get(self.kind, self.kind)}{over} ({self.monitor})"
+        where = f"{self.monitor} of {self.run_name}" if self.run_name else self.monitor
+        return f"{wording.title(self.kind, self.norm)}{over} ({where})"
 
     def as_json(self) -> dict[str, Any]:
         """The alert as JSON types. NaN and Inf become the strings "NaN", "Infinity" and "-Infinity"."""
@@ -99,11 +83,13 @@ class Alert:
             "severity": self.severity,
             "monitor": self.monitor,
             "run_id": self.run_id,
+            "run_name": self.run_name,
             "step": self.step,
             "norm": _json_number(self.norm),
             "threshold": _json_number(self.threshold),
             "title": self.title,
             "message": self.message,
+            "advice": self.advice,
             "action": self.action,
             "episodes": self.episodes,
             "active": self.active,
@@ -129,11 +115,11 @@ def alerts_between(
         was_active = before is not None and bool(before.snapshot.active.get(kind))
         is_active = bool(after.snapshot.active.get(kind))
         if began > 0:
-            alerts.append(_fired(after, kind, began, is_active, history))
+            alerts.append(_fired(before, after, kind, began, is_active, history))
         elif was_active and not is_active:
             alerts.append(_resolved(after, kind))
         elif before is not None and is_active and _rank(after, kind) > _rank(before, kind):
-            alerts.append(_fired(after, kind, 0, True, history))
+            alerts.append(_fired(before, after, kind, 0, True, history))
     return alerts
 
 
@@ -156,7 +142,12 @@ def _rank(reading: Reading, kind: str) -> int:
 
 
 def _fired(
-    reading: Reading, kind: str, began: int, active: bool, history: Callable[[], Mapping[str, Any]] | None
+    before: Reading | None,
+    reading: Reading,
+    kind: str,
+    began: int,
+    active: bool,
+    history: Callable[[], Mapping[str, Any]] | None,
 ) -> Alert:
     snapshot = reading.snapshot
     event = snapshot.last_events.get(kind)
@@ -165,35 +156,57 @@ def _fired(
     threshold = event.threshold if event else _threshold(reading, kind)
     shares = dict(event.shares) if event else {}
     severity = severity_of(reading, kind)
-    action = _action(history, step)
+    rows = history() if history is not None else None
+    action = wording.action(rows, step)
+    how, from_way = wording.way(kind, rows, step)
+    known = before is not None and before.snapshot.anomalies.get(kind, 0) > 0 and severity != "critical"
+    follows = wording.followed(event)
+    advice = (
+        ""
+        if known and not follows
+        else wording.advice(
+            kind,
+            norm,
+            event,
+            probing=kind == "nonfinite" and severity == "info",
+            lasting=severity == "critical",
+            from_way=from_way,
+        )
+    )
 
-    said = [f"{_TITLES[kind]} at step {step} of {reading.name}: {_comparison(kind, norm, threshold)}."]
+    said = [
+        f"{wording.title(kind, norm)} at step {step} of {reading.name}: {wording.comparison(kind, norm, threshold)}."
+    ]
     if began > 1:
         said.append(f"{began} episodes since the last look; this is the newest.")
+    elif began and known:
+        said.append(f"Episode {snapshot.anomalies[kind]} of its kind in this run.")
     if began == 0:
         said.append(f"It goes on at step {snapshot.steps}{_length(reading, kind)}.")
     elif not active:
         said.append(f"It was over by step {snapshot.steps}.")
-    if any(share > 0 for share in shares.values()):
-        said.append(f"Carried by {_names(shares)}.")
+    said.append(how)
+    if not follows:  # else the explosion's alert has named them
+        said.append(wording.carriers(shares))
     if action:
         said.append(f"gradwatch {action}.")
-    probing = kind == "nonfinite" and severity == "info"
-    said.append(_PROBING if probing else _NEXT[kind])
+    said.append(advice)
     return Alert(
         kind=kind,
         monitor=reading.name,
         step=step,
         norm=norm,
         threshold=threshold,
-        message=" ".join(said),
+        message=" ".join(filter(None, said)),
         severity=severity,
         time=snapshot.time,
         shares=shares,
+        advice=advice,
         action=action,
         episodes=began,
         active=active,
         run_id=reading.run_id,
+        run_name=reading.run_info.get("run_name", ""),
     )
 
 
@@ -208,8 +221,8 @@ def _resolved(reading: Reading, kind: str) -> Alert:
         step=snapshot.steps,
         norm=snapshot.norm,
         threshold=threshold,
-        message=f"{_TITLES[kind]}{since} is over by step {snapshot.steps} of {reading.name}: "
-        f"now {_comparison(kind, snapshot.norm, threshold)}.",
+        message=f"{wording.title(kind, event.norm if event else math.nan)}{since} is over by step {snapshot.steps} of "
+        f"{reading.name}: now {wording.comparison(kind, snapshot.norm, threshold)}.",
         severity="info",
         time=snapshot.time,
         phase="resolved",
@@ -217,6 +230,7 @@ def _resolved(reading: Reading, kind: str) -> Alert:
         active=False,
         episodes=0,
         run_id=reading.run_id,
+        run_name=reading.run_info.get("run_name", ""),
     )
 
 
@@ -226,42 +240,11 @@ def _threshold(reading: Reading, kind: str) -> float:
     return math.inf if kind == "nonfinite" else reading.snapshot.explosion_threshold
 
 
-def _comparison(kind: str, norm: float, threshold: float) -> str:
-    if kind == "nonfinite" or not (math.isfinite(threshold) and threshold > 0):
-        return f"norm {norm:.4g}"
-    return f"norm {norm:.4g}, threshold {threshold:.4g}"
-
-
 def _length(reading: Reading, kind: str) -> str:
     if kind == "nonfinite":
         return f", {reading.snapshot.nonfinite_streak} steps without a finite gradient"
     began = reading.last_anomaly_time.get(kind, 0.0)
     return f", after {reading.snapshot.time - began:.0f} s" if began else ""
-
-
-def _names(shares: Mapping[str, float]) -> str:
-    ordered = sorted(((n, s) for n, s in shares.items() if s > 0), key=lambda item: -item[1])
-    named = ", ".join(f"{clean(name, _NAME_LIMIT)} ({share:.0%})" for name, share in ordered[:_NAMED_VARIABLES])
-    rest = len(ordered) - _NAMED_VARIABLES
-    return f"{named} and {rest} more" if rest > 0 else named
-
-
-def _action(history: Callable[[], Mapping[str, Any]] | None, step: int) -> str:
-    """What was done with the gradients of `step`, out of the history; "" if it is not there any more."""
-    if history is None:
-        return ""
-    rows = history()
-    index = next((i for i, s in enumerate(rows["step"]) if int(s) == step), None)
-    if index is None:
-        return ""
-    verdict = VERDICTS[int(rows["verdict"][index])]
-    if verdict == "clip":
-        return f"clipped the norm to {float(rows['applied_norm'][index]):.4g}"
-    return {
-        "pass": "let the gradients through unchanged",
-        "zero": "set the gradients of that step to zero",
-        "skip": "skipped the update, so the weights are unchanged",
-    }[verdict]
 
 
 def _json_number(value: float) -> float | str:

@@ -10,7 +10,10 @@ import logging
 import os
 import threading
 
+from gradwatch.reading import console
+
 logger = logging.getLogger("gradwatch")
+console.install()
 
 #: Parts of the host side whose failures are counted; each series exists from the start at 0.
 COMPONENTS = ("snapshot", "alerts", "notify", "push", "server", "tensorboard", "live", "runlog", "reader")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from gradwatch.cli.top import Endpoint, Row, parse, run, table
+from gradwatch.cli.rows import Row, as_json, parse
+from gradwatch.cli.table import table
+from gradwatch.cli.top import Endpoint, run
 
-__all__ = ["Endpoint", "Row", "parse", "run", "table"]
+__all__ = ["Endpoint", "Row", "as_json", "parse", "run", "table"]

@@ -30,7 +30,7 @@ ONLY = {
 #: Exceptions to the rules above, with the reason.
 EXCEPTIONS = {
     ("exporters/tensorboard.py", "tensorflow"): "it writes TensorBoard's own files",
-    ("cli/top.py", "prometheus_client"): "it reads an exposition, with the parser of the library that wrote it",
+    ("cli/rows.py", "prometheus_client"): "it reads an exposition, with the parser of the library that wrote it",
 }
 
 

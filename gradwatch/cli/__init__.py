@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
+from gradwatch import __version__
 from gradwatch.errors import GradwatchError, MissingExtra
 
 #: Subcommand -> module and attribute of its click command; loaded when it is asked for.
@@ -45,7 +46,7 @@ def _app() -> Any:
             return getattr(import_module(module), attribute)
 
     @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-    @click.version_option(metadata.version("gradwatch"), prog_name="gradwatch")
+    @click.version_option(__version__, prog_name="gradwatch")
     def app() -> None:
         """Watches the gradients of a TensorFlow training and clips explosions by itself.
 

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from gradwatch.exporters.clients import Bucket, Connection
 from gradwatch.exporters.requests import answer, missing_bytes, refusal
 from gradwatch.reading.health import health
 
@@ -88,15 +89,15 @@ class Httpd:
             "CONTENT_LENGTH": "",
             **({"HTTPS": "on"} if context is not None else {}),
         }
-        self._idle: dict[_Connection, None] = {}  # not yet a whole request, or answered: oldest first
-        self._busy: dict[_Connection, None] = {}  # from the whole request to the last byte of its answer
-        self._ready: deque[_Connection] = deque()  # those of the busy ones that wait for the app
-        self._jobs: queue.SimpleQueue[_Connection | None] = queue.SimpleQueue()
-        self._answers: deque[tuple[_Connection, bytes]] = deque()
+        self._idle: dict[Connection, None] = {}  # not yet a whole request, or answered: oldest first
+        self._busy: dict[Connection, None] = {}  # from the whole request to the last byte of its answer
+        self._ready: deque[Connection] = deque()  # those of the busy ones that wait for the app
+        self._jobs: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
+        self._answers: deque[tuple[Connection, bytes]] = deque()
         self._calls = 0  # of the app, under way
         self._threads: list[threading.Thread] = []
-        self._requests = _Bucket(REQUESTS_PER_SECOND, BURST)
-        self._connections = _Bucket(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
+        self._requests = Bucket(REQUESTS_PER_SECOND, BURST)
+        self._connections = Bucket(CONNECTIONS_PER_SECOND, CONNECTION_BURST)
         self._accept_time = 0.0  # no new client before
         self._accepting = True
         self._stopping = False
@@ -178,7 +179,7 @@ class Httpd:
                 return
             self._connections.take()
             self._make_room()
-            connection = _Connection(accepted, address)
+            connection = Connection(accepted, address)
             try:
                 accepted.setblocking(False)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -203,7 +204,7 @@ class Httpd:
             and time.monotonic() >= self._accept_time
         )
 
-    def _stuck(self) -> _Connection | None:
+    def _stuck(self) -> Connection | None:
         """The client that has not read its answer for the longest, if for long enough to be cut off."""
         late = time.monotonic() - _STUCK_SECONDS
         stuck = [c for c in self._busy if c.answer is not None and c.progress_time < late]
@@ -227,7 +228,7 @@ class Httpd:
             else:
                 self._selector.unregister(self.socket)
 
-    def _advance(self, connection: _Connection) -> None:
+    def _advance(self, connection: Connection) -> None:
         """Goes on with a client as far as it goes without waiting."""
         try:
             if connection.handshaking:
@@ -249,7 +250,7 @@ class Httpd:
                 health.scrape_failed("http", "a client went away before its answer")
             self._close(connection)
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         while True:
             part = connection.socket.recv(REQUEST_BYTES)
             connection.received += part
@@ -272,12 +273,12 @@ class Httpd:
                 self._close(connection)
                 return
 
-    def _make_busy(self, connection: _Connection) -> None:
+    def _make_busy(self, connection: Connection) -> None:
         self._idle.pop(connection, None)
         self._busy[connection] = None
         connection.deadline = time.monotonic() + RESPONSE_SECONDS
 
-    def _begin_answer(self, connection: _Connection, whole: bytes) -> None:
+    def _begin_answer(self, connection: Connection, whole: bytes) -> None:
         if connection not in self._busy:
             return  # cut off meanwhile
         connection.answer = memoryview(whole)
@@ -289,7 +290,7 @@ class Httpd:
             self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
         self._advance(connection)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         assert connection.answer is not None
         while connection.answer:
             try:
@@ -311,12 +312,12 @@ class Httpd:
         for connection in [c for c in (*self._idle, *self._busy) if c.deadline < now]:
             self._drop(connection, "a client was too slow and was cut off")
 
-    def _drop(self, connection: _Connection, why: str) -> None:
+    def _drop(self, connection: Connection, why: str) -> None:
         if connection.answer is None or connection.answer:  # else it was answered and did not hang up
             health.scrape_failed("http", why)
         self._close(connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: Connection) -> None:
         self._idle.pop(connection, None)
         self._busy.pop(connection, None)
         if connection.registered:
@@ -354,48 +355,6 @@ class Httpd:
                 whole = b"HTTP/1.0 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
             self._answers.append((connection, whole))
             self._wake()
-
-
-class _Connection:
-    """One client.
-
-    Attributes:
-      received: what it sent so far.
-      answer: what is still to be sent; None before there is an answer, empty after it.
-      deadline: monotonic seconds at which it is cut off.
-      progress_time: when it last took a part of its answer.
-    """
-
-    def __init__(self, accepted: socket.socket, address: Any) -> None:
-        self.socket: socket.socket | ssl.SSLSocket = accepted
-        self.address = address
-        self.handshaking = False
-        self.registered = True
-        self.received = bytearray()
-        self.answer: memoryview | None = None
-        self.deadline = 0.0
-        self.progress_time = 0.0
-
-
-class _Bucket:
-    """So many at once, so many a second in the long run."""
-
-    def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second, self._burst = per_second, float(burst)
-        self._tokens, self._time = self._burst, time.monotonic()
-
-    def seconds(self) -> float:
-        """Until there is one to take; 0.0: now."""
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._time) * self._per_second)
-        self._time = now
-        return max(0.0, (1.0 - self._tokens) / self._per_second)
-
-    def take(self) -> bool:
-        if self.seconds() > 0:
-            return False
-        self._tokens -= 1.0
-        return True
 
 
 def _after_fork() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from gradwatch.errors import install_hint
 from gradwatch.exporters.ports import DEFAULT_PORT
 from gradwatch.grafana import fleet, health, rules, stack
 
@@ -14,7 +15,7 @@ _TEXT = """\
 # Grafana, Prometheus and Alertmanager for gradwatch
 
 Everything here is generated from gradwatch's metric catalogue. `gradwatch grafana export DIR` writes it
-for your version (it needs `pip install 'gradwatch[cli,grafana]'`) and replaces what it wrote before.
+for your version (it needs `{hint}`) and replaces what it wrote before.
 
 | file | what it is |
 | --- | --- |
@@ -93,6 +94,7 @@ def markdown() -> str:
     """`README.md` as text."""
     return _TEXT.format(
         port=DEFAULT_PORT,
+        hint=install_hint("cli,grafana"),
         scrape=stack.SCRAPE_SECONDS,
         addresses="\n".join(f"   - {name}: <{url}>" for name, url in stack.addresses().items()),
         alerts=_alerts(),

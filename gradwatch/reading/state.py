@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: A run that is under way is called out after this long without a step.
-STALL_SECONDS = 60.0
+#: A run that is under way stalls after this long without a step: here, on the dashboards and in the alert rules.
+STALL_SECONDS = 600
 
 #: Kind of anomaly -> (word, tone), worst first.
 _ANOMALIES = {

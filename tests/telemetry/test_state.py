@@ -19,7 +19,8 @@ CALM = {"steps": 100, "running": True, "warmup": False, "active": {}, "idle_seco
         ({"active": {"explosion": True, "trend": True}, "warmup": True}, "exploding", "critical"),
         ({"active": {"vanishing": True}}, "vanishing", "warning"),
         ({"active": {"trend": True}}, "growing", "warning"),
-        ({"idle_seconds": 61.0, "warmup": True}, "no step for 61 s", "warning"),
+        ({"idle_seconds": 599.0}, "healthy", "ok"),
+        ({"idle_seconds": 601.0, "warmup": True}, "no step for 601 s", "warning"),
         ({"warmup": True}, "warming up", "info"),
     ],
 )

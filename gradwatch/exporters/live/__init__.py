@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from gradwatch.errors import install_hint
 from gradwatch.exporters.live.store import Store
 from gradwatch.exporters.metrics import version_of
 
@@ -64,7 +65,7 @@ class LivePage:
             return _answer(start_response, "405 Method Not Allowed", b"Only GET.\n")
         if self._store is None or self._bokeh is None:
             if path == "/":
-                return _answer(start_response, "200 OK", _NO_EXTRA.encode())
+                return _answer(start_response, "200 OK", _NO_EXTRA.format(hint=install_hint("live")).encode())
         elif path == "/data.json":
             return _answer(start_response, "200 OK", self._data(environ), "application/json")
         elif path in _FILES:
@@ -101,7 +102,7 @@ _NO_EXTRA = """gradwatch: metrics for Prometheus are at /metrics.
 
 The live page is not installed. Install it with:
 
-    pip install 'gradwatch[live]'
+    {hint}
 
 and start the training again.
 """

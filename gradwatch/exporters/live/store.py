@@ -22,7 +22,7 @@ from gradwatch.reading.reader import Reader, reader
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.state import state_of
 from gradwatch.reading.steps import StepCursor
-from gradwatch.reading.text import clean
+from gradwatch.reading.text import clean, short_names
 from gradwatch.reading.track import Source
 
 CURVES = ("norm", "applied_norm", "clip_norm", "threshold")
@@ -30,6 +30,7 @@ CURVES = ("norm", "applied_norm", "clip_norm", "threshold")
 _MOST_RUNS = 64  # shown, those that are gone included; more monitors at once are in the metrics only
 _MOST_ALERTS = 100
 _MOST_LAYERS = 10  # shown, the largest first
+_LAYER_LABEL_LIMIT = 28  # characters beside a bar
 _PACE_SECONDS = 20.0  # over which the step rate is taken
 
 
@@ -83,7 +84,7 @@ class Store:
         """
         newest = {reading.run_id: reading for reading in self._reader.readings(departed=True)}
         with self._lock:
-            known = {run.name: run for run_id, run in self._runs.items() if run_id in newest}
+            known = {run.name: run for run_id, run in self._runs.items() if run_id in newest and run.reading is not None}
             answer: dict[str, Any] = {"version": 1, "time": time.time(), "monitors": sorted(known)}
             if known:
                 run = known.get(monitor) or next(reversed(known.values()))
@@ -185,20 +186,24 @@ class _Run:
         rows: list[tuple[str, str, str, Any]] = [
             ("steps", "Steps", "count", s.steps),
             ("steps_per_second", "Steps per second", "number", self._steps_per_second()),
-            ("norm", "Norm of the last step", "norm", s.norm),
-            ("applied_norm", "Norm after clipping", "norm", s.applied_norm),
+            ("norm", "Norm of the last step", *_once_there_is("norm", s.norm, s.steps)),
+            ("applied_norm", "Norm after clipping", *_once_there_is("norm", s.applied_norm, s.steps)),
             ("clip_norm", "clip_norm", "limit", s.clip_norm),
             ("explosion_threshold", "Explosion threshold", "limit", s.explosion_threshold),
             ("vanishing_threshold", "Vanishing threshold", "limit", s.vanishing_threshold or math.inf),
             ("score", "Score (robust z of the log norm)", "number", s.score),
-            ("verdict", "What happened to the last step", "text", s.verdict),
+            ("verdict", "What happened to the last step", "text", s.verdict if s.steps else _NONE_YET),
         ]
         rows += [
-            (f"quantile_{q:g}", f"{_QUANTILES.get(q, f'{q:.0%}')} of the recent norms", "norm", value)
+            (
+                f"quantile_{q:g}",
+                f"{_QUANTILES.get(q, f'{q:.0%}')} of the recent norms",
+                *_once_there_is("norm", value, not math.isnan(value) and s.steps),
+            )
             for q, value in s.quantiles.items()
         ]
         rows += [
-            ("max_norm", "Largest norm of the run", "norm", s.max_norm),
+            ("max_norm", "Largest norm of the run", *_once_there_is("norm", s.max_norm, s.norm_counts[-1])),
             ("clipped_steps", "Clipped steps", "count", s.clipped_steps),
             ("clip_ratio", "Share of clipped steps", "ratio", s.clipped_steps / s.steps if s.steps else 0.0),
         ]
@@ -228,6 +233,12 @@ class _Run:
 
 
 _QUANTILES = {0.5: "Median"}
+_NONE_YET = "none yet"
+
+
+def _once_there_is(form: str, value: float, any_step: float) -> tuple[str, Any]:
+    """(how to write it, value) of what needs a step to be known."""
+    return (form, value) if any_step else ("text", _NONE_YET)
 
 
 def _histogram(bounds: Sequence[float], cumulative: Sequence[int]) -> dict[str, list[Any]]:
@@ -247,18 +258,20 @@ def _histogram(bounds: Sequence[float], cumulative: Sequence[int]) -> dict[str, 
 
 
 def _layers(reading: Reading) -> list[list[Any]]:
-    """[name, norm, share of the squared norm] of the largest layers, largest first; NaN before all."""
+    """[name, norm, share of the squared norm, short name] of the largest layers, largest first; NaN before all."""
     norms = reading.snapshot.layer_norms
     finite = {name: norm for name, norm in norms.items() if math.isfinite(norm)}
     largest = max(finite.values(), default=0.0)
     # divided before squaring: a norm of 1e200 has no square
     total = sum((norm / largest) ** 2 for norm in finite.values()) if largest > 0 else 0.0
     ordered = sorted(norms, key=lambda name: (name in finite, -finite.get(name, 0.0)))[:_MOST_LAYERS]
+    short = short_names(list(norms), _LAYER_LABEL_LIMIT)
     return [
         [
             clean(name),
             _number(norms[name]),
             (finite[name] / largest) ** 2 / total if name in finite and total > 0 else None,
+            short[name],
         ]
         for name in ordered
     ]

@@ -282,8 +282,7 @@
   }
 
   function showLayers(data) {
-    const tail = (name) => (name.length > 28 ? "…" + name.slice(-27) : name);
-    const names = data.layers.map(([name], i) => `${i + 1} · ${tail(name)}`);
+    const names = data.layers.map(([, , , short], i) => `${i + 1} · ${short}`);
     const shares = data.layers.map(([, , share]) => share ?? 0);
     plots.layers.y_range.factors = names.slice().reverse();
     plots.layers.x_range.end = Math.max(0.05, ...shares) * 1.05;

@@ -84,7 +84,8 @@ class Store:
         """
         newest = {reading.run_id: reading for reading in self._reader.readings(departed=True)}
         with self._lock:
-            known = {run.name: run for run_id, run in self._runs.items() if run_id in newest and run.reading is not None}
+            read = {run_id: run for run_id, run in self._runs.items() if run.reading is not None}
+            known = {run.name: run for run_id, run in read.items() if run_id in newest}
             answer: dict[str, Any] = {"version": 1, "time": time.time(), "monitors": sorted(known)}
             if known:
                 run = known.get(monitor) or next(reversed(known.values()))

@@ -32,7 +32,7 @@ class Row:
       norm, applied_norm, clip_norm, threshold: norms of the last step; Inf where there is no limit, and for a
         norm that is not finite.
       clip_ratio: share of clipped steps.
-      expected_clip_ratio: share that the policy means to clip.
+      expected_clip_ratio: share of clipped steps to expect from the policy.
       anomalies: kind -> episodes.
       overhead_ratio: share of the run that gradwatch's host side took from the training thread.
       time: Unix seconds at which the training's numbers were read.

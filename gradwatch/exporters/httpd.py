@@ -245,7 +245,7 @@ class Httpd:
             self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
         except ssl.SSLWantWriteError:
             self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
-        except OSError:  # it went away, or its TLS is none
+        except OSError:  # it went away, or does not speak TLS
             if connection.answer is None:
                 health.scrape_failed("http", "a client went away before its answer")
             self._close(connection)

@@ -22,7 +22,7 @@ def check_labels(argument: str, labels: Mapping[str, str], taken: Mapping[str, s
     """
     for name in labels:
         if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__"):
-            raise ConfigError(f"{argument} has {clean(name)!r}, which is no label name; use letters, digits and _")
+            raise ConfigError(f"{argument} has {clean(name)!r}, which is not a label name; use letters, digits and _")
         if name in taken:
             raise ConfigError(f"{argument} must not hold {name!r}; {taken[name]}")
         if name in LABELS:

@@ -56,7 +56,7 @@ class Metric:
       read: the samples, out of the newest reading of a monitor; for scope "process", out of its health.
       labels: extra labels, in the order of `read`'s.
       unit: OpenMetrics unit where the name carries one.
-      scope: "monitor" (has the label `monitor`) or "process" (has not).
+      scope: "monitor" (has the label `monitor`) or "process" (describes the process, no such label).
       group: heading on the docs page.
       when: when the series exists; "" means from the start.
     """
@@ -280,7 +280,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gradwatch_expected_clip_ratio",
         "gauge",
-        "Share of the steps that the policy means to clip.",
+        "Share of clipped steps to expect from the policy.",
         lambda r: _optional(r.snapshot.expected_clip_ratio),
         unit="ratio",
         group=_CLIP,
@@ -467,8 +467,8 @@ def markdown() -> str:
         "",
         "<!-- Generated from gradwatch/exporters/metrics.py: python -m gradwatch.exporters.metrics -->",
         "",
-        "Every metric of a monitor has the label `monitor`. Those marked * belong to the process and have it",
-        "not. Every series exists from the start at 0, unless the last column says otherwise. A value that is",
+        "Every metric of a monitor has the label `monitor`. Those marked * describe the process and carry no",
+        "`monitor` label. Every series exists from the start at 0, unless the last column says otherwise. A value that is",
         "not a number is shown as `+Inf`, never as `NaN`; a threshold that does not exist yet is `+Inf`.",
         "Counters and the histogram are counted at every step, so a spike of one step is seen by a scrape",
         "every 15 seconds. Gauges show the last step only.",

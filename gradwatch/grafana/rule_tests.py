@@ -208,7 +208,7 @@ CASES = [
         "five of six steps clipped, where one in ten is meant",
         {_STEPS: "0+60x40", _CLIPPED: "0+50x40", _EXPECTED: "0.1x40"},
         fires={
-            20: _WHERE + "81.48% of the steps that the policy means to leave alone are clipped. The norm outruns "
+            20: _WHERE + "81.48% of the steps that the policy is expected to leave alone are clipped. The norm outruns "
             "the policy: lower the learning rate, or loosen the policy."
         },
         silent=(14,),

@@ -22,7 +22,7 @@ STREAK_STEPS = CRITICAL_STREAK_STEPS
 NONFINITE_SHARE = 0.05
 NONFINITE_LEAST = 5  # steps: two of twenty are 10 %, and mean nothing
 
-#: Of the steps that the policy means to leave alone, the share that may be clipped all the same.
+#: Of the steps that the policy is expected to leave alone, the share that may be clipped all the same.
 CLIPPED_TOO_MANY = 0.3
 
 #: Keeps out the targets whose trainings come and go, which `targets/local.json` marks.
@@ -144,7 +144,7 @@ def alerts() -> list[Alert]:
             f"({CLIPPED} - {implied})\n/ (1 - {implied}) > {CLIPPED_TOO_MANY}",
             "warning",
             "Far more steps are clipped than the policy implies.",
-            f"{where}: {{{{ $value | humanizePercentage }}}} of the steps that the policy means to leave alone "
+            f"{where}: {{{{ $value | humanizePercentage }}}} of the steps that the policy is expected to leave alone "
             "are clipped. The norm outruns the policy: lower the learning rate, or loosen the policy.",
             hold="15m",
         ),

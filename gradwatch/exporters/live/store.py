@@ -209,7 +209,7 @@ class _Run:
             ("clip_ratio", "Share of clipped steps", "ratio", s.clipped_steps / s.steps if s.steps else 0.0),
         ]
         if s.expected_clip_ratio is not None:
-            rows.append(("expected_clip_ratio", "Share the policy means to clip", "ratio", s.expected_clip_ratio))
+            rows.append(("expected_clip_ratio", "Expected share of clipped steps", "ratio", s.expected_clip_ratio))
         rows += [
             ("nonfinite_steps", "Steps with NaN or Inf", "count", s.nonfinite_steps),
             ("skipped_updates", "Skipped updates", "count", s.skipped_updates),

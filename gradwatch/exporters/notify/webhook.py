@@ -31,7 +31,7 @@ class Webhook(Channel):
       limits: see `Channel`.
 
     Raises:
-      ConfigError: the URL is none, or a limit is out of range.
+      ConfigError: the URL is invalid, or a limit is out of range.
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, **limits: Any) -> None:
@@ -90,7 +90,7 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 def _http_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises for a port that is none
+        parts.port  # noqa: B018 - raises for an invalid port
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
     except (ValueError, AttributeError):
         good = False

@@ -255,7 +255,7 @@
     tile("steps", n.steps.text, `${n.steps_per_second.text} a second`);
     tile("norm", n.norm.text, `after clipping ${n.applied_norm.text}`);
     tile("clip", n.clip_norm.text, `explosion above ${n.explosion_threshold.text}`);
-    tile("clipped", n.clip_ratio.text, n.expected_clip_ratio ? `the policy means ${n.expected_clip_ratio.text}` : "of all steps");
+    tile("clipped", n.clip_ratio.text, n.expected_clip_ratio ? `expected: ${n.expected_clip_ratio.text}` : "of all steps");
     const kinds = Object.keys(KINDS).filter((kind) => n["anomalies_" + kind].value > 0);
     const all = kinds.reduce((sum, kind) => sum + n["anomalies_" + kind].value, 0);
     tile("episodes", count(all), kinds.map((kind) => `${n["anomalies_" + kind].text} ${KINDS[kind]}`).join(", ") || "episodes");

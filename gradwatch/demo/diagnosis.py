@@ -118,7 +118,8 @@ def _protected(run: Run, unprotected: Run | None, uniform: float) -> list[str]:
     if step is None:
         word = "survived" if run.ended == "finished" else "was alive when it was interrupted after"
         lines.append(
-            f"{word} {steps} steps, final loss {number(final_loss(run.loss))} (loss of a uniform guess: {number(uniform)})."
+            f"{word} {steps} steps, final loss {number(final_loss(run.loss))} "
+            f"(loss of a uniform guess: {number(uniform)})."
         )
     else:
         lines.append(

@@ -66,7 +66,7 @@ def test_the_limits_on_the_page_of_the_endpoint_are_those_of_the_code():
         f"wait for their answer | {httpd.MOST_CONNECTIONS};",
         f"threads that make answers | {httpd.MOST_THREADS},",
         f"requests a second | {httpd.BURST} at once, {httpd.REQUESTS_PER_SECOND:g} in the long run |",
-        f"connections a second | {httpd.CONNECTION_BURST:,} at once, {httpd.CONNECTIONS_PER_SECOND:g} in the long run |",
+        f"connections a second | {httpd.CONNECTION_BURST:,} at once, {httpd.CONNECTIONS_PER_SECOND:g} in the long",
         f"at most {exposition.MOST_LAYERS}",
         f"longer than {text.LABEL_LIMIT} characters",
         ", ".join(f"`{name}`" for name in ports.WORKER_VARIABLES),

@@ -41,7 +41,7 @@ def dashboard() -> Json:
         HEALTH_UID,
         "Gradient health",
         "One training run in depth. Read it from the top: is it well, what happened to the gradients, did "
-        "clipping do what the policy means to do, what does the training say, which layers, is gradwatch well.",
+        "clipping do what the policy is set to, what does the training say, which layers, is gradwatch well.",
         variables=variables(),
         annotations=[_events(kind) for kind in KINDS],
         panels=arrange(
@@ -294,7 +294,7 @@ def _clip_share() -> Json:
     share = share_of_steps(chosen("gradwatch_clipped_steps_total"), chosen("gradwatch_steps_total"))
     return timeseries(
         "Clip share against what the policy implies",
-        "Does clipping do what I asked for? percentile(90) means to clip one step in ten. Far above the dashed "
+        "Does clipping do what I asked for? percentile(90) is expected to clip one step in ten. Far above the dashed "
         "line for long: the norm grows faster than the policy follows, or the policy is too tight. Policies "
         "that imply no share show no dashed line.",
         [

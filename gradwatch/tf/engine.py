@@ -17,7 +17,7 @@ from gradwatch.core import policies
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
-from gradwatch.telemetry import reader
+from gradwatch.reading import reader
 from gradwatch.tf import distribution, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard

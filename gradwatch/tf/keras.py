@@ -15,7 +15,7 @@ import tensorflow as tf
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, NothingToWatch
-from gradwatch.telemetry.reader import reader
+from gradwatch.reading.reader import reader
 from gradwatch.tf import compat, fits, options
 from gradwatch.tf.monitor import Monitor
 

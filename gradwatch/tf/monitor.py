@@ -19,7 +19,7 @@ from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, LayoutError
-from gradwatch.telemetry import reader
+from gradwatch.reading import reader
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient

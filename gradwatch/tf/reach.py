@@ -4,7 +4,7 @@
 
 is the global gradient norm which, sustained, moves the weights by their own length in a step. Weights move slowly, so
 their norms are taken every `EVERY` steps only, and in the same steps the update is measured: |dw| / |w|. Both in the
-graph. docs/decisions/0007 has the measurements and the choices.
+graph. docs/decisions/0008 has the measurements and the choices.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
 from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.updates import tf_variable
 
-#: Steps between two looks at the weights. A bound of 10 % of their norm a step lets them grow by e in ten steps at
-#: most; what healthy runs do in fifty is under 1 % (docs/decisions/0007).
+#: Steps between two looks at the weights.
 EVERY = 50
 
 #: How many numbers of all variables together are held to see how far they moved. A variable that has more is looked

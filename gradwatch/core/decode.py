@@ -12,7 +12,7 @@ import numpy as np
 from gradwatch.core import sketch
 from gradwatch.core.guard import BOUNDS, COLUMNS, COUNTERS, LIMB, Guard
 from gradwatch.core.snapshot import KINDS, VERDICTS, Event, Snapshot
-from gradwatch.core.xp import NUMPY
+from gradwatch.core.xp import HUGE, NUMPY
 
 QUANTILES = (0.05, 0.5, 0.95, 0.99)
 
@@ -76,8 +76,14 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
         norm_sum=float(run["sum"]) + float(run["sum_rest"]),
         expected_clip_ratio=guard.policy.expected_clip_ratio,
+        reach=_reach(last["reach"]),
         **known,
     )
+
+
+def _reach(kept: float) -> float | None:
+    """None where it is not known, Inf where it does not apply."""
+    return None if kept <= 0.0 else float(kept) if kept <= HUGE else math.inf
 
 
 def _ratio(norm: float, applied: float) -> float:
@@ -89,7 +95,10 @@ def _ratio(norm: float, applied: float) -> float:
 
 
 def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8)."""
+    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8).
+
+    `reach` and `update_ratio` are NaN where they are not known.
+    """
     steps = _counters(state)["steps"]
     rows = np.reshape(state["history"], (-1, len(COLUMNS)))
     kept = min(steps, len(rows))
@@ -97,4 +106,9 @@ def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {"step": np.arange(steps - kept + 1, steps + 1, dtype=np.int64)}
     columns.update({name: rows[:, i].copy() for i, name in enumerate(COLUMNS)})
     columns["verdict"] = columns["verdict"].astype(np.int8)
+    reach, ratio = columns["reach"], columns["update_ratio"]
+    # the state holds neither NaN nor Inf
+    reach[reach > HUGE] = math.inf
+    reach[reach <= 0.0] = math.nan
+    ratio[ratio < 0.0] = math.nan
     return columns

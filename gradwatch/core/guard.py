@@ -25,7 +25,7 @@ ON_EXPLOSION = ("clip", "skip", "observe")
 PASS, CLIP, ZERO, SKIP = range(len(VERDICTS))
 
 HISTORY = 1024  # steps kept
-COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict")
+COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio")
 WINDOW = 1000  # steps that the reported quantiles remember
 
 #: Upper bounds of the norm histogram: three per decade from 1e-8 to 1e8, rounded to two digits.
@@ -153,6 +153,7 @@ class Guard:
                 "clip_norm": infinite,
                 "threshold": infinite,
                 "vanishing_threshold": zero,
+                "reach": zero,
                 "layer_norms": one_each,
             },
             "run": dict.fromkeys(("max_norm", "nonfinite_streak", "sum", "sum_rest", "warmup"), zero),
@@ -171,26 +172,41 @@ class Guard:
         }
 
     def step(
-        self, xp: Namespace, state: Mapping[str, Any], per_variable: Array, applied: Array | None = None
+        self,
+        xp: Namespace,
+        state: Mapping[str, Any],
+        per_variable: Array,
+        applied: Array | None = None,
+        *,
+        reach: Array | None = None,
+        loss: Array | None = None,
+        update_ratio: Array | None = None,
     ) -> tuple[dict[str, Any], Decision]:
         """Judge one step.
 
         Args:
           per_variable: L2 norm of each variable's gradient, shape [num_variables].
           applied: the same after `tf.clip_by_value` (scope "value" only).
+          reach, loss: as in `Norms`, shape (); None for not known.
+          update_ratio: the newest share of their norm by which the weights moved, shape (), for the history alone;
+            negative or None for not known.
 
         Returns:
           (state after the step, Decision)
         """
-        now = norms.of(xp, per_variable)
+        now = norms.of(xp, per_variable, reach, loss)
         detectors, found = self._detect(xp, state["detectors"], now)
         policy, clip_norm, _ = self.policy.update(xp, state["policy"], now)
         decision = self._decide(xp, now, found, clip_norm, applied)
         count = _count(xp, state["count"], self._flags(xp, state["episodes"], found, decision), now)
+        row = {**decision._asdict(), "reach": _finite_reach(xp, now), "update_ratio": xp.number(-1.0)}
+        if update_ratio is not None:
+            row["update_ratio"] = xp.where(update_ratio >= 0.0, xp.minimum(update_ratio, HUGE), -1.0)
         new_state = {
             "count": count,
             "last": {
                 **{name: x for name, x in decision._asdict().items() if name != "scale"},
+                "reach": row["reach"],
                 "vanishing_threshold": found.thresholds["vanishing"],
                 "layer_norms": per_variable,
             },
@@ -200,7 +216,7 @@ class Guard:
             "policy": policy,
             "detectors": detectors,
             "episodes": self._episodes(xp, state, count, now, found),
-            "history": xp.push(state["history"], xp.stack([getattr(decision, name) for name in COLUMNS])),
+            "history": xp.push(state["history"], xp.stack([row[name] for name in COLUMNS])),
         }
         return new_state, decision
 
@@ -349,6 +365,11 @@ class Guard:
             kept = {name: xp.where(begun, value, old[name]) for name, value in fresh.items()}
             episodes[kind] = {"active": active, "calm": calm, **kept}
         return episodes
+
+
+def _finite_reach(xp: Namespace, now: norms.Norms) -> Array:
+    """As the state keeps it: 0 where it is not known, 3e38 where it does not apply."""
+    return xp.where(now.reach > 0.0, xp.where(now.reach <= HUGE, now.reach, 3e38), 0.0)
 
 
 def _ratio(xp: Namespace, norm: Array, clip_norm: Array) -> Array:

@@ -1,14 +1,20 @@
-"""The norms of one step, cleaned once so that nobody downstream meets a NaN."""
+"""The norms of one step, cleaned once so that nobody downstream meets a NaN it does not expect."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+import numpy as np
 
 from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
 
 
 class Norms(NamedTuple):
-    """Gradient norms of one step.
+    """Gradient norms of one step, and what else is known of it.
+
+    `reach` and `loss` have defaults, so that who makes norms of a recorded run need not know them. No norm and no
+    policy may become NaN by them: ask `xp.is_finite` first.
 
     Attributes:
       raw: global norm as it came, shape (); NaN or Inf when a gradient held one.
@@ -18,6 +24,11 @@ class Norms(NamedTuple):
       log: natural logarithm of `total`, floored at log(1e-37).
       per_variable: shape [num_variables]; 0 where not finite.
       broken: 1.0 for each variable whose gradient held a NaN or Inf, shape [num_variables].
+      reach: (1 - momentum) * |w| / learning_rate, shape (): the global norm which, sustained, moves the weights by
+        their own length in a step. In (0, 1e36] for an optimizer whose update is linear in the gradient; Inf for
+        one that divides by its own second moment, where the length of a gradient hardly matters; NaN where it is
+        not known (a learning rate of 0, weights that are all zero, no optimizer given).
+      loss: the loss of the step before, shape (), in [-1e36, 1e36]; NaN where it is not known or was NaN.
     """
 
     raw: Array
@@ -27,10 +38,17 @@ class Norms(NamedTuple):
     log: Array
     per_variable: Array
     broken: Array
+    reach: Array = np.float32(math.nan)
+    loss: Array = np.float32(math.nan)
 
 
-def of(xp: Namespace, per_variable: Array) -> Norms:
-    """The global norm of per-variable L2 norms, shape [num_variables]."""
+def of(xp: Namespace, per_variable: Array, reach: Array | None = None, loss: Array | None = None) -> Norms:
+    """The global norm of per-variable L2 norms, shape [num_variables].
+
+    Args:
+      reach: shape (); None, NaN, zero and what is negative are "not known", above 1e36 is "does not apply".
+      loss: of the step before, shape (); None and NaN are "not known", Inf counts as 1e36.
+    """
     # a comparison with NaN is false
     good = per_variable <= HUGE
     clean = xp.where(good & (per_variable >= TINY), per_variable, 0.0)
@@ -48,7 +66,19 @@ def of(xp: Namespace, per_variable: Array) -> Norms:
         log=xp.log(xp.maximum(usable, TINY)),
         per_variable=clean,
         broken=broken,
+        reach=xp.number(math.nan) if reach is None else _reach(xp, reach),
+        loss=xp.number(math.nan) if loss is None else _loss(xp, loss),
     )
+
+
+def _reach(xp: Namespace, reach: Array) -> Array:
+    # a comparison with NaN is false
+    return xp.where(reach >= TINY, xp.where(reach > HUGE, math.inf, reach), math.nan)
+
+
+def _loss(xp: Namespace, loss: Array) -> Array:
+    # where, not minimum and maximum: NaN stays NaN on every backend
+    return xp.where(loss > HUGE, HUGE, xp.where(loss < -HUGE, -HUGE, loss))
 
 
 def total(xp: Namespace, per_variable: Array) -> Array:

@@ -37,6 +37,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
     steps = optimizer.gradient_accumulation_steps
     iterations = compat.iterations(optimizer)
     watched_means: list[None] = []
+    variables: list[Any] = []  # of the mean
     dropped: list[Any] = []  # (whether it is dropped, what it then goes back to)
 
     def clip_mean(grads: list[Any]) -> list[Any]:
@@ -44,7 +45,8 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
         given, known, places = list(grads), names, list(range(len(grads)))
         if names is not None:
             given, known, places = updates.in_known_order(optimizer, given, names)
-        scaled, decision = monitor._hidden.clip(given, known)
+        scaled, decision = monitor._hidden.clip(given, known, optimizer=optimizer, follow=True)
+        variables[:] = known or []
         if monitor.guard.skips:
             # here and not in `update`: weight decay comes between the two
             slots = [v for v in optimizer.variables if v is not iterations]
@@ -59,6 +61,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
             restore_where(keep, before)
             # the whole cycle is dropped: the next micro-batch begins a new one, `iterations` as before this one
             iterations.assign_sub(tf.cast(tf.where(keep, steps, 0), iterations.dtype))
+        monitor._hidden.weights.settle(variables)
 
     # on the instance, for this call alone
     vars(optimizer).update(zip(_HOOKED, (clip_mean, update_or_keep)))

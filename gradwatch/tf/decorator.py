@@ -11,7 +11,7 @@ import keras
 
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError
-from gradwatch.tf import compat, hook, legacy, options, watchers
+from gradwatch.tf import compat, hook, legacy, losses, options, watchers
 from gradwatch.tf.methods import WatchedMethod, class_of
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.watchers import Scope
@@ -55,6 +55,7 @@ def watch(
     name: str | None = None,
     optimizer: Any = None,
     monitor: Monitor | None = None,
+    loss: Callable[[Any], Any] | None = None,
     **monitor_options: Any,
 ) -> WatchedStep[P, R]: ...
 
@@ -67,6 +68,7 @@ def watch(
     name: str | None = None,
     optimizer: Any = None,
     monitor: Monitor | None = None,
+    loss: Callable[[Any], Any] | None = None,
     **monitor_options: Any,
 ) -> Callable[[Callable[P, R]], WatchedStep[P, R]]: ...
 
@@ -78,6 +80,7 @@ def watch(
     name: str | None = None,
     optimizer: Any = None,
     monitor: Monitor | None = None,
+    loss: Callable[[Any], Any] | None = None,
     **monitor_options: Any,
 ) -> Any:
     """Watch and clip the gradients of a train step: one decorator, nothing else changes.
@@ -98,7 +101,11 @@ def watch(
       optimizer: watch this optimizer only, wherever its `apply` is called. A mapping of names to optimizers
         gives each a monitor of that name, with the same options.
       monitor: use this monitor instead of making one; excludes the other options.
-      **monitor_options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, jit_compile.
+      loss: picks the loss out of what the step returns; by default it is the "loss" of a dict, else the first
+        floating number of shape (). The policy gets it at the next step, as the mean over the replicas under a
+        strategy. None from it: no loss.
+      **monitor_options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, jit_compile,
+        update_limit.
 
     Returns:
       The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
@@ -113,50 +120,63 @@ def watch(
     options.check(monitor, given, "gradwatch.watch")
     if monitor is not None and several:
         raise ConfigError("monitor= is one monitor, got several optimizers; without it each gets a monitor of its own")
+    if loss is not None and not callable(loss):
+        raise ConfigError(
+            f"loss must be a callable that picks the loss out of what the step returns, got {loss!r}; "
+            "for example loss=lambda outputs: outputs[1]"
+        )
     if step is not None:
         _check_step(step)
     optimizers = dict(optimizer) if several else {"": optimizer} if optimizer is not None else {}
     _check_optimizers(optimizers, several=several)
     if step is None:
-        return functools.partial(watch, optimizer=optimizer, monitor=monitor, **given)
+        return functools.partial(watch, optimizer=optimizer, monitor=monitor, loss=loss, **given)
     hook.install()
     if several:
         monitors = {key: Monitor(**{**given, "name": f"{name}-{key}" if name else key}) for key in optimizers}
         scopes = [Scope(monitors[key], key) for key in optimizers]
         for scope, one in zip(scopes, optimizers.values()):
             watchers.attach(one, scope)
-        return _watched(step, scopes, None, monitors)
+        return _watched(step, scopes, None, monitors, loss)
     first = options.monitor_from(monitor, given)
     if optimizer is not None:
         scope = Scope(first)
         watchers.attach(optimizer, scope)
-        return _watched(step, [scope], None, {first.name: first})
+        return _watched(step, [scope], None, {first.name: first}, loss)
+
+    def watched_by(step: Any, monitor: Monitor) -> Any:
+        scope = Scope(monitor)
+        return _watched(step, [scope], scope, {monitor.name: monitor}, loss)
+
     if class_of(step) is None or monitor is not None:
-        return _watched_by(step, first)
-    return WatchedMethod(step, first, lambda name: Monitor(**{**given, "name": name}), _watched_by)
+        return watched_by(step, first)
+    return WatchedMethod(step, first, lambda name: Monitor(**{**given, "name": name}), watched_by)
 
 
-def _watched_by(step: Any, monitor: Monitor) -> Any:
-    scope = Scope(monitor)
-    return _watched(step, [scope], scope, {monitor.name: monitor})
-
-
-def _watched(step: Any, scopes: list[Scope], in_context: Scope | None, monitors: Mapping[str, Monitor]) -> Any:
+def _watched(
+    step: Any,
+    scopes: list[Scope],
+    in_context: Scope | None,
+    monitors: Mapping[str, Monitor],
+    loss: Callable[[Any], Any] | None,
+) -> Any:
     """The step, of the same kind, with its monitors as attributes."""
     body = compat.python_function(step)
     watched: Any
     if body is None:
-        watched = _scoped(step, scopes, in_context)
+        watched = _scoped(step, scopes, in_context, loss)
     else:
         # its own traces: an earlier trace, or one for another monitor, would stay unwatched
-        watched = compat.cloned(step, _scoped(body, scopes, in_context))
+        watched = compat.cloned(step, _scoped(body, scopes, in_context, loss))
     watched.monitors = monitors
     if len(scopes) == 1 and not scopes[0].optimizer:
         watched.monitor = scopes[0].monitor
     return watched
 
 
-def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | None) -> Callable[..., Any]:
+def _scoped(
+    step: Callable[..., Any], scopes: list[Scope], in_context: Scope | None, loss: Callable[[Any], Any] | None
+) -> Callable[..., Any]:
     """`step`, during which `in_context` watches; `scopes` must all see a gradient."""
 
     @functools.wraps(step)
@@ -168,6 +188,7 @@ def _scoped(step: Callable[..., Any], scopes: list[Scope], in_context: Scope | N
         for scope in scopes:
             if not scope.leave():
                 watchers.refuse_blindness(scope)
+        losses.tell([scope.monitor for scope in scopes], result, loss)
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument

@@ -17,30 +17,32 @@ from gradwatch.core import policies
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
-from gradwatch.telemetry import reader
+from gradwatch.reading import reader
 from gradwatch.tf import distribution, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.reach import Weights
 from gradwatch.tf.variables import VariableSet, first_difference
 
 
 class DeviceState:
     """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
 
-    def __init__(self, guard: Guard, variables: VariableSet, *, jit_compile: bool) -> None:
-        self.variables = variables
+    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
+        self.variables, self.weights = variables, weights
+        weights.build(len(variables))
         initial = guard.init(len(variables))
         self.guard = FusedGuard(guard, initial, jit_compile=jit_compile)
         self.layout = self.guard.layout
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
-        self.initial = self.layout.pack(NUMPY, initial)
+        self.initial = np.concatenate([self.layout.pack(NUMPY, initial), weights.initial])
         self.state = distribution.in_scope(self._make)
         self.replaceable = False  # whether the next step may bring other variables
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
-            self.initial,
+            self.initial[: self.layout.size],
             trainable=False,
             name="gradwatch_state",
             dtype=tf.float32,
@@ -54,10 +56,15 @@ class DeviceState:
         """The state as this replica has it."""
         return tf.convert_to_tensor(self.state)
 
-    def put(self, vector: np.ndarray) -> None:
+    def pack(self) -> tf.Tensor:
+        """All that a checkpoint needs, as one vector."""
+        return tf.concat([tf.convert_to_tensor(self.state), self.weights.pack()], 0)
+
+    def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""
         with tf.init_scope():
-            self.state.assign(vector)
+            self.state.assign(packed[: self.layout.size])
+        self.weights.put(packed[self.layout.size :])
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""
@@ -72,6 +79,7 @@ class Engine:
       guard: judges each step.
       jit_compile: compile the guard's update with XLA.
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
+      update_limit: see `Monitor`.
 
     Attributes:
       on_device: the state, once the variables are known.
@@ -79,8 +87,17 @@ class Engine:
       loss_scale: of the last step, a number or a variable.
     """
 
-    def __init__(self, owner: Any, guard: Guard, *, jit_compile: bool, alerts: bool = False) -> None:
+    def __init__(
+        self,
+        owner: Any,
+        guard: Guard,
+        *,
+        jit_compile: bool,
+        alerts: bool = False,
+        update_limit: float | None = None,
+    ) -> None:
         self.guard = guard
+        self.weights = Weights(update_limit)
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -119,7 +136,7 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, jit_compile=self.jit_compile)
+        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
         restored = self._pending is not None
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -139,10 +156,14 @@ class Engine:
         variables: Sequence[Any] | None,
         loss_scale: Any = None,
         *,
+        optimizer: Any = None,
+        follow: bool = False,
         skips_itself: bool = False,
         sums: str = distribution.PART,
     ) -> tuple[list[Gradient | None], Decision]:
         """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
+
+        `follow`: the update comes next, and `weights.settle` after it.
 
         `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
         `sums`: of the replicas, see `distribution`.
@@ -157,28 +178,39 @@ class Engine:
         variable_of = [None] * len(grads) if variables is None else variables
         tensors = [_nothing(v) if g is None else _convert(g) for g, v in zip(grads, variable_of)]
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
+        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(tensors, multiple, skips_itself, sums)
+            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(tensors, multiple, skips_itself, sums)
+            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums)
         out: list[Gradient | None] = list(grads)
         for i in present:
             out[i] = scaled[i]
         return out, decision
 
     def _clip_eagerly(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, skips_itself, sums)
-        return self._eager(grads, loss_scale, skips_itself, sums)
+            return self._step(grads, loss_scale, signals, skips_itself, sums)
+        return self._eager(grads, loss_scale, signals, skips_itself, sums)
 
     def _step(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.on_device, self.guard.policy
@@ -195,7 +227,7 @@ class Engine:
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
         with turns.one_at_a_time(self.run_id) as wrote:
-            new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
+            new_state, scale, numbers = built.guard.step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
@@ -241,7 +273,7 @@ class Engine:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
         return {
             "layout": tf.constant(self.on_device.fingerprint),
-            "state": tf.convert_to_tensor(self.on_device.state),
+            "state": self.on_device.pack(),
         }
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:

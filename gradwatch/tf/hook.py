@@ -140,11 +140,22 @@ def _apply(
         given, known, places = [grads[i] for i in watched], names, list(range(len(watched)))
         if names is not None:
             given, known, places = updates.in_known_order(optimizer, given, names)
-        scaled, decision = monitor._hidden.clip(given, known, loss_scale=loss_scale, skips_itself=itself, sums=sums)
+        scaled, decision = monitor._hidden.clip(
+            given,
+            known,
+            loss_scale=loss_scale,
+            optimizer=optimizer,
+            follow=True,
+            skips_itself=itself,
+            sums=sums,
+        )
         for i, place in zip(watched, places):
             grads[i] = scaled[place]
-        if not (monitor.guard.on_explosion == "skip" if itself else monitor.guard.skips):
-            return update(optimizer, grads, variables)
-        # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
-        keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
-        return apply_or_keep(update, optimizer, grads, variables, keep)
+        if monitor.guard.on_explosion == "skip" if itself else monitor.guard.skips:
+            # a loss scaler that meets a NaN drops the step by itself and lowers its scale: that must stay
+            keep = tf.equal(decision.verdict, float(SKIP)) & ((decision.finite > 0.0) | (not itself))
+            result = apply_or_keep(update, optimizer, grads, variables, keep)
+        else:
+            result = update(optimizer, grads, variables)
+        monitor._hidden.weights.settle(known)
+        return result

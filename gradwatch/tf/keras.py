@@ -15,7 +15,7 @@ import tensorflow as tf
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, NothingToWatch
-from gradwatch.telemetry.reader import reader
+from gradwatch.reading.reader import reader
 from gradwatch.tf import compat, fits, options
 from gradwatch.tf.monitor import Monitor
 
@@ -105,7 +105,8 @@ class KerasCallback(keras.callbacks.Callback):
         if logs is None:
             return
         if "loss" in logs:
-            self.monitor.report(loss=logs["loss"])
+            # for the exporters alone: this is the mean of the epoch so far, the policy has the batch's own
+            self.monitor._host.reported["loss"] = float(logs["loss"])
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             rate = _learning_rate(self._optimizer)

@@ -36,7 +36,7 @@ def nobody_keeps_watching():
 def guards_that_share_their_program():
     """Tracing the guard is most of what a tiny training costs. It is a pure function: equal ones share it."""
     from gradwatch.core.layout import Layout
-    from gradwatch.tf import fused
+    from gradwatch.tf import engine, fused
 
     made, cache = fused.FusedGuard, {}
 
@@ -46,11 +46,11 @@ def guards_that_share_their_program():
             cache[key] = made(guard, initial, jit_compile=jit_compile)
         return cache[key]
 
-    fused.FusedGuard = shared
+    fused.FusedGuard = engine.FusedGuard = shared
     try:
         yield
     finally:
-        fused.FusedGuard = made
+        fused.FusedGuard = engine.FusedGuard = made
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,17 +19,17 @@ CASES = [
     (policies.percentile, "q", (-1, 100.1), "90 and not 0.9"),
     (policies.percentile, "window", (1, 0, -5, 2.5, 100_001), "window"),
     (policies.percentile, "warmup_steps", (0, -1, 1.5, 100_001), "warmup_steps"),
-    (policies.percentile, "winsorise", (1, 0.5, -2), "> 1"),
+    (policies.percentile, "winsorise", (0.5, -2), "2 and not 0.05"),
     (policies.median, "factor", (0, -1), "> 0"),
     (policies.median, "window", (1, -5, 2.5), "window"),
     (policies.median, "warmup_steps", (0,), ">= 1"),
-    (policies.median, "winsorise", (1,), "> 1"),
+    (policies.median, "winsorise", (0.05,), ">= 1"),
     (policies.zscore, "z_max", (0, -1.0), "policies.observe()"),
-    (policies.zscore, "decay", (0.2, 1, 1.5), "< 1"),
+    (policies.zscore, "decay", (97, 0.03, 0.2, 1, 1.5, 0.999999), "0.97 and neither 97 nor 0.03"),
     (policies.zscore, "warmup_steps", (1,), ">= 2"),
     (policies.zscore, "winsorise", (0.9,), ">= 1"),
     (policies.per_variable, "ratio", (0, -1), "> 0"),
-    (policies.per_variable, "decay", (-0.1, 1), "< 1"),
+    (policies.per_variable, "decay", (98, 0.02, -0.1, 1), "0.97 and neither 97 nor 0.03"),
     (policies.per_variable, "warmup_steps", (0,), ">= 1"),
     (policies.per_variable, "winsorise", (0.5,), ">= 1"),
     (policies.fixed, "clip_norm", (0, -1), "policies.observe()"),
@@ -88,7 +88,7 @@ def test_bounds_of_clip_norm_are_checked_singly_and_together(factory):
 
 
 def test_options_that_would_lock_a_policy_in_are_refused():
-    with pytest.raises(ConfigError, match="the median could never rise; raise winsorise"):
+    with pytest.raises(ConfigError, match="clip_norm could never rise; raise winsorise"):
         policies.median(0.5, winsorise=2.0)
     with pytest.raises(ConfigError, match="clipped forever; raise winsorise"):
         policies.zscore(1.0)

@@ -175,8 +175,8 @@ def a_step_is_judged_by_the_steps_before(part: Part) -> None:
 
 
 def nonfinite_steps_teach_nothing(part: Part) -> None:
-    """After NaN or Inf the state is bit for bit what it was (a detector of non-finite steps must count them)."""
-    if getattr(part.subject, "kind", None) == "nonfinite":
+    """After NaN or Inf the state is bit for bit what it was (who counts such steps is excepted)."""
+    if getattr(part.subject, "kind", None) in ("nonfinite", "saturated"):
         return
     for _, _, after, _ in _walk(part, _ordinary_stream(60)):
         for bad in (float("nan"), float("inf")):

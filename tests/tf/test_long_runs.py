@@ -196,9 +196,9 @@ def test_three_decades_over_a_training_are_healthy_and_eight_are_not(drifted):
 
 
 def test_a_lasting_rise_of_four_decades_is_forgotten_after_23000_steps(drifted):
-    # three are allowed, the fourth goes at 0.0001 a step
+    # three are allowed, the fourth goes at 0.0001 a step, and so does the noise above it
     last = drifted["spike"][1][-1] - SHIFTED_AT
-    assert last == pytest.approx(np.log(10) / 1e-4, rel=0.1)
+    assert last == pytest.approx((np.log(10) + 0.6) / 1e-4, rel=0.03)
 
 
 def test_the_anchor_goes_on_following_after_a_million_steps(late):

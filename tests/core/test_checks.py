@@ -102,7 +102,7 @@ def test_numbers_of_other_libraries_are_numbers():
 
 @pytest.mark.parametrize(("arguments", "says"), [
     ((None, ()), "policy must come from gradwatch.policies"),
-    (("percentile", ()), "policy must come from gradwatch.policies"),
+    ((1.0, ()), "policy must come from gradwatch.policies"),
     ((policies.percentile, ()), "policy must come from gradwatch.policies"),
     ((policies.observe(), ("spike",)), "detectors must come from gradwatch.detectors"),
     ((policies.observe(), None), "detectors must come from gradwatch.detectors"),

@@ -55,7 +55,7 @@ class Value:
         """The arguments as one would type them."""
         texts: list[str] = []
         # the options of a base come first among the fields, and last in the call
-        for field in sorted(dataclasses.fields(cast(Any, self)), key=lambda field: field.kw_only):
+        for field in sorted(dataclasses.fields(cast(Any, self)), key=lambda field: bool(field.kw_only)):
             value = getattr(self, field.name)
             if not field.kw_only:
                 bare = not texts or field.default is dataclasses.MISSING

@@ -120,7 +120,7 @@ def test_a_fraction_in_the_place_of_a_percentage_a_multiple_or_a_number_of_steps
 
 
 def test_the_first_percentile_and_the_smallest_are_percentiles():
-    # AutoClip's paper tries 1 and 10; nobody means 100 % by 1, since a fraction of 1 is no usual argument there
+    # 1 is taken for what it says: as a fraction it would be the largest norm, a threshold that hardly anybody wants
     assert [policies.percentile(q).q for q in (0, 1, 1.5, 10, 99.9, 100)] == [0, 1, 1.5, 10, 99.9, 100]
 
 

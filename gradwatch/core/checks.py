@@ -45,7 +45,7 @@ def number(
     return x
 
 
-#: Longest window and warm-up, in steps: beyond it float32 weights lose more than 0.1 % of their rank.
+#: Longest window and warm-up, in steps: beyond it float32 weights lose more than 0.3 % of their rank.
 LONGEST = 100_000
 
 

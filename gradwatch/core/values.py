@@ -54,7 +54,8 @@ class Value:
     def _texts(self) -> list[str]:
         """The arguments as one would type them."""
         texts: list[str] = []
-        for field in dataclasses.fields(cast(Any, self)):
+        # the options of a base come first among the fields, and last in the call
+        for field in sorted(dataclasses.fields(cast(Any, self)), key=lambda field: bool(field.kw_only)):
             value = getattr(self, field.name)
             if not field.kw_only:
                 bare = not texts or field.default is dataclasses.MISSING

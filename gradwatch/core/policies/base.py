@@ -119,11 +119,15 @@ class Adaptive(Policy):
             maximum=maximum,
         )
 
-    def _check_rise(self, name: str, multiple: float) -> None:
+    def _check_rise(self, multiple: float = 1.0, name: str = "", exception: str = "") -> None:
         """`winsorise * multiple` is how far above the present level a norm can enter."""
         if self.winsorise * multiple < LEAST_RISE:
-            what, got = f"winsorise * {name}", f"{self.winsorise:g} * {multiple:g}"
-            raise ConfigError(f"{what} must be >= {LEAST_RISE}, got {got}: clip_norm could never rise; raise winsorise")
+            what, got = "winsorise", f"{self.winsorise:g}"
+            if name:
+                what, got = f"winsorise * {name}", f"{self.winsorise:g} * {multiple:g}"
+            raise ConfigError(
+                f"{what} must be >= {LEAST_RISE}, got {got}: clip_norm could never rise; raise winsorise{exception}"
+            )
 
     def _bound(self, xp: Namespace, ready: Bool, clip_norm: Array) -> Array:
         """`clip_norm` within its bounds; the maximum where it is not ready."""

@@ -125,7 +125,7 @@ class per_variable(Adaptive):
         ratio = checks.multiple("ratio", self.ratio, most=100, hint="it is a multiple, 1.05 and neither 105 nor 0.05")
         self._store(ratio=ratio, decay=checks.decay("decay", self.decay))
         self._check_options()
-        self._check_rise("ratio", ratio)
+        self._check_rise(ratio, "ratio", " (AdaGC's own winsorise=1 goes with its ratio of 1.05)")
 
     def init(self, num_variables: int) -> State:
         return {"gamma": np.zeros(num_variables, np.float32), "seen": np.zeros((), np.float32)}

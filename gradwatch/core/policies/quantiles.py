@@ -82,7 +82,7 @@ class percentile(_Quantile):
             raise ConfigError(f"q must be 0 or from 1 to 100, got {self.q!r}; it is a percentile: write {100 * q:g}")
         self._store(q=q, window=checks.window("window", self.window))
         self._check_options()
-        self._check_rise("1", 1.0)
+        self._check_rise()
         # below a maximum it may clip any share
         self._store(expected_clip_ratio=1 - q / 100 if self.maximum is None else None)
 
@@ -124,7 +124,7 @@ class median(_Quantile):
         factor = checks.multiple("factor", self.factor, most=100, hint="it is a multiple, 2 and not 200")
         self._store(factor=factor, window=checks.window("window", self.window))
         self._check_options()
-        self._check_rise("factor", self.factor)
+        self._check_rise(factor, "factor")
 
     @property
     def _quantile(self) -> float:

@@ -340,7 +340,7 @@ def set_steps(monitor: gradwatch.Monitor, steps: int) -> None:
     from gradwatch.core.guard import COUNTERS, LIMB
     from gradwatch.core.xp import NUMPY
 
-    built = monitor._hidden.built
+    built = monitor._engine.on_device
     assert built is not None
     tree = built.tree()
     for name in ("steps", "finite", f"bound_{sum(c.startswith('bound_') for c in COUNTERS) - 1}"):
@@ -367,7 +367,7 @@ def late_step(mode: str, *, rounds: int, seconds: float, seed: int) -> dict[str,
         call: Any = make_step(quickstart, "gradwatch", mode)
         call()
         set_steps(call.monitor, steps)
-        size[name] = int(call.monitor._hidden.built.state.shape[0]) * 4
+        size[name] = int(call.monitor._engine.on_device.state.shape[0]) * 4
         calls[name] = call
     times, _ = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed))
     early, late = np.array(times["early"]), np.array(times["late"])

@@ -13,7 +13,7 @@ from gradwatch.core import counters, norms, sketch
 from gradwatch.core.counters import BOUNDS
 from gradwatch.core.guard import COLUMNS, Guard
 from gradwatch.core.snapshot import KINDS, VERDICTS, Event, Snapshot
-from gradwatch.core.xp import NUMPY
+from gradwatch.core.xp import HUGE, NUMPY
 
 QUANTILES = (0.05, 0.5, 0.95, 0.99)
 
@@ -44,9 +44,9 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
     count, last, run = counters.exact(state["count"]), state["last"], state["run"]
     recent = state["recent"]
     seen = float(sketch.weight(recent)) > 0
-    quantiles = {q: math.exp(float(sketch.log_quantile(NUMPY, recent, q))) if seen else 0.0 for q in QUANTILES}
+    quantiles = {q: math.exp(float(sketch.log_quantile(NUMPY, recent, q))) if seen else math.nan for q in QUANTILES}
     events = {kind: _event(kind, state, paths, count[f"episodes_{kind}"]) for kind in KINDS}
-    norm, applied = _norm(last["norm"]), _norm(last["applied_norm"])
+    norm, applied = (_norm(last[name]) if count["steps"] else math.nan for name in ("norm", "applied_norm"))
     return Snapshot(
         name=name,
         policy=guard.policy.name,
@@ -55,7 +55,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm=norm,
         applied_norm=applied,
         clip_norm=_norm(last["clip_norm"]),
-        clip_scale=_ratio(norm, applied),
+        clip_scale=_ratio(norm, applied) if count["steps"] else 1.0,
         verdict=VERDICTS[int(last["verdict"])],
         explosion_threshold=_norm(last["threshold"]),
         vanishing_threshold=float(last["vanishing_threshold"]),
@@ -68,7 +68,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         skipped_updates=count["skipped_nonfinite"] + count["skipped_explosion"],
         skipped_by_reason={reason: count[f"skipped_{reason}"] for reason in ("nonfinite", "explosion")},
         explosions=count["episodes_explosion"],
-        max_norm=float(run["max_norm"]),
+        max_norm=float(run["max_norm"]) if count["finite"] else math.nan,
         warmup=bool(run["warmup"] > 0.5) or not count["steps"],
         layer_norms={path: _norm(x) for path, x in zip(paths, last["layer_norms"])},
         anomalies={kind: count[f"episodes_{kind}"] for kind in KINDS},
@@ -79,8 +79,14 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
         norm_sum=float(run["sum"]) + float(run["sum_rest"]),
         expected_clip_ratio=guard.policy.expected_clip_ratio,
+        reach=_reach(last["reach"]),
         **known,
     )
+
+
+def _reach(kept: float) -> float | None:
+    """None where it is not known, Inf where it does not apply."""
+    return None if kept <= 0.0 else float(kept) if kept <= HUGE else math.inf
 
 
 def _ratio(norm: float, applied: float) -> float:
@@ -92,7 +98,10 @@ def _ratio(norm: float, applied: float) -> float:
 
 
 def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8)."""
+    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8).
+
+    `reach` and `update_ratio` are NaN where they are not known.
+    """
     steps = counters.exact(state["count"])["steps"]
     rows = np.reshape(state["history"], (-1, len(COLUMNS)))
     kept = min(steps, len(rows))
@@ -102,4 +111,9 @@ def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name in ("norm", "applied_norm", "clip_norm", "threshold"):
         columns[name] = norms.decode(columns[name])
     columns["verdict"] = columns["verdict"].astype(np.int8)
+    reach, ratio = columns["reach"], columns["update_ratio"]
+    # the state holds neither NaN nor Inf
+    reach[reach > HUGE] = math.inf
+    reach[reach <= 0.0] = math.nan
+    ratio[ratio < 0.0] = math.nan
     return columns

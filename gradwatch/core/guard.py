@@ -31,7 +31,7 @@ ON_EXPLOSION = ("clip", "skip", "observe")
 PASS, CLIP, ZERO, SKIP = range(len(VERDICTS))
 
 HISTORY = 1024  # steps kept
-COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict")
+COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio")
 WINDOW = 1000  # steps that the reported quantiles remember
 
 _NORMS = ("norm", "applied_norm")  # what of a Decision may be NaN
@@ -132,6 +132,7 @@ class Guard:
                 "threshold": none,
                 "vanishing_threshold": zero,
                 "kept": np.ones((), np.float32),
+                "reach": zero,
                 "layer_norms": one_each,
             },
             "run": dict.fromkeys(("max_norm", "nonfinite_streak", "sum", "sum_rest", "warmup"), zero),
@@ -152,6 +153,7 @@ class Guard:
         *,
         reach: Array | None = None,
         loss: Array | None = None,
+        update_ratio: Array | None = None,
     ) -> tuple[dict[str, Any], Decision]:
         """Judge one step.
 
@@ -159,6 +161,8 @@ class Guard:
           per_variable: L2 norm of each variable's gradient, shape [num_variables].
           applied: the same after `tf.clip_by_value` (scope "value" only).
           reach, loss: as in `Norms`, shape (); None for not known.
+          update_ratio: the newest share of their norm by which the weights moved, shape (), for the history alone;
+            negative or None for not known.
 
         Returns:
           (state after the step, Decision)
@@ -174,10 +178,14 @@ class Guard:
             for name, x in decision._asdict().items()
             if name != "scale"
         }
+        row = {**last, "reach": _finite_reach(xp, now), "update_ratio": xp.number(-1.0)}
+        if update_ratio is not None:
+            row["update_ratio"] = xp.where(update_ratio >= 0.0, xp.minimum(update_ratio, HUGE), -1.0)
         new_state = {
             "count": count,
             "last": {
                 **last,
+                "reach": row["reach"],
                 "vanishing_threshold": found.thresholds["vanishing"],
                 "kept": _kept(xp, now, decision, info),
                 "layer_norms": norms.encode(xp, per_variable),
@@ -196,7 +204,7 @@ class Guard:
                 levels=state["levels"],
                 step=(count["low"][steps], count["high"][steps]),
             ),
-            "history": xp.push(state["history"], xp.stack([last[name] for name in COLUMNS])),
+            "history": xp.push(state["history"], xp.stack([row[name] for name in COLUMNS])),
         }
         return new_state, decision
 
@@ -291,6 +299,11 @@ def _run(xp: Namespace, run: Mapping[str, Array], now: norms.Norms, found: Findi
         "sum_rest": rest,
         "warmup": found.warmup,
     }
+
+
+def _finite_reach(xp: Namespace, now: norms.Norms) -> Array:
+    """As the state keeps it: 0 where it is not known, 3e38 where it does not apply."""
+    return xp.where(now.reach > 0.0, xp.where(now.reach <= HUGE, now.reach, 3e38), 0.0)
 
 
 def _ratio(xp: Namespace, norm: Array, clip_norm: Array) -> Array:

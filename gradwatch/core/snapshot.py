@@ -63,7 +63,8 @@ class Event:
 class Snapshot:
     """One consistent reading of a monitor. Norms are L2 norms of the unscaled gradient before clipping.
 
-    A threshold that does not exist yet (warm-up) or at all is `inf` (`vanishing_threshold`: 0.0).
+    A threshold that does not exist yet (warm-up) or at all is `inf` (`vanishing_threshold`: 0.0). What no step has
+    said yet is NaN: `norm`, `applied_norm`, `max_norm`, `median` and `quantiles` before the first (finite) one.
     """
 
     name: str
@@ -97,6 +98,10 @@ class Snapshot:
     norm_counts: tuple[int, ...]  # cumulative finite steps per bound, the last one of all finite steps
     norm_sum: float  # of the finite norms
     loss_scale: float | None = None
+    reach: float | None = None  # norm units, see `gradwatch.core.norms.Norms`; None: not known, Inf: does not apply
+    update_ratio: float | None = None  # newest |dw| / |w|, measured every 50 steps; None: not measured yet
+    layer_update_ratio: Mapping[str, float] = field(default_factory=dict)  # variable path -> the same; where known
+    limited_updates: int = 0  # steps whose update was scaled back by update_limit
     expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
     extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate
 

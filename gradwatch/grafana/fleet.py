@@ -24,11 +24,11 @@ from gradwatch.grafana.panels import (
 )
 from gradwatch.grafana.queries import chosen, finite, firing, increase, per_run, positive, rate, share_of_steps
 from gradwatch.grafana.shared import FLEET_UID, HEALTH_UID, NO_STEPS, STATES, state, step_age, variables
+from gradwatch.reading.state import STALL_SECONDS
 
 #: What an episode under way adds to a run's trouble: powers of two, so that the sum tells which.
 WEIGHTS = {"nonfinite": 8, "explosion": 4, "trend": 2, "vanishing": 1}
 
-_STALLED = 600  # seconds without a step, as in the alert
 _NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
 
 
@@ -71,7 +71,7 @@ def trouble() -> str:
 def stalled(weight: int = 1) -> str:
     """`weight` for a run that is under way and has made no step for ten minutes, else 0."""
     last = chosen("gradwatch_last_step_timestamp_seconds")
-    return f"{weight} * {chosen('gradwatch_run_active')} * (time() - {last} > bool {_STALLED})"
+    return f"{weight} * {chosen('gradwatch_run_active')} * (time() - {last} > bool {STALL_SECONDS})"
 
 
 # -- now ------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def _worst_first() -> Json:
                 "Since last step",
                 unit="s",
                 noValue="no step yet",
-                thresholds=steps((None, GREEN), (60, YELLOW), (_STALLED, RED)),
+                thresholds=steps((None, GREEN), (60, YELLOW), (STALL_SECONDS, RED)),
             ),
             override("Steps per second", unit="cps", noValue="–"),
             override("Anomalies", decimals=0, noValue="–"),

@@ -18,7 +18,7 @@ import tensorflow as tf
 from gradwatch.core.guard import COLUMNS, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.sketch import BUCKETS
-from gradwatch.core.xp import HUGE, NUMPY
+from gradwatch.core.xp import HUGE, NUMPY, TINY
 from gradwatch.tf.ops import FUSED, TENSORFLOW
 
 Path = tuple[str, ...]
@@ -27,9 +27,10 @@ Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of cou
 _HISTORY = ("history",)
 
 #: What `signals` says where something is not known: a step under tf.debugging.enable_check_numerics may meet no NaN.
-NO_REACH, NO_LOSS = 0.0, 3e38
-#: The reach of an optimizer that has none.
+NO_REACH, NO_LOSS, NO_RATIO = 0.0, 3e38, -1.0
+#: The weights' norm of an optimizer for which reach does not apply.
 ANY_REACH = 3e38
+NO_SIGNALS = (NO_REACH, 1.0, NO_LOSS, NO_RATIO)
 
 
 def _is_big(path: Path, shape: tuple[int, ...]) -> bool:
@@ -75,6 +76,13 @@ def _at(tree: Any, path: Path) -> Any:
     return tree
 
 
+def reach(xp: Any, weights: Any, rate: Any) -> Any:
+    """weights / rate, 0 where one of them is not a positive number that can be divided; `ANY_REACH` stays."""
+    # a comparison with NaN is false
+    good = (weights > 0.0) & (rate >= TINY) & (rate <= HUGE)
+    return xp.where(good, xp.minimum(weights / xp.where(good, rate, 1.0), ANY_REACH), NO_REACH)
+
+
 class FusedGuard:
     """`guard.step` over the packed state vector.
 
@@ -105,11 +113,12 @@ class FusedGuard:
         """(state after the step, scale, the other numbers of the Decision, shape [8]).
 
         Args:
-          signals: reach and loss, shape [2], all finite: `NO_REACH`, `ANY_REACH` and `NO_LOSS` are the codes for
-            what `Norms` has NaN and Inf. None: neither is known.
+          signals: the weights' norm, learning_rate / (1 - momentum), the loss of the step before and the newest
+            update ratio, shape [4], finite: `NO_REACH`, `ANY_REACH`, `NO_LOSS` and `NO_RATIO` are codes for what
+            `Norms` has NaN and Inf. None: nothing is known.
         """
         if signals is None:
-            signals = tf.constant([NO_REACH, NO_LOSS])
+            signals = tf.constant(NO_SIGNALS)
         pieces = tf.split(vector, self._sizes)
         small, big = pieces[: len(self._small)], dict(zip(self._big, pieces[len(self._small) :]))
         reads = self._read(vector, big)
@@ -140,8 +149,16 @@ class FusedGuard:
             fields = tf.reshape(vector, [len(group), *group[0].shape])
             leaves.update({field.path: fields[i] for i, field in enumerate(group)})
         applied = norms if applied is None else applied
-        loss = xp.where(signals[1] > HUGE, math.nan, signals[1])
-        state, decision = self._guard.step(xp, self.layout.build(leaves), norms, applied, reach=signals[0], loss=loss)
+        weights, rate, loss, ratio = tf.unstack(signals)
+        state, decision = self._guard.step(
+            xp,
+            self.layout.build(leaves),
+            norms,
+            applied,
+            reach=reach(xp, weights, rate),
+            loss=xp.where(loss > HUGE, math.nan, loss),
+            update_ratio=ratio,
+        )
         [row] = _at(state, _HISTORY).written
         entries = [number for path in self._sketches for number in _at(state, path).written]
         # few outputs: each is an allocation
@@ -161,5 +178,13 @@ class FusedGuard:
         leaves |= {path: _Outside(path, read) for path in self._big}
         variables = np.zeros(len(initial["last"]["layer_norms"]), np.float32)
         known = NUMPY.number(1.0)
-        self._guard.step(_without_big(NUMPY), self.layout.build(leaves), variables, variables, reach=known, loss=known)
+        self._guard.step(
+            _without_big(NUMPY),
+            self.layout.build(leaves),
+            variables,
+            variables,
+            reach=known,
+            loss=known,
+            update_ratio=known,
+        )
         return sorted(reads, key=lambda key: isinstance(key[1], float))

@@ -11,7 +11,7 @@ from grafana_boards import BOARDS, panels, parse, selectors
 
 from gradwatch.grafana import alertmanager, rule_tests, rules
 from gradwatch.grafana.queries import series
-from gradwatch.telemetry import alerts as in_process
+from gradwatch.reading import alerts as in_process
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")

@@ -77,7 +77,7 @@ def detector(detector: Detector, norms: np.ndarray, state: State | None = None) 
         state, alarm, info = detector.update(NUMPY, state, _side_by_side(row))
         out.append(tuple(np.broadcast_to(x, row.shape) for x in (alarm, info["score"], info["threshold"])))
     alarm, score, threshold = (np.array(column) for column in zip(*out))
-    return Alarms(alarm.astype(bool), score, threshold, state)
+    return Alarms(alarm.astype(bool), score, _norms.decode(threshold), state)
 
 
 def episodes(alarm: np.ndarray, cooldown_steps: int = 10) -> int:

@@ -211,13 +211,13 @@ def _check_optimizers(optimizers: Mapping[Any, Any], *, several: bool) -> None:
 
 def _check_step(step: Any) -> None:
     """ConfigError for what is no train step, each with what to do instead."""
+    if not callable(step) or isinstance(step, Policy) or (isinstance(step, type) and issubclass(step, Policy)):
+        raise ConfigError(
+            f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"
+        )
     if isinstance(step, type):
         raise ConfigError(
             f"watch decorates a train step and was given the class {step.__name__}; decorate its method that trains"
-        )
-    if not callable(step) or isinstance(step, Policy) or getattr(step, "__module__", "") == Policy.__module__:
-        raise ConfigError(
-            f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"
         )
     if _is_model(step):
         raise ConfigError(

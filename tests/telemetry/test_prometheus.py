@@ -202,7 +202,9 @@ def test_update_ratio_and_reach_are_shown_once_they_are_known(reader, server):
 def test_the_update_ratios_of_layers_are_those_of_the_chosen_layers(reader):
     layers = {f"layer{i}": float(i) for i in range(1000)}
     # a variable that is zero has a norm but no share
-    show(reader, FakeMonitor(layer_norms=layers, layer_update_ratio={k: x / 1e3 for k, x in layers.items() if x}))
+    shares = {name: x / 1e3 for name, x in layers.items() if x}
+    show(reader, monitor := FakeMonitor(layer_norms=layers, layer_update_ratio=shares))
+    assert len(monitor.state.layer_update_ratio) == 999
     collector = exposition.Collector(layers=3)
     (family,) = (f for f in collector.collect() if f.name == "gradwatch_layer_update_ratio")
     assert {s.labels["layer"]: s.value for s in family.samples} == {"layer500": 0.5, "layer999": 0.999}

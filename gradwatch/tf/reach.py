@@ -22,7 +22,7 @@ import tensorflow as tf
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
 from gradwatch.core.xp import HUGE, TINY, Array, Namespace
-from gradwatch.tf import distribution, gradients, rates
+from gradwatch.tf import compat, distribution, gradients, rates
 from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
 from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.updates import tf_variable
@@ -238,7 +238,7 @@ class Weights:
         self.forget()
         here = _graph()
         while here is not None and here is not graph:
-            here = getattr(here, "outer_graph", None)
+            here = compat.outer_graph(here)
         return tf.constant(NO_LOSS) if loss is None or here is not graph else _code(loss)
 
     # -- from the host ----------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def _check_step(step: Any) -> None:
         raise ConfigError(
             f"watch decorates a train step and was given the class {step.__name__}; decorate its method that trains"
         )
-    if not callable(step) or isinstance(step, Policy) or (isinstance(step, type) and issubclass(step, Policy)):
+    if not callable(step) or isinstance(step, Policy):
         raise ConfigError(
             f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"
         )

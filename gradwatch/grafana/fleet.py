@@ -177,8 +177,8 @@ def _worst_first() -> Json:
     return table(
         "Runs, worst first",
         "Which one first? Trouble: 32 for a stall, 16 for NaN or Inf under way, 8 for an explosion, 4 for "
-        "saturated clipping, 2 for vanishing, 1 for a trend; behind the point the share of bad steps in this time range. Click a monitor "
-        "for its gradient health.",
+        "saturated clipping, 2 for vanishing, 1 for a trend; behind the point the share of bad steps in this time "
+        "range. Click a monitor for its gradient health.",
         [target(query, instant=True, form="table") for query in queries.values()],
         columns=columns,
         empty="No run: no process with gradwatch is scraped now.",

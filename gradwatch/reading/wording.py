@@ -12,6 +12,7 @@ from gradwatch.reading.text import short_names
 TITLES = {
     "explosion": "gradient explosion",
     "trend": "gradient norm growing towards an explosion",
+    "saturated": "most of the gradients clipped away or zeroed",
     "vanishing": "gradients vanishing",
     "nonfinite": "NaN or Inf in the gradients",
 }
@@ -19,6 +20,7 @@ TITLES = {
 _ADVICE = {
     "explosion": "Look at the batch of that step and at the learning rate.",
     "trend": "Lower the learning rate now, or look for a loss term that grows without bound.",
+    "saturated": "Lower the learning rate: the run is kept alive by clipping and zeroing, and hardly learns.",
     "vanishing": "Look at these variables' activations (saturated, dead), at their initial values and at a learning "
     "rate schedule that has run out.",
     "nonfinite": "Look for a log, a square root or a division by zero in the loss, and for NaN in the input; "

@@ -1,7 +1,8 @@
 """How log lines look when the program did not configure logging: with time and level, on a line of their own.
 
-Python would print the bare message to standard error, in the middle of a progress bar. As soon as the program has
-handlers of its own, this one is silent.
+Python would print the bare message to standard error, in the middle of a progress bar. It does that with a handler of
+last resort; ours takes its place and hands on what is not from gradwatch. So a program that has any handler of its own,
+or a `NullHandler` to be silent, sees nothing of it.
 """
 
 from __future__ import annotations
@@ -13,43 +14,37 @@ import sys
 import threading
 from typing import TextIO
 
-logger = logging.getLogger("gradwatch")
-
 FORMAT = "%(asctime)s %(levelname)s gradwatch: %(message)s"
 
 
 class Console(logging.Handler):
-    """Writes to `sys.stderr` as long as nobody else would write anything."""
+    """Writes what the logger `gradwatch` says to `sys.stderr`.
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    Args:
+      others: the handler of last resort for everybody else.
+    """
+
+    def __init__(self, others: logging.Handler) -> None:
+        super().__init__(others.level)
+        self._others = others
         self.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if configured() or sys.stderr is None:
-            return
-        try:
-            start = "\n" if _bar_is_open() and _same_place(sys.stdout, sys.stderr) else ""
-            sys.stderr.write(f"{start}{self.format(record)}\n")
-            sys.stderr.flush()
-        except Exception:
-            self.handleError(record)
+        if record.name.split(".")[0] != "gradwatch":
+            self._others.handle(record)
+        elif sys.stderr is not None:
+            try:
+                start = "\n" if _bar_is_open() and _same_place(sys.stdout, sys.stderr) else ""
+                sys.stderr.write(f"{start}{self.format(record)}\n")
+                sys.stderr.flush()
+            except Exception:
+                self.handleError(record)
 
 
 def install() -> None:
-    """Gives the logger `gradwatch` its `Console`. May be called twice."""
-    if not any(isinstance(handler, Console) for handler in logger.handlers):
-        logger.addHandler(Console())
-
-
-def configured() -> bool:
-    """Whether the program has a handler of its own for what `gradwatch` logs."""
-    step: logging.Logger | None = logger
-    while step is not None:
-        if any(not isinstance(handler, (Console, logging.NullHandler)) for handler in step.handlers):
-            return True
-        step = step.parent if step.propagate else None
-    return False
+    """Puts a `Console` before the handler of last resort, if there is one. May be called twice."""
+    if logging.lastResort is not None and not isinstance(logging.lastResort, Console):
+        logging.lastResort = Console(logging.lastResort)
 
 
 def _bar_is_open() -> bool:

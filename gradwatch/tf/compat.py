@@ -8,7 +8,7 @@ nobody calls it any more, so `distribution` and `accumulation` count the calls o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -77,6 +77,23 @@ PRIVATE_NAMES: dict[str, PrivateName] = {
         "keras.optimizers.Optimizer",
         _of_an_optimizer("_iterations"),
         "an accumulated update could not be dropped; gradient_accumulation_steps with skip is refused",
+    ),
+    "_var_to_optimizer_idx": PrivateName(
+        "keras.optimizers.MultiOptimizer",
+        lambda: "_var_to_optimizer_idx" in _names_in_build_of_multi_optimizer(),
+        "the reach of a step under a MultiOptimizer is not known",
+    ),
+    "_get_hyper": PrivateName(
+        "tf_keras.optimizers.legacy.Optimizer",
+        lambda: True,  # tf-keras is not imported to ask: its legacy family does not change any more
+        "the reach of a step under its SGD is not known",
+    ),
+    "_decayed_lr": PrivateName("tf_keras.optimizers.legacy.Optimizer", lambda: True, "as for `_get_hyper`"),
+    "_create_hypers": PrivateName("tf_keras.optimizers.legacy.Optimizer", lambda: True, "as for `_get_hyper`"),
+    "_current_learning_rate": PrivateName(
+        "tf_keras.optimizers.Optimizer",
+        lambda: True,
+        "the reach of a step under a schedule of its SGD is that of the rate of the step before",
     ),
     "_clone": PrivateName(
         "tf.function",
@@ -181,6 +198,50 @@ def build_legacy(optimizer: Any, variables: list[Any]) -> None:
 def is_legacy_family(optimizer: Any) -> bool:
     """Whether it is of `tf_keras.optimizers.legacy`, whose `apply_gradients` has keywords of its own."""
     return hasattr(optimizer, "_create_all_weights")
+
+
+def _names_in_build_of_multi_optimizer() -> Sequence[str]:
+    multi = getattr(keras.optimizers, "MultiOptimizer", None)
+    # a Keras that has no such optimizer lacks nothing
+    return ["_var_to_optimizer_idx"] if multi is None else multi.build.__code__.co_names
+
+
+def places_in_multi_optimizer(optimizer: Any, variables: Sequence[Any]) -> list[int | None]:
+    """For each variable, which of `optimizer.optimizers` moves it; None where that is not known."""
+    places = getattr(optimizer, "_var_to_optimizer_idx", {})
+    key = getattr(optimizer, "_var_key", id)
+    return [places.get(key(variable)) for variable in variables]
+
+
+def learning_rate(optimizer: Any) -> Any:
+    """As it is in this step: a number, a variable or a tensor; None for an optimizer that has not the one."""
+    if is_legacy_family(optimizer):
+        _make_hyperparameters(optimizer)
+        return optimizer._decayed_lr(tf.float32)
+    given = getattr(optimizer, "_learning_rate", None)
+    if hasattr(optimizer, "_current_learning_rate") and callable(given) and not isinstance(given, tf.Variable):
+        # tf-keras asks a schedule within the update: what it holds until then is the rate of the step before
+        return given(optimizer.iterations)
+    try:
+        return optimizer.learning_rate
+    except (AttributeError, ValueError):
+        return None
+
+
+def momentum(optimizer: Any) -> Any:
+    """Of an SGD: a number or a tensor; 0.0 where it has none."""
+    if is_legacy_family(optimizer):
+        _make_hyperparameters(optimizer)
+        return optimizer._get_hyper("momentum") if getattr(optimizer, "_momentum", False) else 0.0
+    found = getattr(optimizer, "momentum", 0.0)
+    return found() if callable(found) else found
+
+
+def _make_hyperparameters(optimizer: Any) -> None:
+    with tf.init_scope():
+        # made within the step they would be initialized by it
+        optimizer.iterations  # noqa: B018
+        optimizer._create_hypers()
 
 
 # -- tf.function ------------------------------------------------------------------------------------------

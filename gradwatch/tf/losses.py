@@ -74,6 +74,8 @@ def of_batches(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
     try:
         yield
     finally:
+        for monitor in monitors:
+            monitor._hidden.weights.forget()
         if before is None:
             vars(model).pop("compute_loss", None)
         else:

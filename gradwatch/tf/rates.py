@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from gradwatch.tf import updates
+from gradwatch.tf import compat, updates
 
 LINEAR, ADAPTIVE, NEITHER = "linear", "adaptive", "neither"
 
@@ -69,7 +69,7 @@ def parts(optimizer: Any, variables: Sequence[Any]) -> list[Part]:
     several = list(getattr(optimizer, "optimizers", None) or ())
     if not several:
         return [Part(optimizer, range(len(variables)))]
-    places = [optimizer._var_to_optimizer_idx.get(optimizer._var_key(v)) for v in variables]
+    places = compat.places_in_multi_optimizer(optimizer, variables)
     return [Part(o, [i for i, p in enumerate(places) if p == k]) for k, o in enumerate(several) if k in places]
 
 
@@ -79,13 +79,7 @@ def effective_rate(optimizer: Any) -> tf.Tensor | None:
     A sustained gradient g moves the weights by this times g. Keras' velocity is m * v - lr * g, so its sum is
     lr * g / (1 - m). A schedule, a variable and a function are asked in the graph, where they stand at this step.
     """
-    if hasattr(optimizer, "_create_hypers"):
-        with tf.init_scope():
-            # of tf-keras' legacy family: made within the step they would be initialized by it
-            optimizer.iterations  # noqa: B018
-            optimizer._create_hypers()
-    momentum = _momentum(optimizer)
-    rate = _learning_rate(optimizer)
+    momentum, rate = compat.momentum(optimizer), compat.learning_rate(optimizer)
     if rate is None or momentum is None:
         return None
     rate = tf.cast(tf.convert_to_tensor(rate), tf.float32)
@@ -93,23 +87,3 @@ def effective_rate(optimizer: Any) -> tf.Tensor | None:
         # a momentum of 1 never forgets: no gradient can be sustained
         return None if momentum >= 1.0 else rate / (1.0 - momentum) if momentum else rate
     return rate / (1.0 - tf.cast(tf.convert_to_tensor(momentum), tf.float32))
-
-
-def _momentum(optimizer: Any) -> Any:
-    if hasattr(optimizer, "_get_hyper"):  # tf-keras' legacy family
-        return optimizer._get_hyper("momentum") if getattr(optimizer, "_momentum", False) else 0.0
-    momentum = getattr(optimizer, "momentum", 0.0)
-    return momentum() if callable(momentum) else momentum
-
-
-def _learning_rate(optimizer: Any) -> Any:
-    if hasattr(optimizer, "_decayed_lr"):
-        return optimizer._decayed_lr(tf.float32)
-    schedule = getattr(optimizer, "_learning_rate", None)
-    if hasattr(optimizer, "_current_learning_rate") and callable(schedule) and not isinstance(schedule, tf.Variable):
-        # tf-keras computes the rate of a schedule within the update: what it holds now is the step before's
-        return schedule(optimizer.iterations)
-    try:
-        return optimizer.learning_rate
-    except (AttributeError, ValueError):  # MultiOptimizer, and one that has no rate
-        return None

@@ -4,7 +4,7 @@
 
 is the global gradient norm which, sustained, moves the weights by their own length in a step. Weights move slowly, so
 their norms are taken every `EVERY` steps only, and in the same steps the update is measured: |dw| / |w|. Both in the
-graph. docs/decisions/0007 has the measurements and the choices.
+graph. docs/decisions/0008 has the measurements and the choices.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,13 +22,12 @@ import tensorflow as tf
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
 from gradwatch.core.xp import HUGE, TINY, Array, Namespace
-from gradwatch.tf import distribution, gradients, rates
+from gradwatch.tf import compat, distribution, gradients, rates
 from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
 from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.updates import tf_variable
 
-#: Steps between two looks at the weights. A bound of 10 % of their norm a step lets them grow by e in ten steps at
-#: most; what healthy runs do in fifty is under 1 % (docs/decisions/0007).
+#: Steps between two looks at the weights.
 EVERY = 50
 
 #: How many numbers of all variables together are held to see how far they moved. A variable that has more is looked
@@ -84,6 +84,7 @@ class Weights:
     def build(self, count: int) -> None:
         """Make the variables, once it is known how many gradients there are."""
         self.count = count
+        self._functions.clear()
         self.initial = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
         self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
         self.state, self.loss = distribution.in_scope(self._make)
@@ -115,14 +116,16 @@ class Weights:
           present: the variables that have a gradient in this step.
           follow: keep what `settle` needs after the update.
         """
-        self._here.update, self._here.judged = None, _graph()
+        graph = _graph()
+        # weakly: a thread must not keep the graph of a training that is over
+        self._here.update, self._here.judged = None, None if graph is None else weakref.ref(graph)
         loss = tf.convert_to_tensor(self.loss)
         self.loss.assign(self._pending())
         if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
             ratio = tf.convert_to_tensor(self.state)[1 - len(_SCALARS)]
             return tf.stack([NO_REACH, 1.0, loss, ratio])
         kind, moving, rate = _motion(optimizer, variables)
-        moving = tuple(i for i in moving if i in set(present))
+        moving = tuple(sorted(set(moving) & set(present)))
         total, ratio, due, before = self._in_function(
             "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
         )
@@ -218,19 +221,24 @@ class Weights:
         """The step that is judged next, here, has this loss: the one after it gets it as `norms.loss`."""
         self._here.loss = (_graph(), loss)
 
+    def forget(self) -> None:
+        """No step that is judged from now on has the loss that was expected."""
+        self._here.loss = None
+
     def report(self, loss: Any) -> None:
         """This step's loss, said before or after it is judged."""
-        if tf.executing_eagerly() or _graph() is getattr(self._here, "judged", None):
+        judged = getattr(self._here, "judged", None)
+        if tf.executing_eagerly() or (judged is not None and judged() is _graph()):
             self.tell(loss)
         else:
             self.expect(loss)
 
     def _pending(self) -> tf.Tensor:
         graph, loss = getattr(self._here, "loss", None) or (None, None)
-        self._here.loss = None
+        self.forget()
         here = _graph()
         while here is not None and here is not graph:
-            here = getattr(here, "outer_graph", None)
+            here = compat.outer_graph(here)
         return tf.constant(NO_LOSS) if loss is None or here is not graph else _code(loss)
 
     # -- from the host ----------------------------------------------------------------------------------------
@@ -338,11 +346,11 @@ def _concat(arrays: Sequence[tf.Tensor], places: Sequence[_Place]) -> tf.Tensor:
 
 def _lengths(arrays: Sequence[tf.Tensor], places: Sequence[_Place] | None = None, *, picked: bool = False) -> tf.Tensor:
     """Norm of each array, shape [len(arrays)], exact or estimated from its places; `UNKNOWN` where not finite."""
-    if places is None:
-        squares = tf.stack([tf.cast(2.0 * tf.nn.l2_loss(x), tf.float32) for x in arrays])
-    else:
-        parts = arrays if picked else [_pick(x, p) for x, p in zip(arrays, places)]
-        squares = tf.stack([tf.cast(2.0 * tf.nn.l2_loss(x), tf.float32) for x in parts])
+    if places is not None and not picked:
+        arrays = [_pick(x, p) for x, p in zip(arrays, places)]
+    # few ops a variable: a model has hundreds of them
+    squares = 2.0 * tf.stack([tf.cast(tf.nn.l2_loss(x), tf.float32) for x in arrays])
+    if places is not None:
         squares = squares * tf.constant([p.of / max(p.size, 1) for p in places], tf.float32)
     # a comparison with NaN is false
     good = squares <= 3e38

@@ -138,6 +138,7 @@ def test_a_bound_that_float32_would_turn_into_0_or_inf_is_refused(make, bound):
 def test_numbers_of_other_libraries_are_numbers():
     assert policies.percentile(np.float32(75), np.int64(50)).name == "percentile(75, window=50)"
     assert policies.fixed(np.array(2.0)).name == "fixed(2)"
+    policies.per_variable(np.float32(1.05), winsorise=np.int64(1))
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

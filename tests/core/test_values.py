@@ -8,12 +8,14 @@ import doctest
 import importlib
 import pickle
 
+import numpy as np
 import pytest
 
 from gradwatch.core import policies
 from gradwatch.core.guard import Guard
 from gradwatch.core.values import literal
 from gradwatch.errors import ConfigError
+from gradwatch.testing import replay
 
 #: As a person would make them, each with options away from their defaults.
 EXAMPLES = [
@@ -147,6 +149,7 @@ def test_a_policy_made_of_what_is_none_is_refused(options, says):
 def test_texts_are_policies_and_a_guard_takes_them(text, same):
     assert policies.parse(text) == same
     assert Guard(text, ()).policy == same
+    assert np.array_equal(*(replay.policy(x, [1.0, 3.0, 0.5]).clip_norm for x in (text, same)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """How far a step carries the weights: reach, the loss of the step before, the update ratio and its limit.
 
-The oracles are numpy, from the formulas in docs/decisions/0007.
+The oracles are numpy, from the formulas in docs/decisions/0008.
 """
 
 from __future__ import annotations
@@ -437,6 +437,19 @@ def test_the_norms_are_taken_every_50_steps_and_kept_between(mode):
     expected = [norms[i - i % reach.EVERY] / 0.05 for i in range(len(norms))]
     np.testing.assert_allclose(reaches(step), expected, rtol=1e-5)
     assert len(set(expected)) == 3
+
+
+@pytest.mark.parametrize("mode", ["function", "jit"])
+def test_an_accelerator_looks_at_every_step_without_a_branch(mode, monkeypatch):
+    monkeypatch.setattr(reach, "_predicates_travel", lambda: True)
+    net, step = watched(support.sgd(0.05), mode)
+    for batch in DATA:
+        before = arrays(net)
+        step(*batch)
+        moved = [a - b for a, b in zip(arrays(net), before)]
+        snapshot = step.monitor.snapshot()
+        assert snapshot.reach == pytest.approx(norm(before) / 0.05, rel=1e-5)
+        assert snapshot.update_ratio == pytest.approx(norm(moved) / norm(before), rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1000, 1000), (10000, 64), (3, 3, 256, 256), (2**20,)])

@@ -121,7 +121,8 @@ class Adaptive(Policy):
 
     def _check_rise(self, multiple: float = 1.0, name: str = "", exception: str = "") -> None:
         """`winsorise * multiple` is how far above the present level a norm can enter."""
-        if self.winsorise * multiple < LEAST_RISE:
+        # a hair below: 1.05 of a float32 is 1.04999995
+        if self.winsorise * multiple < LEAST_RISE * (1 - 1e-6):
             what, got = "winsorise", f"{self.winsorise:g}"
             if name:
                 what, got = f"winsorise * {name}", f"{self.winsorise:g} * {multiple:g}"

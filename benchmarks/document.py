@@ -37,8 +37,8 @@ def overhead(found: dict[str, Any]) -> str:
     parts = [_made_with(found), script.ratios(found["cells"]), script.small_print(found["cells"])]
     if found["late_step"]:
         parts.append(script.late_table(found["late_step"]))
-    if found["skip"]:
-        parts.append(script.skip_table(found["skip"]))
+    if found["options"]:
+        parts.append(script.options_table(found["options"]))
     if found["soak"]:
         parts.append(script.soak_line(found["soak"]))
     return "\n\n".join(part for part in parts if part)

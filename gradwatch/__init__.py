@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradwatch.exporters.push import push
     from gradwatch.exporters.tensorboard import TensorBoard
     from gradwatch.reading.alerts import Alert
-    from gradwatch.tf.hook import watch
+    from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
 
@@ -42,7 +42,7 @@ _NAMES = {
     "TensorBoard": "gradwatch.exporters.tensorboard",
     "push": "gradwatch.exporters.push",
     "serve": "gradwatch.exporters.prometheus",
-    "watch": "gradwatch.tf.hook",
+    "watch": "gradwatch.tf.decorator",
 }
 _MODULES = {
     "exporters": "gradwatch.exporters",

@@ -56,7 +56,7 @@ def closed_port(server):
 def test_a_row_has_the_numbers_of_the_snapshot(reader, server):
     run = FakeMonitor("train")
     reader.register(run)
-    run.step(7.5, applied=2.0, verdict="clip", clip_norm=2.0, explosion_threshold=9.0, warmup=False)
+    run.step(7.5, applied=2.0, verdict="clip", clip_norm=2.0, explosion_threshold=9.0, warmup=False, update_ratio=2e-3)
     reader.poll_now()
     (row,) = top.Endpoint(server.url).rows()
     snapshot = run.snapshot()
@@ -67,6 +67,7 @@ def test_a_row_has_the_numbers_of_the_snapshot(reader, server):
     assert row.clip_norm == snapshot.clip_norm
     assert row.threshold == snapshot.explosion_threshold
     assert row.clip_ratio == 1.0
+    assert row.update_ratio == 2e-3
 
 
 EXPOSITION = "".join(

@@ -33,6 +33,7 @@ class Row:
         norm that is not finite.
       clip_ratio: share of clipped steps.
       expected_clip_ratio: share of clipped steps to expect from the policy.
+      update_ratio: share of their norm by which a step moved the weights, when it was last measured.
       anomalies: kind -> episodes.
       overhead_ratio: share of the run that gradwatch's host side took from the training thread.
       time: Unix seconds at which the training's numbers were read.
@@ -51,6 +52,7 @@ class Row:
     threshold: float = math.nan
     clip_ratio: float = math.nan
     expected_clip_ratio: float = math.nan
+    update_ratio: float = math.nan
     anomalies: Mapping[str, float] = field(default_factory=dict)
     overhead_ratio: float = math.nan
     time: float = math.nan
@@ -114,6 +116,7 @@ def _row(
         threshold=value("explosion_threshold"),
         clip_ratio=value("clipped_steps_total") / steps if steps else 0.0,
         expected_clip_ratio=value("expected_clip_ratio"),
+        update_ratio=value("update_ratio"),
         anomalies={kind: kinds["anomalies_total"].get(kind, 0.0) for kind in KINDS},
         overhead_ratio=value("host_overhead_seconds_total") / elapsed if elapsed > 0 else math.nan,
         time=now,

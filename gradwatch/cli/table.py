@@ -16,8 +16,8 @@ _STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "critical": "bold
 
 #: The columns beside monitor and state, the first to be left out last.
 _PRIORITY = (
-    *("norm", "steps", "anomalies", "endpoint", "run", "clip_norm", "clipped", "steps/s", "threshold"),
-    *("applied", "overhead"),
+    *("norm", "steps", "anomalies", "endpoint", "run", "clip_norm", "clipped", "steps/s", "update ratio"),
+    *("threshold", "applied", "overhead"),
 )
 _GAP = 2  # between two columns
 _NAME_LIMIT = 32  # characters of a name on a terminal
@@ -66,7 +66,10 @@ def _columns(rows: Sequence[Row], limit: int | None) -> dict[str, list[str]]:
         "state": [row.state for row in rows],
     }
     cells = [_cells(row) if row.monitor else {} for row in rows]
-    for name in ("steps", "steps/s", "norm", "applied", "clip_norm", "threshold", "clipped", "anomalies", "overhead"):
+    for name in (
+        *("steps", "steps/s", "norm", "applied", "clip_norm", "threshold", "clipped", "update ratio"),
+        *("anomalies", "overhead"),
+    ):
         columns[name] = [cell.get(name, "") for cell in cells]
     return {name: column for name, column in columns.items() if column}
 
@@ -83,6 +86,7 @@ def _cells(row: Row) -> dict[str, str]:
         "clip_norm": "none" if row.clip_norm == math.inf else _number(row.clip_norm),
         "threshold": "none" if row.threshold == math.inf else _number(row.threshold),
         "clipped": clipped,
+        "update ratio": _number(row.update_ratio),
         "anomalies": " ".join(f"{count:.0f} {kind}" for kind, count in row.anomalies.items() if count) or "0",
         "overhead": _percent(row.overhead_ratio),
     }

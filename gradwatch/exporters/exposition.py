@@ -95,7 +95,7 @@ class Collector:
                 family.add_metric(labels, *_buckets(samples))
                 return
             rows = list(samples)
-            if metric.name == "gradwatch_layer_gradient_norm":
+            if "layer" in metric.labels:
                 chosen = self._chosen.get((source.name, source.run_id), frozenset())
                 rows = [((clean(values[0]),), value) for values, value in rows if values[0] in chosen]
             for values, value in rows:

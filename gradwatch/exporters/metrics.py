@@ -87,6 +87,11 @@ def _or_zero(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
+def _of_a_step(r: Reading, value: float) -> Samples:
+    """NaN before the first step is no anomaly."""
+    return _one(value if r.snapshot.steps else _or_zero(value))
+
+
 def _per_kind(values: object) -> Samples:
     return [((kind,), float(values.get(kind, 0))) for kind in KINDS]  # type: ignore[attr-defined]
 
@@ -236,21 +241,21 @@ METRICS: tuple[Metric, ...] = (
         "gradwatch_gradient_norm_last",
         "gauge",
         "Norm of the last step before clipping; +Inf if it was not finite.",
-        lambda r: _one(r.snapshot.norm),
+        lambda r: _of_a_step(r, r.snapshot.norm),
         group=_NORM,
     ),
     Metric(
         "gradwatch_gradient_norm_applied",
         "gauge",
         "Norm of the last step after clipping; 0 for a zeroed or skipped step.",
-        lambda r: _one(r.snapshot.applied_norm),
+        lambda r: _of_a_step(r, r.snapshot.applied_norm),
         group=_NORM,
     ),
     Metric(
         "gradwatch_gradient_norm_max",
         "gauge",
         "Largest finite norm of the run.",
-        lambda r: _one(r.snapshot.max_norm),
+        lambda r: _one(_or_zero(r.snapshot.max_norm)),
         group=_NORM,
     ),
     Metric(
@@ -261,6 +266,14 @@ METRICS: tuple[Metric, ...] = (
         labels=("layer",),
         group=_NORM,
         when="only with `serve(layers=...)`, for a set fixed at the first step",
+    ),
+    Metric(
+        "gradwatch_reach_norm",
+        "gauge",
+        "Gradient norm which, sustained, moves the weights by their own length in a step.",
+        lambda r: [] if r.snapshot.reach in (None, math.inf) else _one(r.snapshot.reach),
+        group=_NORM,
+        when="only for an optimizer whose update is linear in the gradient (SGD), once weights and rate are known",
     ),
     Metric(
         "gradwatch_clip_norm",
@@ -383,6 +396,25 @@ METRICS: tuple[Metric, ...] = (
         "Non-finite steps in a row, up to now.",
         lambda r: _one(r.snapshot.nonfinite_streak),
         group=_ANOMALY,
+    ),
+    Metric(
+        "gradwatch_update_ratio",
+        "gauge",
+        "Share of their norm by which a step moves the weights, measured every 50 steps; about 0.001 is usual.",
+        lambda r: _optional(r.snapshot.update_ratio),
+        unit="ratio",
+        group=_TRAINING,
+        when="from the first measured update on",
+    ),
+    Metric(
+        "gradwatch_layer_update_ratio",
+        "gauge",
+        "The same of one variable, which has none while it is zero.",
+        lambda r: [((name,), _no_nan(share)) for name, share in r.snapshot.layer_update_ratio.items()],
+        labels=("layer",),
+        unit="ratio",
+        group=_TRAINING,
+        when="only with `serve(layers=...)`, for the set of `gradwatch_layer_gradient_norm`",
     ),
     Metric(
         "gradwatch_loss",

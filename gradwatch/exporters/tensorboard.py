@@ -35,13 +35,15 @@ from gradwatch.reading.text import clean
 from gradwatch.reading.track import Source
 from gradwatch.reading.worker import Worker
 
-#: History column -> tag; `clip_norm` and `threshold` are left out of a step that has none.
+#: History column -> tag; those of `_MAY_BE_MISSING` are left out of a step that has none.
 SCALARS = {
     "norm": "gradwatch/norm",
     "applied_norm": "gradwatch/applied_norm",
     "clip_norm": "gradwatch/clip_norm",
     "threshold": "gradwatch/threshold",
     "score": "gradwatch/score",
+    "reach": "gradwatch/reach",
+    "update_ratio": "gradwatch/update_ratio",
 }
 CLIP_SHARE = "gradwatch/clip_share"
 MISSED_STEPS = "gradwatch/missed_steps"
@@ -50,7 +52,7 @@ LAYERS = "gradwatch/layers/"
 ALERTS = "gradwatch/alerts"
 
 _CLIP = VERDICTS.index("clip")
-_MAY_BE_MISSING = ("clip_norm", "threshold")
+_MAY_BE_MISSING = ("clip_norm", "threshold", "reach", "update_ratio")
 _HISTOGRAM_BINS = 30
 _MOST_WAITING = 4  # looks that wait for the disk; beyond it the steps stay in the history
 _CLOSE_SECONDS = 10.0
@@ -64,9 +66,10 @@ _numbers = count()
 class TensorBoard:
     """Writes what monitors see to event files under `log_dir`, one folder (a "run") for each monitor.
 
-    For each step: norm, applied norm, clip_norm, threshold and score. Every `every_seconds`, at the newest
-    step: a histogram of the norms of the last 1,024 steps, the share of them that was clipped, the norm of
-    each layer, and how many steps were missed. For each alert: its text. Steps are the training's own.
+    For each step: norm, applied norm, clip_norm, threshold, score, and where they are known reach and update
+    ratio. Every `every_seconds`, at the newest step: a histogram of the norms of the last 1,024 steps, the share of
+    them that was clipped, the norm of each layer, and how many steps were missed. For each alert: its text. Steps are
+    the training's own.
 
     It writes from a thread of its own. `close()`, the end of its `with` block or the end of the process
     writes what is left. A disk that is full or gone is logged once, counted in

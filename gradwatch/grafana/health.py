@@ -58,7 +58,8 @@ def dashboard() -> Json:
                 [(_clip_share(), 8, 8), (_clip_scale(), 8, 8), (_unused_steps(), 8, 8)],
                 row("The training"),
                 [(_loss(), 8, 7), (_learning_rate(), 8, 7), (_loss_scale(), 8, 7)],
-                row("Layers", collapsed=[(_layer_shares(), 12, 9), (_layer_norms(), 12, 9)]),
+                [(_update_ratio(), 12, 8), (_reach(), 12, 8)],
+                row("Layers", collapsed=[(_layer_shares(), 8, 9), (_layer_norms(), 8, 9), (_layer_updates(), 8, 9)]),
                 row("gradwatch itself"),
                 [(_overhead(), 8, 7), (_reading_time(), 8, 7), (_freshness(), 8, 7)],
                 [(_errors(), 8, 7), (_notifications(), 8, 7), (_endpoint(), 8, 7)],
@@ -382,6 +383,33 @@ def _loss_scale() -> Json:
     )
 
 
+def _update_ratio() -> Json:
+    return timeseries(
+        "Update ratio",
+        "Is the learning rate right? The share of their norm by which a step moves the weights, measured every 50 "
+        "steps. About 1e-3 is usual; 1e-1 rewrites the network in ten steps, 1e-6 trains nothing.",
+        [target(positive(finite(chosen("gradwatch_update_ratio"))), "{{monitor}}")],
+        unit="sci",
+        empty="No update has been measured: monitor.clip does not see the update, watch and KerasCallback do.",
+        log=True,
+    )
+
+
+def _reach() -> Json:
+    return timeseries(
+        "Norm and reach",
+        "How far from too long is a step? Reach is the norm which, sustained, moves the weights by their own length "
+        "in a step. Norms near a tenth of it are steps that no network survives for long.",
+        [
+            target(positive(finite(chosen("gradwatch_reach_norm"))), "reach {{monitor}}"),
+            target(positive(finite(chosen("gradwatch_gradient_norm_last"))), "norm {{monitor}}"),
+        ],
+        unit="sci",
+        empty="No reach is known: it exists for optimizers whose update is linear in the gradient (SGD).",
+        log=True,
+    )
+
+
 # -- layers ---------------------------------------------------------------------------------------------
 
 
@@ -407,6 +435,19 @@ def _layer_norms() -> Json:
         "Where do the gradients end? The ten largest. Norms that shrink by orders of magnitude towards the "
         "input are vanishing gradients; a layer that is missing here gets none at all.",
         [target(f"topk(10, {positive(finite(chosen('gradwatch_layer_gradient_norm')))})", "{{layer}} {{monitor}}")],
+        unit="sci",
+        empty=_LAYERS_OFF,
+        log=True,
+        table=True,
+    )
+
+
+def _layer_updates() -> Json:
+    return timeseries(
+        "Layers with the largest update ratio",
+        "Which layer moves too fast? The share of its norm by which a step moves each variable, top ten. One layer far "
+        "above the others: its initial values are small, or its learning rate is not the others'.",
+        [target(f"topk(10, {positive(finite(chosen('gradwatch_layer_update_ratio')))})", "{{layer}} {{monitor}}")],
         unit="sci",
         empty=_LAYERS_OFF,
         log=True,

@@ -1,8 +1,8 @@
 """One thread that reads every monitor once a second, so that nobody else has to.
 
-A scrape, a page or a push looks at the newest `Reading` and never at the device. The thread starts with
-the first registered monitor and is a daemon; the monitors are held weakly, so watching does not keep them
-(or a model) alive.
+A scrape, a page or a push looks at the newest `Reading` and never at the device. The thread starts when
+somebody listens: an exporter, an alert sink, a configured log, a look at `readings`. It is a daemon; the monitors
+are held weakly, so watching does not keep them (or a model) alive.
 
 What the thread knows is a `Reading`: the monitor's snapshot and what only the host can tell: when the run
 began, when the last step was seen, how long a snapshot takes.
@@ -78,12 +78,14 @@ class Reader:
 
     # -- sources ---------------------------------------------------------------------------------------
 
-    def register(self, source: Source, *, restored: bool = False) -> None:
+    def register(self, source: Source, *, restored: bool = False, lazily: bool = False) -> None:
         """Starts to read `source`, and returns at once. Registering it again shows it again.
 
         Args:
           source: the monitor; held weakly.
           restored: it comes out of a checkpoint, so the episodes it remembers are not news.
+          lazily: read it only once somebody listens. What it has to say to a log that nobody configured is then
+            said at the end of the process.
         """
         name = clean(source.name)
         with self._wake:
@@ -102,7 +104,9 @@ class Reader:
             track.rebase |= restored
             self._tracks.append(track)
             self._departed.pop(name, None)
-            self._start_thread()
+            if not lazily or self._listeners or logger.hasHandlers():
+                self._start_thread()
+            self._expect_exit()
             self._asked += 1  # so that the new source need not wait for the next interval
             self._wake.notify_all()
 
@@ -136,11 +140,18 @@ class Reader:
             if track is not None:
                 track.rebase = True
 
+    def start(self) -> None:
+        """Reads from now on, also what was registered `lazily`."""
+        with self._wake:
+            if self._tracks and not self._stopping:
+                self._start_thread()
+
     def listen(self, listener: Listener) -> None:
         """Has `listener` called for each source at each poll, its last one included; see `Listener`."""
         with self._wake:
             if listener not in self._listeners:
                 self._listeners = (*self._listeners, listener)
+            self.start()
             self._asked += 1  # what is there already is read at once
             self._wake.notify_all()
 
@@ -159,6 +170,7 @@ class Reader:
         """
         with self._wake:
             self._prune()
+            self.start()  # somebody looks
             live = [track.reading for track in self._tracks if track.shown and track.reading is not None]
             names = {reading.name for reading in live}
             gone = [r for r in self._departed.values() if r.name not in names] if departed else []
@@ -179,6 +191,7 @@ class Reader:
             return False
         end = time.monotonic() + timeout_seconds
         with self._wake:
+            self.start()
             if self._thread is None or not self._thread.is_alive():
                 return not self._tracks
             self._asked += 1
@@ -214,7 +227,10 @@ class Reader:
         """Reads every source once more, delivers the last alerts, ends runs and thread, in bounded time."""
         with self._wake:
             thread, self._stopping = self._thread, True
+            unread = [track.source for track in self._tracks] if thread is None else []
             self._wake.notify_all()
+        for source in unread:  # nobody listened: the log hears of it now
+            self._poll(source)
         if thread is not None and thread is not threading.current_thread():
             thread.join(_EXIT_SECONDS)
         self._alerts.flush(_EXIT_SECONDS)
@@ -348,6 +364,7 @@ register = reader.register
 unregister = reader.unregister
 mark_active = reader.mark_active
 rebase = reader.rebase
+start = reader.start
 readings = reader.readings
 poll_now = reader.poll_now
 set_interval = reader.set_interval

@@ -108,9 +108,21 @@ def _scale(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return tf.math.multiply_no_nan(x, tf.cast(factor, x.dtype))
 
 
-def clip_by_value(gradient: Gradient, limit: float) -> Gradient:
-    """Each element clamped to [-limit, limit], as tf.clip_by_value does."""
+def clip_by_value(gradient: Gradient, limit: float | tf.Tensor) -> Gradient:
+    """Each element clamped to [-limit, limit], as tf.clip_by_value does. A limit beyond the dtype's range is none."""
     if isinstance(gradient, tf.IndexedSlices):
-        clipped = tf.clip_by_value(gradient.values, -limit, limit)
-        return tf.IndexedSlices(clipped, gradient.indices, gradient.dense_shape)
-    return tf.clip_by_value(gradient, -limit, limit)
+        return tf.IndexedSlices(clip_by_value(gradient.values, limit), gradient.indices, gradient.dense_shape)
+    bound = tf.cast(limit, gradient.dtype)
+    return tf.clip_by_value(gradient, -bound, bound)
+
+
+def clamped_part(part: Gradient, whole: Gradient, limit: float | tf.Tensor) -> Gradient:
+    """A replica's part, so that the parts add up to `whole` (the sum of them all) clamped to [-limit, limit].
+
+    IndexedSlices count their rows as they are, and summing puts the rows of the replicas side by side.
+    """
+    if part is whole or isinstance(part, tf.IndexedSlices):
+        return clip_by_value(part, limit)
+    one = tf.ones_like(whole)
+    divisor = tf.where(tf.equal(whole, 0), one, whole)
+    return part * tf.where(tf.equal(whole, 0), one, clip_by_value(whole, limit) / divisor)

@@ -185,6 +185,31 @@ def test_layers_are_shown_only_when_asked_for(reader, server):
     assert b"gradwatch_layer_gradient_norm{" not in get(server.metrics_url)
 
 
+def test_update_ratio_and_reach_are_shown_once_they_are_known(reader, server):
+    names = [b"gradwatch_update_ratio{", b"gradwatch_layer_update_ratio{", b"gradwatch_reach_norm{"]
+    show(reader, monitor := FakeMonitor(reach=float("inf")))
+    text = get(server.metrics_url)
+    assert [name in text for name in names] == [False, False, False]
+    monitor.state = FakeMonitor(reach=42.0, update_ratio=0.0025, layer_update_ratio={"a": 0.01}).state
+    reader.poll_now()
+    found = samples(get(server.metrics_url))
+    by_name = {
+        key[0]: value for key, value in found.items() if key[0] in ("gradwatch_update_ratio", "gradwatch_reach_norm")
+    }
+    assert by_name == {"gradwatch_update_ratio": 0.0025, "gradwatch_reach_norm": 42.0}
+
+
+def test_the_update_ratios_of_layers_are_those_of_the_chosen_layers(reader):
+    layers = {f"layer{i}": float(i) for i in range(1000)}
+    # a variable that is zero has a norm but no share
+    shares = {name: x / 1e3 for name, x in layers.items() if x}
+    show(reader, monitor := FakeMonitor(layer_norms=layers, layer_update_ratio=shares))
+    assert len(monitor.state.layer_update_ratio) == 999
+    collector = exposition.Collector(layers=3)
+    (family,) = (f for f in collector.collect() if f.name == "gradwatch_layer_update_ratio")
+    assert {s.labels["layer"]: s.value for s in family.samples} == {"layer500": 0.5, "layer999": 0.999}
+
+
 def test_layers_are_capped_and_spread_over_the_model_and_stay_the_same(reader):
     monitor = FakeMonitor(layer_norms={f"layer{i}": float(i) for i in range(1000)})
     show(reader, monitor)

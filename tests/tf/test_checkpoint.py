@@ -146,6 +146,81 @@ def test_a_checkpoint_of_something_else_is_refused(other, stepped, tmp_path: Pat
     assert fresh.snapshot().steps == before
 
 
+def of_variables(**shapes):
+    """A monitor after a step over variables of these names and shapes."""
+    monitor = support.monitor()
+    variables = [tf.Variable(tf.ones(shape), name=name) for name, shape in shapes.items()]
+    return step_over(monitor, variables), variables
+
+
+def step_over(monitor, variables):
+    monitor.clip([tf.ones(v.shape) for v in variables], variables)
+    return monitor
+
+
+@pytest.mark.parametrize(
+    ("shapes", "difference"),
+    [
+        ({"a": [2], "c": [3]}, r"variable 1 is c:0 there and b:0 here"),
+        ({"a": [2], "b": [4]}, r"variable 1, b:0, has shape \(4,\) there and \(3,\) here"),
+        ({"b": [2], "a": [3]}, r"variable 0 is b:0 there and a:0 here"),
+        ({"a": [2], "b": [3, 1]}, r"variable 1, b:0, has shape \(3, 1\) there"),
+    ],
+    ids=["another name", "another shape", "another order", "another rank"],
+)
+@pytest.mark.parametrize("way", ["load", "checkpoint"])
+def test_the_state_of_another_model_with_as_many_variables_is_refused_at_load(shapes, difference, way, tmp_path):
+    other, _ = of_variables(**shapes)
+    monitor, _ = of_variables(a=[2], b=[3])
+    path = str(tmp_path / "state")
+    if way == "load":
+        other.save(path)
+        with pytest.raises(LayoutError, match=difference):
+            monitor.load(path)
+    else:
+        prefix = tf.train.Checkpoint(gradwatch=other).write(path)
+        with pytest.raises(LayoutError, match=difference):
+            tf.train.Checkpoint(gradwatch=monitor).restore(prefix)
+    assert monitor.snapshot().steps == 1
+
+
+def test_before_the_first_step_the_variables_are_unknown_and_the_step_refuses(tmp_path: Path):
+    other, _ = of_variables(a=[2], c=[3])
+    other.save(tmp_path / "state")
+    fresh = support.monitor()
+    fresh.load(tmp_path / "state")
+    with pytest.raises(LayoutError, match="variable 1 is c:0 there and b:0 here"):
+        step_over(fresh, [tf.Variable(tf.ones([2]), name="a"), tf.Variable(tf.ones([3]), name="b")])
+
+
+def test_the_numbers_that_keras_gives_to_layers_need_not_be_the_same(tmp_path: Path):
+    """A notebook that has made other models before calls `dense` `dense_7`."""
+    first, second = support.model(), support.model()
+    assert [v.path for v in first.trainable_variables] != [v.path for v in second.trainable_variables]
+    step_over(support.monitor(), first.trainable_variables).save(tmp_path / "state")
+    monitor = support.monitor()
+    monitor.load(tmp_path / "state")
+    assert step_over(monitor, second.trainable_variables).snapshot().steps == 2
+
+
+def test_a_state_that_names_no_variables_is_refused_as_old(tmp_path: Path):
+    monitor, _ = of_variables(a=[2])
+    policy, layout, _ = monitor._engine.on_device.fingerprint.split("|", 2)
+    np.savez(tmp_path / "old.npz", layout=f"{policy}|{layout}", state=np.array(monitor._engine.on_device.vector()))
+    with pytest.raises(LayoutError, match="older gradwatch, which did not note the variables"):
+        monitor.load(tmp_path / "old.npz")
+
+
+def test_after_a_load_a_rebuilt_model_of_the_same_paths_goes_on(tmp_path: Path):
+    monitor, _ = of_variables(a=[2])
+    monitor.save(tmp_path / "state")
+    monitor.load(tmp_path / "state")
+    rebuilt = [tf.Variable(tf.ones([2]), name="a")]
+    assert step_over(monitor, rebuilt).snapshot().steps == 2
+    with pytest.raises(LayoutError, match="another variable of the same name"):
+        step_over(monitor, [tf.Variable(tf.ones([2]), name="a")])
+
+
 def restore_and_step(monitor, prefix):
     """Before the first step a monitor does not know its layout: the step finds out."""
     tf.train.Checkpoint(gradwatch=monitor).restore(prefix)

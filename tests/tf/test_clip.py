@@ -160,9 +160,7 @@ def feed(monitor, *values):
     return [step(tf.constant([value], tf.float32)) for value in values]
 
 
-@pytest.mark.parametrize(
-    ("on_nonfinite", "verdict", "gradient"), [("zero", 2, 0.0), ("skip", 3, 0.0), ("propagate", 0, np.nan)]
-)
+@pytest.mark.parametrize(("on_nonfinite", "verdict", "gradient"), [("zero", 2, 0.0), ("propagate", 0, np.nan)])
 def test_what_happens_to_a_nan_is_the_users_choice(on_nonfinite, verdict, gradient):
     monitor = support.monitor(on_nonfinite=on_nonfinite)
     ((clipped,), decision), _ = feed(monitor, np.nan, 0.1)
@@ -170,11 +168,11 @@ def test_what_happens_to_a_nan_is_the_users_choice(on_nonfinite, verdict, gradie
     assert int(decision.verdict) == verdict
     snapshot = monitor.snapshot()
     assert snapshot.nonfinite_steps == 1
-    assert snapshot.skipped_by_reason == {"nonfinite": int(on_nonfinite == "skip"), "explosion": 0}
+    assert snapshot.skipped_by_reason == {"nonfinite": 0, "explosion": 0}
     assert snapshot.anomalies["nonfinite"] == 1
 
 
-@pytest.mark.parametrize(("on_explosion", "applied"), [("clip", support.CLIP), ("skip", 0.0), ("observe", 100.0)])
+@pytest.mark.parametrize(("on_explosion", "applied"), [("clip", support.CLIP), ("observe", 100.0)])
 def test_what_happens_to_an_explosion_is_the_users_choice(on_explosion, applied):
     monitor = support.monitor(on_explosion=on_explosion)
     *_, ((clipped,), decision) = feed(monitor, *[0.1, 0.11, 0.12] * 4, 100.0)
@@ -183,7 +181,7 @@ def test_what_happens_to_an_explosion_is_the_users_choice(on_explosion, applied)
     snapshot = monitor.snapshot()
     assert snapshot.explosions == 1
     assert snapshot.applied_norm == pytest.approx(applied)
-    assert snapshot.skipped_by_reason["explosion"] == int(on_explosion == "skip")
+    assert snapshot.skipped_by_reason["explosion"] == 0
     assert snapshot.last_explosion.step == 13
     assert snapshot.last_explosion.norm == pytest.approx(100.0)
     assert snapshot.last_explosion.shares == {"gradient_0": pytest.approx(1.0)}
@@ -195,17 +193,60 @@ def test_the_history_tells_the_last_1024_steps_in_order():
     for i in range(1, 1101):
         step(tf.constant([float(i)]))
     history = monitor.history()
-    assert set(history) == {"step", "norm", "applied_norm", "clip_norm", "threshold", "score", "verdict"}
+    columns = {"step", "norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio"}
+    assert set(history) == columns
     assert history["step"].tolist() == list(range(77, 1101))
     assert history["norm"].tolist() == history["step"].tolist()
     assert set(history["applied_norm"].tolist()) == {support.CLIP}
 
 
-def test_before_the_first_step_there_is_an_empty_snapshot_and_history():
+@pytest.mark.parametrize("option", ["on_nonfinite", "on_explosion"])
+def test_clip_refuses_to_skip_an_update_that_is_not_its_own(option):
+    monitor = support.monitor(**{option: "skip"})
+    with pytest.raises(gradwatch.errors.ConfigError, match=rf"{option}='skip' cannot be kept by monitor.clip.*watch"):
+        monitor.clip([tf.ones([2])])
+    assert monitor.snapshot().steps == 0
+
+
+def test_before_the_first_step_there_is_an_empty_snapshot_and_history_and_no_norm():
     monitor = support.monitor()
     snapshot = monitor.snapshot()
-    assert (snapshot.steps, snapshot.layer_norms, snapshot.warmup) == (0, {}, True)
+    assert (snapshot.steps, snapshot.layer_norms, snapshot.warmup, snapshot.clip_scale) == (0, {}, True, 1.0)
+    assert np.isnan([snapshot.norm, snapshot.applied_norm, snapshot.max_norm, snapshot.median]).all()
+    assert np.isnan(list(snapshot.quantiles.values())).all()
     assert len(monitor.history()["step"]) == 0
+    monitor.clip([tf.constant([np.nan])])
+    assert np.isnan(monitor.snapshot().max_norm), "no finite step yet"
+    monitor.clip([tf.constant([2.0])])
+    snapshot = monitor.snapshot()
+    assert (snapshot.norm, snapshot.applied_norm, snapshot.max_norm) == (2.0, support.CLIP, 2.0)
+    assert snapshot.median == pytest.approx(2.0, rel=0.02)
+
+
+def test_what_is_reported_are_numbers_of_the_host():
+    monitor = support.monitor()
+    monitor.report(loss=1, learning_rate=np.float32(0.5), accuracy=tf.constant(0.25))
+    assert monitor.snapshot().extra == {"loss": 1.0, "learning_rate": 0.5, "accuracy": 0.25}
+
+
+@pytest.mark.parametrize("value", ["a", None, [1.0, 2.0], np.ones(3), tf.ones([2]), object()], ids=repr)
+def test_a_report_of_no_number_is_refused_and_changes_nothing(value):
+    monitor = support.monitor()
+    with pytest.raises(gradwatch.errors.ConfigError, match=r"report takes numbers, got .* for loss"):
+        monitor.report(accuracy=0.5, loss=value)
+    assert monitor.snapshot().extra == {}
+
+
+@pytest.mark.parametrize("mode", ["function", "jit"])
+def test_a_tensor_inside_a_graph_is_refused_by_report_where_it_was_lost(mode):
+    monitor = support.monitor()
+
+    def step(g):
+        monitor.report(loss=tf.reduce_sum(g))
+        return g
+
+    with pytest.raises(gradwatch.errors.ConfigError, match="inside a graph for loss; return it from the step"):
+        WRAPS[mode](step)(tf.ones([2]))
 
 
 # -- bad input --------------------------------------------------------------------------------------------
@@ -239,6 +280,16 @@ def test_a_single_tensor_in_place_of_a_list_is_refused():
 def test_a_list_of_variables_of_another_length_is_refused():
     with pytest.raises(gradwatch.errors.ConfigError, match="variables"):
         support.monitor().clip([tf.ones([3])], [tf.Variable([1.0]), tf.Variable([1.0])])
+
+
+def test_variables_may_be_any_iterable():
+    a, b = tf.Variable([1.0], name="a"), tf.Variable([1.0], name="b")
+    monitor = support.monitor()
+    for _ in range(2):
+        monitor.clip([tf.ones([1]), None], (v for v in (a, b)))
+    assert list(monitor.snapshot().layer_norms) == ["a:0"]
+    with pytest.raises(gradwatch.errors.ConfigError, match="variables must be a list"):
+        monitor.clip([tf.ones([1])], 3)
 
 
 def test_integer_gradients_are_refused():

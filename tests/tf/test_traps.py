@@ -320,7 +320,7 @@ def test_trap_18_and_19_a_reader_never_sees_half_a_step():
 
 
 def monitor_at_zero(monitor):
-    built = monitor._hidden.built
+    built = monitor._engine.on_device
     built.state.assign(built.layout.pack(gradwatch.core.xp.NUMPY, monitor.guard.init(len(built.paths))))
     return monitor
 
@@ -372,7 +372,7 @@ def test_trap_30_counters_count_beyond_what_a_float32_holds(start):
 def set_counter(monitor, name, value):
     from gradwatch.core.xp import NUMPY
 
-    built = monitor._hidden.built
+    built = monitor._engine.on_device
     tree = built.tree()
     low, high = tree["count"]["low"].copy(), tree["count"]["high"].copy()
     low[COUNTERS.index(name)], high[COUNTERS.index(name)] = value % int(LIMB), value // int(LIMB)
@@ -389,7 +389,7 @@ def test_trap_31_nan_and_inf_leave_the_same_state_on_cpu_and_under_xla(policy):
         clip = tf.function(lambda g, m=monitor: m.clip([g, g * 2.0])[0], jit_compile=jit)
         for value in [1.0, 1.3, float("nan"), 0.8, float("inf"), float("-inf"), 1.1, 0.0, 1.0]:
             clip(tf.fill([3], value))
-        states.append(monitor._hidden.built.tree())
+        states.append(monitor._engine.on_device.tree())
     for (path, a), (_, b) in zip(flatten(states[0]), flatten(states[1])):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=path)
 
@@ -481,7 +481,7 @@ def test_one_nan_leaves_the_statistics_as_if_it_had_never_come():
             if with_nan and i == 100:
                 clip(tf.constant([np.nan], tf.float32))
             clip(tf.constant([np.exp(rng.normal(0, 0.1))], tf.float32))
-        tree = monitor._hidden.built.tree()
+        tree = monitor._engine.on_device.tree()
         clip(tf.constant([50.0], tf.float32))
         return tree, monitor.history()
 

@@ -215,6 +215,12 @@ class _Run:
             ("skipped_updates", "Skipped updates", "count", s.skipped_updates),
             *((f"anomalies_{kind}", f"Episodes: {kind}", "count", s.anomalies.get(kind, 0)) for kind in KINDS),
         ]
+        if s.update_ratio is not None:
+            rows.append(("update_ratio", "Share by which a step moves the weights", "number", s.update_ratio))
+        if s.reach is not None and math.isfinite(s.reach):
+            rows.append(("reach", "Reach: the norm that moves the weights by their length", "number", s.reach))
+        if s.limited_updates:
+            rows.append(("limited_updates", "Updates scaled back by update_limit", "count", s.limited_updates))
         if s.loss_scale is not None:
             rows.append(("loss_scale", "Loss scale", "number", s.loss_scale))
         rows += [(f"extra_{clean(k)}", clean(k).replace("_", " "), "number", v) for k, v in list(s.extra.items())[:20]]

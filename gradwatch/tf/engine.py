@@ -1,0 +1,329 @@
+"""The engine of a monitor: its state on the device, and one step of the guard over the gradients, in the graph."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gradwatch.core import policies
+from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.xp import NUMPY
+from gradwatch.errors import LayoutError, NothingToWatch
+from gradwatch.reading import reader
+from gradwatch.tf import distribution, turns
+from gradwatch.tf import gradients as _gradients
+from gradwatch.tf.fused import FusedGuard
+from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.reach import Weights
+from gradwatch.tf.variables import VariableSet, first_difference
+
+
+class DeviceState:
+    """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
+
+    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
+        self.variables, self.weights = variables, weights
+        weights.build(len(variables))
+        initial = guard.init(len(variables))
+        self.guard = FusedGuard(guard, initial, jit_compile=jit_compile)
+        self.layout = self.guard.layout
+        self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
+        self.initial = np.concatenate([self.layout.pack(NUMPY, initial), weights.initial])
+        self.state = distribution.in_scope(self._make)
+        self.replaceable = False  # whether the next step may bring other variables
+
+    def _make(self) -> tf.Variable:
+        return tf.Variable(
+            self.initial[: self.layout.size],
+            trainable=False,
+            name="gradwatch_state",
+            dtype=tf.float32,
+            # under a strategy each replica writes its own equal copy
+            aggregation=tf.VariableAggregation.NONE,
+            # a tf.function that sees a variable made would trace the user's step a second time
+            experimental_enable_variable_lifting=False,
+        )
+
+    def vector(self) -> tf.Tensor:
+        """The state as this replica has it."""
+        return tf.convert_to_tensor(self.state)
+
+    def pack(self) -> tf.Tensor:
+        """All that a checkpoint needs, as one vector."""
+        return tf.concat([tf.convert_to_tensor(self.state), self.weights.pack()], 0)
+
+    def put(self, packed: np.ndarray) -> None:
+        """Overwrite the state, on every replica."""
+        with tf.init_scope():
+            self.state.assign(packed[: self.layout.size])
+        self.weights.put(packed[self.layout.size :])
+
+    def tree(self) -> dict[str, Any]:
+        """The state by names, as numpy arrays of one instant."""
+        return self.layout.unpack(NUMPY, self.vector().numpy())
+
+
+class Engine:
+    """What `Monitor` is the face of. Not a tf.Module, which wraps every list and tuple it sees.
+
+    Args:
+      owner: the monitor, for the reader.
+      guard: judges each step.
+      jit_compile: compile the guard's update with XLA.
+      alerts: somebody waits for alerts, so that the reader is to start with the first step.
+      update_limit: see `Monitor`.
+
+    Attributes:
+      on_device: the state, once the variables are known.
+      explicit_calls: of `Monitor.clip`, traced or run.
+      loss_scale: of the last step, a number or a variable.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        guard: Guard,
+        *,
+        jit_compile: bool,
+        alerts: bool = False,
+        update_limit: float | None = None,
+    ) -> None:
+        self.guard = guard
+        self.weights = Weights(update_limit)
+        self.run_id = uuid.uuid4().hex[:12]
+        self.run_info = {
+            "run_name": owner.name,
+            "strategy": "none",
+            "replicas": "1",
+            "precision": "float32",
+            "policy": guard.policy.name,
+        }
+        self.host_seconds = 0.0
+        self.explicit_calls = 0
+        self.on_device: DeviceState | None = None
+        self.loss_scale: Any = None
+        self._name = owner.name
+        self._owner = owner
+        self.jit_compile, self._alerts = jit_compile, alerts
+        self._pending: tuple[str, np.ndarray] | None = None  # (fingerprint, state) restored before the first step
+        self._building = threading.Lock()
+        self._eager: Any = None  # `_step` as a function, of the state that was built last
+
+    # -- building ---------------------------------------------------------------------------------------
+
+    def _ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None, *, loss_scaled: bool) -> None:
+        if self.on_device is not None and self.on_device.replaceable:
+            self.on_device.replaceable = False
+            self.on_device.variables.forget_identities()
+            if not self.on_device.variables.fits(grads, variables):
+                self.on_device = None
+        if self.on_device is None:
+            distribution.check_supported()
+            # the replicas' threads meet while it is built: a lock around that would wait forever
+            with contextlib.nullcontext() if distribution.replicas() > 1 else self._building:
+                if self.on_device is None:
+                    self._build(VariableSet(grads, variables), loss_scaled=loss_scaled)
+        assert self.on_device is not None
+        self.on_device.variables.check(self._name, grads, variables)
+
+    def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
+        guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
+        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
+        restored = self._pending is not None
+        if self._pending is not None:
+            fingerprint, vector = self._pending
+            _check_fingerprint(self._name, fingerprint, built.fingerprint)
+            built.put(vector)
+            self._pending = None
+        self.run_info.update(strategy=distribution.strategy_name(), replicas=str(distribution.replicas()))
+        self.on_device = built
+        self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
+        reader.register(self._owner, restored=restored, lazily=not self._alerts)
+
+    # -- one step ---------------------------------------------------------------------------------------
+
+    def clip(
+        self,
+        grads: list[Gradient | None],
+        variables: Sequence[Any] | None,
+        loss_scale: Any = None,
+        *,
+        optimizer: Any = None,
+        follow: bool = False,
+        skips_itself: bool = False,
+        sums: str = distribution.PART,
+    ) -> tuple[list[Gradient | None], Decision]:
+        """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
+
+        `follow`: the update comes next, and `weights.settle` after it.
+
+        `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
+        `sums`: of the replicas, see `distribution`.
+        """
+        began = time.perf_counter()
+        present = [i for i, g in enumerate(grads) if g is not None]
+        if not present:
+            raise NothingToWatch(
+                f"monitor {self._name!r} was given {len(grads)} gradients and all are None; "
+                "the loss does not depend on the variables: is the forward pass inside the tape?"
+            )
+        variable_of = [None] * len(grads) if variables is None else variables
+        tensors = [_nothing(v) if g is None else _convert(g) for g, v in zip(grads, variable_of)]
+        self._ensure_built(tensors, variables, loss_scaled=skips_itself)
+        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        self.loss_scale = loss_scale
+        multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
+        if tf.executing_eagerly():
+            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums)
+            self.host_seconds += time.perf_counter() - began
+        else:
+            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums)
+        out: list[Gradient | None] = list(grads)
+        for i in present:
+            out[i] = scaled[i]
+        return out, decision
+
+    def _clip_eagerly(
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
+    ) -> tuple[list[Gradient], Decision]:
+        if distribution.replicas() > 1:
+            # the replicas meet in the sum over them, which a function of each cannot hold
+            return self._step(grads, loss_scale, signals, skips_itself, sums)
+        return self._eager(grads, loss_scale, signals, skips_itself, sums)
+
+    def _step(
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
+    ) -> tuple[list[Gradient], Decision]:
+        """norms -> guard -> scaled gradients, with one read and one write of the state."""
+        built, policy = self.on_device, self.guard.policy
+        assert built is not None
+        whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums == distribution.HAND_ON:
+            grads = whole
+        norms = applied = _gradients.norms(whole)
+        if policy.scope == policies.VALUE:
+            # the policy's limit is one of the unscaled gradient
+            limit = policy.limit if loss_scale is None else policy.limit * loss_scale
+            applied = _gradients.norms([_gradients.clip_by_value(g, limit) for g in whole])
+            grads = [_gradients.clamped_part(part, g, limit) for part, g in zip(grads, whole)]
+        if loss_scale is not None:
+            norms, applied = norms / loss_scale, applied / loss_scale
+        with turns.one_at_a_time(self.run_id) as wrote:
+            new_state, scale, numbers = built.guard.step(built.vector(), norms, applied, signals)
+            wrote(built.state.assign(new_state))
+        decision = Decision(scale, *tf.unstack(numbers))
+        if not self.guard.scales:
+            return grads, decision
+        if skips_itself:
+            # every gradient of every replica, so that all come to the same verdict
+            scale = tf.where(decision.finite > 0.0, scale, math.nan)
+        return _gradients.scaled(grads, scale), decision
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def tree(self) -> dict[str, Any]:
+        """The state by names, as numpy arrays of one instant; that of no variables before the first step."""
+        return self.guard.init(0) if self.on_device is None else self.on_device.tree()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the variables, () before the first step."""
+        return () if self.on_device is None else self.on_device.variables.paths
+
+    def loss_scale_now(self) -> float | None:
+        """The loss scale as a number; None for a tensor inside a graph, and where there is none."""
+        if self.loss_scale is None:
+            return None
+        try:
+            return float(tf.convert_to_tensor(self.loss_scale))
+        except TypeError:
+            return None
+
+    def reset(self) -> None:
+        """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
+        self._pending, self.loss_scale = None, None
+        if self.on_device is not None:
+            self.on_device.put(self.on_device.initial)
+            self.on_device.replaceable = True
+            reader.rebase(self._owner)
+
+    # -- checkpoints ------------------------------------------------------------------------------------
+
+    def serialize(self) -> dict[str, tf.Tensor]:
+        """What a checkpoint keeps: the fingerprint, "" before the first step, and the state."""
+        if self.on_device is None:
+            return {"layout": tf.constant(""), "state": tf.zeros([0])}
+        return {
+            "layout": tf.constant(self.on_device.fingerprint),
+            "state": self.on_device.pack(),
+        }
+
+    def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
+        """Go on from what `serialize` gave; LayoutError where it is of something else."""
+        fingerprint = restored["layout"].numpy().decode()
+        vector = restored["state"].numpy()
+        built = self.on_device
+        if built is None:
+            self._pending = (fingerprint, vector) if fingerprint else None
+            return
+        if fingerprint:
+            _check_fingerprint(self._name, fingerprint, built.fingerprint)
+        else:  # saved before its first step
+            vector = built.initial
+        built.put(vector)
+        built.variables.forget_identities()
+        reader.rebase(self._owner)  # what happened before the checkpoint is no news
+
+
+def _check_fingerprint(name: str, saved: str, ours: str) -> None:
+    """LayoutError where a state was not written by the same policy and detectors over the same variables."""
+    cure = "restore with the same model, policy and detectors, or leave the monitor out of the checkpoint"
+    policy, layout, *variables = saved.split("|", 2)
+    our_policy, our_layout, our_variables = ours.split("|", 2)
+    if not variables:
+        raise LayoutError(
+            f"the state of monitor {name!r} was written by an older gradwatch, which did not note the variables that "
+            f"it is of; {cure}"
+        )
+    difference = first_difference(variables[0], our_variables)
+    if difference:
+        raise LayoutError(f"the state of monitor {name!r} is of other variables: {difference}; {cure}")
+    if (policy, layout) != (our_policy, our_layout):
+        raise LayoutError(
+            f"the state of monitor {name!r} was written with {policy} (layout {layout}), this monitor runs "
+            f"{our_policy} (layout {our_layout}), or its detectors differ; {cure}"
+        )
+
+
+def _convert(gradient: Any) -> Gradient:
+    if isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.convert_to_tensor(gradient)
+
+
+def _nothing(variable: Any) -> Gradient:
+    """In place of a gradient that is None: its norm is zero, and it costs no pass over the variable."""
+    shape = getattr(variable, "shape", None)
+    shape = None if shape is None else tuple(shape)
+    if shape == () or (shape is not None and distribution.replicas() > 1):
+        return tf.zeros(shape)  # that can be summed over the replicas
+    rows = [0] if shape is None else [0, *shape[1:]]
+    return tf.IndexedSlices(tf.zeros(rows), tf.zeros([0], tf.int32), None if shape is None else tf.constant(shape))

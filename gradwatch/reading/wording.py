@@ -32,8 +32,8 @@ _SUDDEN = "Look at the batch of that step."
 _LASTING = "Stop, go back to a checkpoint from before it began, and lower the learning rate."
 _PROBING = "A loss scale that probes for its highest value does this; it matters only if it does not stop."
 
-#: What float32 can hold, roughly: a norm beyond it has no square.
-_LARGEST = 1e38
+#: Finite gradients whose norm is said to be above it have overflowed: float32 cannot hold the sum of their squares.
+_LARGEST = 1e36
 
 _GRADUAL_STEPS = 3  # of growth before the step, for it to have come gradually
 _NAMED = 3  # variables in a message

@@ -89,12 +89,19 @@ def efficacy(found: dict[str, Any]) -> str:
     )
 
 
+def longrun(found: dict[str, Any]) -> str:
+    import longrun as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "mirrored": mirrored,
     "scrape": scrape,
     "detection": detection,
     "efficacy": efficacy,
+    "longrun": longrun,
 }
 
 

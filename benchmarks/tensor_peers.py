@@ -192,6 +192,49 @@ class DoG(TensorRule):
         return farthest / tf.sqrt(squares + self.epsilon)
 
 
+class RuleSet:
+    """The rules of those runs that have one, for a trainer whose tensors have the runs as first axis.
+
+    Args:
+      rules: run -> its rule.
+      params: the untrained variables, shape [runs, ...] each.
+      momentum, linear: of the optimizer, see `Step`.
+    """
+
+    def __init__(self, rules: Mapping[int, TensorRule], params: Tensors, momentum: float, linear: bool) -> None:
+        self.rules, self.momentum, self.linear = dict(rules), momentum, linear
+        self.state = {
+            run: [tf.Variable(x) for x in rule.init([p[run] for p in params])] for run, rule in self.rules.items()
+        }
+
+    def _step(self, run: int, params: Tensors, grads: Tensors, second: Tensors | None, rate: Any) -> Step:
+        parts = [None if x is None else [a[run] for a in x] for x in (params, grads, second)]
+        return Step(*parts, rate, self.momentum, self.linear)  # type: ignore[arg-type]
+
+    def gradients(self, params: Tensors, grads: Tensors, rate: Any) -> Tensors:
+        """The gradients for the optimizer; the states move on."""
+        for run, rule in self.rules.items():
+            state = self.state[run]
+            own, new = rule.gradients(self._step(run, params, grads, None, rate), [tf.identity(x) for x in state])
+            for variable, value in zip(state, new):
+                variable.assign(value)
+            grads = [_replaced(g, run, x) for g, x in zip(grads, own)]
+        return grads
+
+    def update(self, update: Tensors, params: Tensors, grads: Tensors, second: Tensors | None, rate: Any) -> Tensors:
+        """What is subtracted from the weights; `grads` as they came, before any rule."""
+        for run, rule in self.rules.items():
+            step = self._step(run, params, grads, second, rate)
+            own = rule.update([u[run] for u in update], step, [tf.identity(x) for x in self.state[run]])
+            update = [_replaced(u, run, x) for u, x in zip(update, own)]
+        return update
+
+
+def _replaced(tensor: Any, run: int, value: Any) -> Any:
+    """`tensor` with another part for this run."""
+    return tf.concat([tensor[:run], value[None], tensor[run + 1 :]], 0)
+
+
 #: Every such peer by the name it has in the tables, with the settings of its source.
 TENSOR_PEERS: Mapping[str, Callable[[], TensorRule]] = {
     "AGC": AGC,

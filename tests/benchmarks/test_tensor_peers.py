@@ -133,3 +133,37 @@ def test_a_rule_on_tensors_keeps_shapes_signs_and_enlarges_nothing(name):
         assert np.all(np.abs(now_) <= np.abs(before) * (1 + 1e-6))
         shrunk |= bool(np.any(np.abs(now_) < 0.999 * np.abs(before)))
     assert shrunk
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["function", "xla"])
+@pytest.mark.parametrize("linear", [True, False], ids=["sgd", "adam"])
+def test_a_rule_in_a_set_acts_on_its_own_run_as_it_does_alone(linear, jit):
+    names = [n for n, make in tensor_peers.TENSOR_PEERS.items() if ("sgd" if linear else "adam") in make().optimizers]
+    runs, momentum = len(names) + 2, 0.9 if linear else 0.0
+    # the runs without a rule stand at both ends
+    params = [tf.Variable(np.stack(x)) for x in zip(*[tensors(run) for run in range(runs)])]
+    rules = {run: tensor_peers.TENSOR_PEERS[name]() for run, name in enumerate(names, 1)}
+    together = tensor_peers.RuleSet(rules, params, momentum, linear)
+
+    @tf.function(autograph=False, jit_compile=jit)
+    def step_of_all(grads, update, second):
+        kept = together.gradients(params, grads, 0.1)
+        return kept, together.update(update, params, grads, None if linear else second, 0.1)
+
+    state = {run: rule.init([tf.identity(p[run]) for p in params]) for run, rule in rules.items()}
+    for t in range(3):
+        grads = [np.stack(x) for x in zip(*[tensors(50 + run + 10 * t, 5.0) for run in range(runs)])]
+        update = [np.stack(x) for x in zip(*[tensors(90 + run + 10 * t, 0.5) for run in range(runs)])]
+        second = [np.square(g) / 9 for g in grads]
+        kept, changed = step_of_all(*[[tf.constant(a) for a in x] for x in (grads, update, second)])
+        for run in range(runs):
+            own, own_update = [g[run] for g in grads], [u[run] for u in update]
+            if run in rules:
+                moments = None if linear else [v[run] for v in second]
+                now = step([p[run] for p in params], own, second=moments, momentum=momentum, linear=linear)
+                own, state[run] = rules[run].gradients(now, state[run])
+                own_update = rules[run].update([tf.constant(u) for u in own_update], now, state[run])
+            for expected, got in (*zip(own, kept), *zip(own_update, changed)):
+                np.testing.assert_allclose(got[run], expected, rtol=1e-5, atol=1e-7)
+        for p, c in zip(params, changed):
+            p.assign_sub(c)

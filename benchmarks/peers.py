@@ -1,7 +1,8 @@
 """The clipping rules that gradwatch is compared with, each written from its paper or its project's description.
 
 Plain numpy on the host, one object per run. `step` is given the norms of one step and says what happens to the
-gradients; whatever the published rule does with NaN, ours does too.
+gradients; whatever the published rule does with NaN, ours does too. Rules that need more than norms are in
+tensor_peers.py.
 """
 
 from __future__ import annotations
@@ -32,11 +33,29 @@ class Verdict(NamedTuple):
     clip_norm: float = math.inf
 
 
-class Peer(Protocol):
-    """A rule with its memory."""
+class Seen(NamedTuple):
+    """What a rule may know of the run beside the gradient, before the step.
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
-        """Judge one step by the L2 norm of each variable's gradient, shape [num_variables], and its loss."""
+    Attributes:
+      weights: L2 norm of each variable, shape [num_variables].
+      change: L2 norm of each variable's change in the step before, shape [num_variables]; zeros in the first.
+      rate: learning rate of this step.
+      momentum: of an optimizer that is linear in the gradient; 0 without.
+      linear: whether the optimizer is (SGD), and does not divide by its own second moment (Adam).
+    """
+
+    weights: np.ndarray
+    change: np.ndarray
+    rate: float
+    momentum: float
+    linear: bool
+
+
+class Peer(Protocol):
+    """A rule with its memory. One that is defined for some optimizers only names them: `optimizers = ("adam",)`."""
+
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
+        """Judge one step by the L2 norm of each variable's gradient, shape [num_variables], its loss, and the rest."""
         ...
 
 
@@ -54,7 +73,7 @@ def _scaled_to(norms: np.ndarray, total: float, clip_norm: float) -> Verdict:
 class Unclipped:
     """No clipping."""
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         return Verdict(np.ones(len(norms)))
 
 
@@ -64,7 +83,7 @@ class Fixed:
     def __init__(self, clip_norm: float) -> None:
         self.clip_norm = clip_norm
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         return _scaled_to(norms, _global(norms), self.clip_norm)
 
 
@@ -81,7 +100,7 @@ class AutoClip:
         self.ordered: list[float] = []
         self.poisoned = False
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         total = _global(norms)
         if len(self.recent) == self.recent.maxlen:
             old = self.recent[0]
@@ -128,7 +147,7 @@ class ZClip:
     def z(self, total: float) -> float:
         return (total - self.mean) / (math.sqrt(self.var) + 1e-6)
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         total = _global(norms)
         if not self.ready:
             self.first.append(total)
@@ -154,7 +173,8 @@ class AdaGC:
 
     During the warm-up the global norm is clipped at `constant_clip` and each mean follows the smallest norm.
 
-    Source: AdaGC (Wang et al. 2025, arXiv 2502.11034), algorithm 1: ratio 1.05, constant 1.0, beta 0.98, 100 steps.
+    Source: AdaGC (Wang et al. 2025, arXiv 2502.11034), algorithm 1, its absolute warm-up included: ratio (lambda_rel)
+    1.05, constant (lambda_abs) 1.0, beta 0.98, 100 steps. Checked against two independent descriptions of it.
     `whole=True` treats all variables as one.
     """
 
@@ -172,7 +192,7 @@ class AdaGC:
         self.gamma: np.ndarray | None = None
         self.steps = 0
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         x = np.array([_global(norms)]) if self.whole else np.asarray(norms, np.float64)
         before = np.full(len(x), math.inf) if self.gamma is None else self.gamma
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -184,6 +204,40 @@ class AdaGC:
                 self.gamma = self.decay * before + (1 - self.decay) * h * x
         self.steps += 1
         return Verdict(np.full(len(norms), h[0]) if self.whole else h)
+
+
+class GradientStabilizer:
+    """Each variable's gradient keeps its direction and gets the length mean / root mean square of its recent norms.
+
+        m <- gamma1 * m + (1 - gamma1) * |g|      v <- gamma2 * v + (1 - gamma2) * |g|^2      both bias-corrected
+        g <- g / |g| * m / (sqrt(v) + epsilon)
+
+    So every gradient is about 1 long, whatever it was before: this is no clipping, and made for optimizers that divide
+    by their second moment. A norm that is zero or not finite changes nothing and teaches nothing.
+
+    Source: Huang et al. 2025 (arXiv 2502.17055, from version 3 on; before, as "AdaGN" in Stable-SPAM with 0.7 and 0.9)
+    and the authors' code (TianjinYellow/GradientStabilizer): gamma1 0.6, gamma2 0.999, epsilon 1e-12.
+    """
+
+    optimizers = ("adam",)
+
+    def __init__(self, gamma1: float = 0.6, gamma2: float = 0.999, epsilon: float = 1e-12) -> None:
+        self.gamma1, self.gamma2, self.epsilon = gamma1, gamma2, epsilon
+        self.m = self.v = self.steps = np.zeros(0)
+
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
+        x = np.asarray(norms, np.float64)
+        if not len(self.m):
+            self.m = self.v = self.steps = np.zeros(len(x))
+        counts = np.isfinite(x) & (x > 0)
+        usable = np.where(counts, x, 1.0)
+        self.steps = self.steps + counts
+        self.m = np.where(counts, self.gamma1 * self.m + (1 - self.gamma1) * usable, self.m)
+        self.v = np.where(counts, self.gamma2 * self.v + (1 - self.gamma2) * usable**2, self.v)
+        steps = np.maximum(self.steps, 1)
+        mean, square = self.m / (1 - self.gamma1**steps), self.v / (1 - self.gamma2**steps)
+        length = mean / (np.sqrt(square) + self.epsilon)
+        return Verdict(np.where(counts, length / np.maximum(usable, self.epsilon), 1.0))
 
 
 class MedianOfPeriod:
@@ -199,7 +253,7 @@ class MedianOfPeriod:
         self.threshold = math.inf
         self.steps = 0
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         t, total = self.steps, _global(norms)
         self.steps += 1
         if t == 0:
@@ -226,7 +280,7 @@ class SkipStep:
         self.losses: deque[float] = deque(maxlen=window)
         self.totals: deque[float] = deque(maxlen=window)
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         total = _global(norms)
         skip = False
         if len(self.losses) + 1 >= max(2, self.window // 2):
@@ -254,6 +308,7 @@ PEERS: Mapping[str, Callable[[], Peer]] = {
     "ZClip": ZClip,
     "ZClip, no constant": lambda: ZClip(constant_clip=None),
     "AdaGC": AdaGC,
+    "GradientStabilizer": GradientStabilizer,
     "median x 2 (icefall)": MedianOfPeriod,
     "skip 6 sigma (OLMo-core)": SkipStep,
 }

@@ -199,10 +199,14 @@ class RuleSet:
       rules: run -> its rule.
       params: the untrained variables, shape [runs, ...] each.
       momentum, linear: of the optimizer, see `Step`.
+
+    Attributes:
+      acted: whether a rule made something shorter in the last step, shape [runs].
     """
 
     def __init__(self, rules: Mapping[int, TensorRule], params: Tensors, momentum: float, linear: bool) -> None:
         self.rules, self.momentum, self.linear = dict(rules), momentum, linear
+        self.acted = tf.Variable(tf.zeros([params[0].shape[0]], tf.bool))
         self.state = {
             run: [tf.Variable(x) for x in rule.init([p[run] for p in params])] for run, rule in self.rules.items()
         }
@@ -213,21 +217,32 @@ class RuleSet:
 
     def gradients(self, params: Tensors, grads: Tensors, rate: Any) -> Tensors:
         """The gradients for the optimizer; the states move on."""
+        before = grads
         for run, rule in self.rules.items():
             state = self.state[run]
             own, new = rule.gradients(self._step(run, params, grads, None, rate), [tf.identity(x) for x in state])
             for variable, value in zip(state, new):
                 variable.assign(value)
             grads = [_replaced(g, run, x) for g, x in zip(grads, own)]
+        self.acted.assign(_shorter(grads, before))
         return grads
 
     def update(self, update: Tensors, params: Tensors, grads: Tensors, second: Tensors | None, rate: Any) -> Tensors:
         """What is subtracted from the weights; `grads` as they came, before any rule."""
+        before = update
         for run, rule in self.rules.items():
             step = self._step(run, params, grads, second, rate)
             own = rule.update([u[run] for u in update], step, [tf.identity(x) for x in self.state[run]])
             update = [_replaced(u, run, x) for u, x in zip(update, own)]
+        self.acted.assign(self.acted | _shorter(update, before))
         return update
+
+
+def _shorter(after: Tensors, before: Tensors) -> Any:
+    """Whether any variable of a run is shorter than it was, shape [runs]."""
+    axes = [list(range(1, x.shape.rank)) for x in after]
+    lengths = [[tf.reduce_sum(tf.square(x), a) for x, a in zip(tensors, axes)] for tensors in (after, before)]
+    return tf.reduce_any([a < 0.9998 * b for a, b in zip(*lengths)], 0)
 
 
 def _replaced(tensor: Any, run: int, value: Any) -> Any:

@@ -33,7 +33,7 @@ def test_a_run_among_others_is_the_run_alone():
     assert "norms" not in many[1]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-plain", "sgd-nesterov", "adam"])
 def test_the_optimizers_are_those_of_keras(optimizer):
     """Oracle: keras.optimizers on the same gradients; a skipped step changes nothing, slots included."""
     keras = pytest.importorskip("keras")
@@ -43,13 +43,21 @@ def test_the_optimizers_are_those_of_keras(optimizer):
     trainer = efficacy.Trainer(task, 0.01, runs=2, seed=0)
     variables = [tf.Variable(p[0]) for p in trainer.params]
     theirs = (
-        keras.optimizers.SGD(0.01, momentum=0.9) if optimizer == "sgd" else keras.optimizers.Adam(0.01, epsilon=1e-8)
+        keras.optimizers.Adam(0.01, epsilon=1e-8)
+        if optimizer == "adam"
+        else keras.optimizers.SGD(0.01, 0.0 if optimizer == "sgd-plain" else 0.9, nesterov=optimizer == "sgd-nesterov")
     )
     rng = np.random.default_rng(0)
     for t in range(20):
         grads = [rng.normal(size=p.shape).astype(np.float32) for p in trainer.params]
         skip = np.array([t == 10, False])
-        trainer.apply([tf.constant(g) for g in grads], np.full((2, len(grads)), 0.5, np.float32), skip)
+        before = [p.numpy() for p in trainer.params]
+        changes = trainer.apply(
+            [tf.constant(g) for g in grads], np.full((2, len(grads)), 0.5, np.float32), skip, np.float32(0.01)
+        )
+        for i, (p, old) in enumerate(zip(trainer.params, before)):
+            expected = [np.linalg.norm(p.numpy()[k] - old[k]) for k in range(2)]
+            assert changes.numpy()[:, i] == pytest.approx(expected, rel=1e-2, abs=1e-6)
         if not skip[0]:
             theirs.apply_gradients(zip([tf.constant(0.5 * g[0]) for g in grads], variables))
     for ours, theirs_value in zip(trainer.params, variables):
@@ -62,7 +70,7 @@ def test_a_scale_of_zero_drops_a_nan_and_any_other_keeps_it():
 
     trainer = efficacy.Trainer(tasks.TASKS["heavy-tails"](), 0.1, runs=2, seed=0)
     grads = [tf.constant(np.full(p.shape, np.nan, np.float32)) for p in trainer.params]
-    trainer.apply(grads, np.array([[0, 0], [1, 1]], np.float32), np.array([False, False]))
+    trainer.apply(grads, np.array([[0, 0], [1, 1]], np.float32), np.array([False, False]), np.float32(0.1))
     assert np.all(np.isfinite(trainer.params[0][0]))
     assert np.all(np.isnan(trainer.params[0][1]))
 
@@ -71,12 +79,14 @@ def test_a_scale_of_zero_drops_a_nan_and_any_other_keeps_it():
 def test_every_task_starts_with_finite_loss_and_gradients_of_every_parameter(name):
     task = finals.EVERY[name]()
     trainer = efficacy.Trainer(task, task.rates[0], runs=2, seed=3)
-    loss, score, norms, _ = trainer.gradients(*task.batch(np.random.default_rng(0), 0))
+    loss, score, norms, weights, _ = trainer.gradients(*task.batch(np.random.default_rng(0), 0))
     assert np.all(np.isfinite(loss))
     assert np.all(np.isfinite(score))
     assert norms.shape == (2, len(trainer.params))
     assert np.all(np.isfinite(norms) & (norms.numpy() > 0))
     assert norms[0].numpy() == pytest.approx(norms[1].numpy(), rel=1e-4)
+    expected = [float(np.linalg.norm(p[0].numpy())) for p in trainer.params]
+    assert weights[0].numpy() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_run_that_ends_no_better_than_it_began_has_diverged():
@@ -205,3 +215,32 @@ def test_the_gradients_written_by_hand_are_those_of_automatic_differentiation(la
         found.append((states, *tape.gradient(loss, [inputs, w])))
     for expected, got in zip(*found):
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_rule_on_tensors_trains_beside_the_others_and_touches_its_own_run_only(optimizer):
+    """Oracle: the rules alone in a trainer of their own; the runs beside them are those of a trainer without them."""
+    import tensor_peers
+
+    def train(**rules):
+        task = tasks.TASKS["heavy-tails"]()._replace(optimizer=optimizer)
+        return {x["method"]: x for x in efficacy.train(task, 0.003, 0, rules, steps=60)}
+
+    def own():
+        return {"clippy": tensor_peers.Clippy(0.0, 1e-3), "dog": tensor_peers.DoG(1e-4)}
+
+    many = train(none=peers.Unclipped(), **own(), fixed=peers.Fixed(0.1))
+    for expected in (*train(**own()).values(), *train(none=peers.Unclipped(), fixed=peers.Fixed(0.1)).values()):
+        assert many[expected["method"]]["final"] == pytest.approx(expected["final"], rel=1e-4)
+        assert many[expected["method"]]["clipped"] == pytest.approx(expected["clipped"], abs=0.02)
+    assert many["none"]["clipped"] == 0
+    assert many["clippy"]["clipped"] > 0.2
+    assert many["dog"]["clipped"] > 0
+    assert len({round(x["final"], 4) for x in many.values()}) == 4
+
+
+def test_peers_are_trained_where_they_are_defined():
+    assert {"StableAdamW", "GradientStabilizer"} <= set(efficacy.methods("transformer"))
+    assert not {"StableAdamW", "GradientStabilizer"} & set(efficacy.methods("rnn-sgd"))
+    assert {"AGC", "Clippy", "DoG as a bound"} <= set(efficacy.methods("rnn-sgd")) & set(efficacy.methods("rnn-adam"))
+    assert "StableAdamW" in efficacy.methods()

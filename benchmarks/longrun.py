@@ -35,7 +35,9 @@ from tasks import _digits
 
 import gradwatch
 from gradwatch import policies
+from gradwatch.core.norms import of as norms_of
 from gradwatch.core.policies import Policy
+from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError
 
 STEPS = 20_000
@@ -71,6 +73,29 @@ def policy_of(text: str) -> Policy:
             f"percentile(90); got {text!r}"
         ) from error
     return getattr(policies, name)(*positional, **keywords)
+
+
+def counted(policy: Policy) -> tuple[Policy, dict[str, tf.Variable]]:
+    """The same policy, and by name the steps so far in which each of its bounds was the one that clipped.
+
+    A policy that takes the smallest of several bounds tells them in its info, in norm units, under names that end in
+    "_bound"; the counts of any other are empty. They are no state of the policy: a checkpoint does not carry them.
+    """
+    _, _, info = policy.update(NUMPY, policy.init(1), norms_of(NUMPY, np.ones(1, np.float32)))
+    with tf.init_scope():
+        counts = {name[: -len("_bound")]: tf.Variable(0.0) for name in info if name.endswith("_bound")}
+    if not counts:
+        return policy, {}
+
+    def update(xp: Any, state: Any, norms: Any) -> Any:
+        state, clip_norm, info = policy.update(xp, state, norms)
+        for name, count in counts.items():
+            # what is larger than the smallest bound did not act
+            acts = (norms.total > clip_norm) & (info[f"{name}_bound"] <= clip_norm)
+            count.assign_add(tf.cast(acts, tf.float32))
+        return state, clip_norm, info
+
+    return Policy(policy.name, policy.init, update, policy.scope), counts
 
 
 # -- one run ----------------------------------------------------------------------------------------------
@@ -132,6 +157,7 @@ class Run:
         self.at = 0
         self.losses: list[Any] = []
         step = tf.function(self._make_step(seed), autograph=False, jit_compile=JIT)
+        policy, self.counts = (None, {}) if policy is None else counted(policy)
         self.step = step if policy is None else gradwatch.watch(step, policy=policy)
         self.monitor = None if policy is None else self.step.monitor
 
@@ -201,21 +227,12 @@ def long_run(policy: Callable[[], Policy], steps: int, seed: int = 0) -> dict[st
         "steps": steps,
         "acted": float(np.mean([w.acted for w in windows])),
         "by_fifths": [w._asdict() for w in windows],
-        "bounds": bounds(runs["watched"].monitor),
+        "bounds": {name: int(count) for name, count in runs["watched"].counts.items()},
         "loss": losses,
         "ratio": losses["watched"] / losses["unclipped"],
         "ratio_by_chance": losses["nudged"] / losses["unclipped"],
         "seconds": seconds,
     }
-
-
-def bounds(monitor: Any) -> dict[str, int]:
-    """Steps in which each bound of the policy acted; empty where the policy does not tell.
-
-    A policy tells by a state entry `acted_NAME`, a count of steps, for each of its bounds.
-    """
-    state = monitor._hidden.built.tree().get("policy", {})
-    return {key[6:]: int(value) for key, value in state.items() if key.startswith("acted_")}
 
 
 # -- the events -------------------------------------------------------------------------------------------
@@ -320,7 +337,8 @@ def report(found: Mapping[str, Any]) -> str:
         "acted by fifths of the run: " + ", ".join(f"{100 * w['acted']:.2f} %" for w in main_run["by_fifths"]),
     ]
     if main_run["bounds"]:
-        lines.append("steps by bound: " + ", ".join(f"{name} {count}" for name, count in main_run["bounds"].items()))
+        shares = {name: count / main_run["steps"] for name, count in main_run["bounds"].items()}
+        lines.append("clipped by: " + ", ".join(f"{name} {100 * x:.2f} % of the steps" for name, x in shares.items()))
     rows = []
     for name, case in found["events"].items():
         windows = [case[key] for key in ("before", "right after", "rest")]

@@ -97,7 +97,7 @@ def test_the_report_says_which_goal_is_missed(tmp_path, monkeypatch, capsys):
             "steps": 20,
             "acted": 0.02,
             "by_fifths": [window],
-            "bounds": {"quantile": 3},
+            "bounds": {"quantile": 1},
             "ratio": 1.005,
             "ratio_by_chance": 0.99,
         },
@@ -113,7 +113,7 @@ def test_the_report_says_which_goal_is_missed(tmp_path, monkeypatch, capsys):
     assert next(line for line in lines if line.startswith("| final loss at most")).endswith("| met        |")
     assert next(line for line in lines if line.startswith("resumed")).endswith("**missed**")
     assert "1.250" in next(line for line in lines if line.startswith("| rate x 10"))
-    assert "quantile 3" in "\n".join(lines)
+    assert "clipped by: quantile 5.00 % of the steps" in lines
     assert json.loads(output.read_text())["policy"] == "mine"
 
 
@@ -132,3 +132,24 @@ def test_every_run_of_a_seed_sees_the_same_batches():
     a.train(3), b.train(3)
     assert np.array_equal(a.losses, b.losses)
     assert len({float(x) for x in a.losses}) == 3
+
+
+def test_the_bound_that_clips_is_the_one_that_is_counted():
+    def update(xp, state, norms):
+        # the first bound is the smaller one for five steps, then the second; both clip every step
+        first = 1e-4 * (1.0 + state["t"])
+        bounds = {"first_bound": first, "second_bound": 5e-4 + 0.0 * first, "score": first}
+        return {"t": state["t"] + 1.0}, xp.minimum(first, bounds["second_bound"]), bounds
+
+    run = longrun.Run(longrun.Policy("mine", lambda _: {"t": np.zeros((), np.float32)}, update), longrun.RATE)
+    run.train(8)
+    # in the fifth step both bounds are 5e-4 to the last digits
+    counts = {name: int(count) for name, count in run.counts.items()}
+    assert counts["first"] in (4, 5)
+    assert counts["second"] in (3, 4)
+    assert set(counts) == {"first", "second"}
+
+
+def test_a_policy_of_one_bound_is_left_as_it_is():
+    policy = policies.percentile()
+    assert longrun.counted(policy) == (policy, {})

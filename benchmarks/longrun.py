@@ -17,7 +17,6 @@ the rate is multiplied by 10, layers are unfrozen, and a run is stopped and resu
 from __future__ import annotations
 
 import argparse
-import ast
 import math
 import os
 import tempfile
@@ -50,29 +49,6 @@ NOISE = 0.4
 JIT = True
 #: A long run is healthy only if a policy acts in less than this share of its steps and ends within `NEAR`.
 ACTS, NEAR = 0.01, 0.01
-
-
-def policy_of(text: str) -> Policy:
-    """The policy that a text such as "percentile(90, window=500)" or "auto" names.
-
-    Raises:
-      ValueError: it is no call of a policy with plain numbers.
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if isinstance(call, ast.Name):
-            return policies.POLICIES[call.id]()
-        name = call.func.id  # type: ignore[attr-defined]
-        positional = [ast.literal_eval(a) for a in call.args]  # type: ignore[attr-defined]
-        keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords}  # type: ignore[attr-defined]
-        if name not in policies.POLICIES:
-            raise KeyError(name)
-    except (SyntaxError, AttributeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"--policy takes one of {', '.join(policies.POLICIES)}, with plain numbers as arguments, such as "
-            f"percentile(90); got {text!r}"
-        ) from error
-    return getattr(policies, name)(*positional, **keywords)
 
 
 def counted(policy: Policy) -> tuple[Policy, dict[str, tf.Variable]]:
@@ -384,13 +360,13 @@ def main() -> None:
     parser.add_argument("--output", help="file of the results (results/longrun.json, quick: longrun-quick.json)")
     options = parser.parse_args()
     try:
-        policy_of(options.policy)
-    except (ValueError, TypeError, ConfigError) as error:
+        policies.parse(options.policy)
+    except ConfigError as error:
         parser.error(str(error))
     steps, seeds = (400, 1) if options.quick else (options.steps, options.seeds)
     facts = setting.machine()
     print(setting.one_line(facts))
-    found = {"machine": facts, **measure(lambda: policy_of(options.policy), steps, max(20, steps // 10), seeds)}
+    found = {"machine": facts, **measure(lambda: policies.parse(options.policy), steps, max(20, steps // 10), seeds)}
     print("\n" + report(found))
     setting.write(options.output or setting.results_file("longrun", options.quick), found)
 

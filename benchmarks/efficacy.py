@@ -38,6 +38,7 @@ from gradwatch.core import policies
 from gradwatch.core.norms import of as of_norms
 from gradwatch.core.policies import Policy
 from gradwatch.core.xp import NUMPY
+from gradwatch.tf.reach import weight_norm
 
 #: Constants among which the oracle chooses afterwards, for each task and learning rate; "none" is one of them.
 CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -54,13 +55,25 @@ class Gradwatch:
     def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         if self.state is None:
             self.state = self.policy.init(len(norms))
-        now = of_norms(NUMPY, norms.astype(np.float32))
+        reach, weights = _reach(seen)
+        now = of_norms(NUMPY, norms.astype(np.float32), reach, np.float32(self.loss), weights)
+        self.loss = loss
         self.state, clip_norm, _ = self.policy.update(NUMPY, self.state, now)
         if not now.finite:
             return Verdict(np.zeros(len(norms)), clip_norm=float(np.max(clip_norm)))
         norm = now.per_variable if self.policy.scope == policies.VARIABLE else now.total
         scale = np.where(norm > clip_norm, clip_norm / np.maximum(norm, 1e-37), 1.0)
         return Verdict(np.broadcast_to(scale, (len(norms),)), clip_norm=float(np.max(clip_norm)))
+
+
+def _reach(seen: Seen | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`Norms.reach` and `Norms.weights`, as gradwatch hands them to its policies."""
+    if seen is None:
+        return None, None
+    weights = weight_norm(NUMPY, seen.weights.astype(np.float32))
+    if not seen.linear:
+        return np.float32(math.inf), weights
+    return np.float32((1 - seen.momentum) * weights / seen.rate), weights
 
 
 #: gradwatch's policies by the name they have in the tables; their parameters were chosen on DESIGN_TASKS.
@@ -71,7 +84,6 @@ OURS: Mapping[str, Callable[[], Policy]] = {
     "zscore(2.5)": policies.zscore,
     "per_variable(1.05)": policies.per_variable,
     "auto": policies.auto,
-    "auto(slow_start_steps=200)": lambda: policies.auto(slow_start_steps=200),
 }
 
 

@@ -26,7 +26,14 @@ _MEMORY = 50.0  # steps of the running level
 _WINSORISE = 2.5  # deviations at which a loss is clamped before it enters
 _FIRST = 10.0  # steps whose level is the loss at the start, and whose median is the first level of the norms
 _BETTER = 0.005  # a level this much lower is a better one
+_START = 0.7  # weight of the loss at the start beside the best one
 _DRIFT = 0.0005  # how fast the best loss and the level of the norms may be forgotten, per step
+
+# Of a setback of the loss
+_SETBACK, _LEAST_SETBACK = 0.4, 0.05  # deviations of the log loss, and at least so much, above the best level
+_SURE = 60.0  # losses before the first setback
+_STEPS_BACK = 20.0  # between two of them
+_SHRINK, _LEAST_CARE, _REGROW = 0.7, 0.05, 0.005
 
 # Of alarm and backoff
 _TOGETHER = 20.0  # two outliers within so many steps are an alarm
@@ -35,7 +42,6 @@ _LEAST_GAIN = 0.03
 _PROBE, _OFFSET = 0.12, 10.0
 
 FIRST_STEP = 0.003  # share of the reach in the first step, when no norm and no loss is known
-RELEASE = 0.0003  # growth of the bound of the first gradients per step
 
 
 # -- the bounds ---------------------------------------------------------------------------------------------
@@ -69,7 +75,7 @@ def descent_bound(
     log_level: Array,
     trust: float,
 ) -> Array:
-    """log(trust * sqrt(L_0 * L) / (G * |w|) * reach): no step may promise to take away more than the loss there is.
+    """log(trust * L_0^0.7 L^0.3 / (G |w|) * reach): no step may promise to take away more than the loss there is.
 
     Moved by a share s of their length along the gradient, the weights lower the loss by s * |w| * G, says the linear
     model. Where that is more than the whole loss, the model no longer holds, and such steps lead a net to places from
@@ -83,18 +89,18 @@ def descent_bound(
     Source: Polyak's step size (Polyak 1987, Introduction to Optimization; Loizou et al. 2021, arXiv 2002.10542), with
     an optimum of zero. The mean of L_0 and L, and the level G, are ours.
     """
-    return math.log(trust) + 0.5 * (log_first + log_best) - log_level - log_weights + log_reach
+    loss = _START * log_first + (1.0 - _START) * log_best
+    return math.log(trust) + loss - log_level - log_weights + log_reach
 
 
 def first_gradients_bound(xp: Namespace, state: State, log_median: Array, seen: Array, share: float) -> Array:
-    """log(share * median of the first ten norms), growing by 0.03 % a step from then on.
+    """log(share * median of the first ten norms), for good.
 
     An optimizer that divides by the root of its second moment hardly feels how long the gradients are, but it remembers
-    the first and largest ones for a thousand steps. Held at one length from the first step on, all weigh the same. The
-    growth is slower than the second moment forgets (beta_2 = 0.999), so that it lengthens no step by more than a
-    quarter.
+    the first and largest ones for a thousand steps. Held at one length from the first step on, all weigh the same. A
+    bound that grew again would lengthen its steps for as long as it grows: the second moment lags behind.
     """
-    return xp.where(seen <= _FIRST, log_median + math.log(share), state["log_first_norms"] + RELEASE)
+    return xp.where(seen <= _FIRST, log_median + math.log(share), state["log_first_norms"])
 
 
 # -- what they are made of ----------------------------------------------------------------------------------
@@ -147,6 +153,24 @@ def norm_level(xp: Namespace, state: State, log_median: Array, best: Array, star
     return xp.where(started & (state["started"] > 0.5), xp.maximum(log_median, state["norm_level"] - fall), log_median)
 
 
+def setback(xp: Namespace, state: State, losses: State) -> dict[str, Array]:
+    """A loss that has risen: care, a factor of all that a step may do, is multiplied by 0.7, at most every 20 steps.
+
+    It has risen where level > best + max(0.4 std, 0.05), all of the log loss, from the 60th loss on. Else the care is
+    given up by 0.5 % a step. It stays within [0.05, 1].
+    """
+    std = xp.sqrt(xp.maximum(losses["var"], 0.0001))
+    risen = losses["level"] > losses["best"] + xp.maximum(_SETBACK * std, _LEAST_SETBACK)
+    risen = risen & (losses["losses"] > _SURE)
+    shrinks = risen & (state["waited"] >= _STEPS_BACK)
+    lower = xp.maximum(state["log_care"] + math.log(_SHRINK), math.log(_LEAST_CARE))
+    higher = xp.minimum(state["log_care"] + math.log(1.0 + _REGROW), 0.0)
+    return {
+        "log_care": xp.where(shrinks, lower, xp.where(risen, state["log_care"], higher)),
+        "waited": xp.where(shrinks, 0.0, one_more(xp, state["waited"])),
+    }
+
+
 def alarm_and_backoff(
     xp: Namespace, state: State, norms: Norms, log_median: Array, started: Bool, alarm: float, backoff: float
 ) -> dict[str, Array]:
@@ -187,15 +211,16 @@ class auto(Policy):
       s_t the steps in which the loss found no better level for 50 steps; every step counts where no loss is known.
       gain_t is 1 until an alarm: two norms beyond `alarm` times the median within 20 steps multiply it by `backoff`,
       once a burst, and it grows back as n^0.12, n the calm steps;
-    - descent bound: trust * sqrt(L_0 L_t) / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
+    - descent bound: trust * L_0^0.7 L_t^0.3 / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
       since, and G_t the level of the norms, which falls no faster than the loss. It holds where the step returns a
-      loss that is positive.
+      loss that is positive;
+    - a setback of the loss multiplies the last two by a care below 1, which is given up slowly.
 
     In the first step, when nothing is known of norms and loss, a linear optimizer is given 0.003 of the reach.
 
     Adam and its kin, which divide by the root of their second moment:
 
-    - quantile bound, and first gradients: `first` times the median of the first ten norms, growing by 0.03 % a step.
+    - quantile bound, and first gradients: `first` times the median of the first ten norms.
       The first step is held back whole: its gradient would stay in the second moment for a thousand steps.
 
     An optimizer that is neither, or not known (`Monitor.clip` without `optimizer=`): the quantile bound alone, from the
@@ -206,7 +231,7 @@ class auto(Policy):
       window: steps that the median remembers, >= 2.
       share: of the reach that a step may use in the beginning, > 0.
       least_share: of the reach, to which it falls where the loss stands still, in (0, share].
-      trust: share of the loss that a step may promise to take away, > 0; 0.5 is half of it.
+      trust: share of the loss that a step may promise to take away, > 0.
       first: share of the median of the first ten norms (Adam and its kin), > 0.
       alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter winsorised at 3 times it.
       backoff: factor of the gain at an alarm, in (0, 1).
@@ -229,7 +254,7 @@ class auto(Policy):
     window: int = field(default=300, kw_only=True)
     share: float = field(default=0.1, kw_only=True)
     least_share: float = field(default=0.03, kw_only=True)
-    trust: float = field(default=0.5, kw_only=True)
+    trust: float = field(default=0.7, kw_only=True)
     first: float = field(default=0.03, kw_only=True)
     alarm: float = field(default=5.0, kw_only=True)
     backoff: float = field(default=0.5, kw_only=True)
@@ -257,11 +282,13 @@ class auto(Policy):
         names = (
             *("seen", "log_gain", "norm_level", "started", "log_first_norms"),
             *("losses", "level", "first_loss", "best", "record", "since", "stalled", "signed"),
+            "log_care",
         )
         return {
             "sketch": sketch.init(),
             **dict.fromkeys(names, zero),
             "var": np.full((), 0.25, np.float32),
+            "waited": np.full((), _STEPS_BACK, np.float32),
             "alone": np.full((), _TOGETHER, np.float32),
             "calm": np.full((), 1e6, np.float32),
         }
@@ -283,8 +310,9 @@ class auto(Policy):
             xp, log_reach, state["log_gain"], losses["stalled"], self.share, self.least_share
         )
         descent = descent_bound(xp, log_reach, log_weights, losses["first_loss"], losses["best"], level, self.trust)
+        care = setback(xp, state, losses)
         trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)
-        length = xp.where(trusted, xp.minimum(displacement, descent), displacement)
+        length = xp.where(trusted, xp.minimum(displacement, descent), displacement) + care["log_care"]
         length = xp.where(started, xp.minimum(length, quantile), log_reach + math.log(FIRST_STEP))
         held = xp.where(started, xp.minimum(quantile, log_first), math.log(TINY))
         unknown = xp.where(started, quantile, math.log(HUGE))
@@ -296,6 +324,7 @@ class auto(Policy):
         ceiling = xp.where(started, log_median + math.log(3.0), norms.log)
         entered: dict[str, Any] = {
             **losses,
+            **care,
             **backed,
             "seen": one_more(xp, seen),
             "norm_level": level,

@@ -153,6 +153,7 @@ class Guard:
         *,
         reach: Array | None = None,
         loss: Array | None = None,
+        weights: Array | None = None,
         update_ratio: Array | None = None,
     ) -> tuple[dict[str, Any], Decision]:
         """Judge one step.
@@ -160,14 +161,14 @@ class Guard:
         Args:
           per_variable: L2 norm of each variable's gradient, shape [num_variables].
           applied: the same after `tf.clip_by_value` (scope "value" only).
-          reach, loss: as in `Norms`, shape (); None for not known.
+          reach, loss, weights: as in `Norms`, shape (); None for not known.
           update_ratio: the newest share of their norm by which the weights moved, shape (), for the history alone;
             negative or None for not known.
 
         Returns:
           (state after the step, Decision)
         """
-        now = norms.of(xp, per_variable, reach, loss)._replace(kept=state["last"]["kept"])
+        now = norms.of(xp, per_variable, reach, loss, weights)._replace(kept=state["last"]["kept"])
         detectors, found = findings.update(xp, self.detectors, state["detectors"], now)
         policy, clip_norm, info = self.policy.update(xp, state["policy"], now)
         decision = self._decide(xp, now, found, xp.minimum(clip_norm, LARGEST), applied)

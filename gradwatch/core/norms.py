@@ -30,6 +30,7 @@ class Norms(NamedTuple):
         one that divides by its own second moment, where the length of a gradient hardly matters; NaN where it is
         not known (a learning rate of 0, weights that are all zero, no optimizer given).
       loss: the loss of the step before, shape (), in [-1e36, 1e36]; NaN where it is not known or was NaN.
+      weights: |w|, the norm of the weights that reach counts, shape (), in (0, 1e36]; NaN where it is not known.
       kept: share of the step before's norm that was applied, shape (), in [0, 1], relative to what its policy means to
         let through; 0 for a step that was not finite, zeroed or skipped. 1 where it is not known.
     """
@@ -44,14 +45,22 @@ class Norms(NamedTuple):
     reach: Array = np.float32(math.nan)
     loss: Array = np.float32(math.nan)
     kept: Array = np.float32(1.0)
+    weights: Array = np.float32(math.nan)
 
 
-def of(xp: Namespace, per_variable: Array, reach: Array | None = None, loss: Array | None = None) -> Norms:
+def of(
+    xp: Namespace,
+    per_variable: Array,
+    reach: Array | None = None,
+    loss: Array | None = None,
+    weights: Array | None = None,
+) -> Norms:
     """The global norm of per-variable L2 norms, shape [num_variables].
 
     Args:
       reach: shape (); None, NaN, zero and what is negative are "not known", above 1e36 is "does not apply".
       loss: of the step before, shape (); None and NaN are "not known", Inf counts as 1e36.
+      weights: their norm, shape (); None, NaN, zero, what is negative and what is above 1e36 are "not known".
     """
     # a comparison with NaN is false
     finite_each = per_variable <= LARGEST
@@ -74,12 +83,17 @@ def of(xp: Namespace, per_variable: Array, reach: Array | None = None, loss: Arr
         broken=broken,
         reach=xp.number(math.nan) if reach is None else _reach(xp, reach),
         loss=xp.number(math.nan) if loss is None else _loss(xp, loss),
+        weights=xp.number(math.nan) if weights is None else _length(xp, weights),
     )
 
 
 def _reach(xp: Namespace, reach: Array) -> Array:
     # a comparison with NaN is false
     return xp.where(reach >= TINY, xp.where(reach > HUGE, math.inf, reach), math.nan)
+
+
+def _length(xp: Namespace, weights: Array) -> Array:
+    return xp.where((weights >= TINY) & (weights <= HUGE), weights, math.nan)
 
 
 def _loss(xp: Namespace, loss: Array) -> Array:

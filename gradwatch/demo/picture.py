@@ -19,6 +19,7 @@ RED, BLUE, SKY, ORANGE, GREEN, GREY = "#D55E00", "#0072B2", "#56B4E9", "#E69F00"
 _MARKS = {
     "explosion": ("v", RED, "explosion begins"),
     "trend": ("^", ORANGE, "norm grows"),
+    "saturated": ("D", SKY, "mostly clipped away"),
     "vanishing": ("s", GREY, "vanishing"),
     "nonfinite": ("X", "black", "NaN or Inf"),
 }

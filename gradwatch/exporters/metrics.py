@@ -309,7 +309,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gradwatch_warmup_active",
         "gauge",
-        "1 while the policy still gathers statistics and does not clip by them, else 0.",
+        "1 while the explosion detector still gathers statistics and sees decades of growth only, else 0.",
         lambda r: _one(r.snapshot.warmup),
         group=_CLIP,
     ),

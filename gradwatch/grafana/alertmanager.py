@@ -25,6 +25,7 @@ MUTES = {
     "GradwatchGradientNonFinite": [
         "GradwatchGradientExplosion",
         "GradwatchGradientExplosionSustained",
+        "GradwatchUpdatesSaturated",
         "GradwatchClippingSaturated",
     ],
     "GradwatchGradientExplosionSustained": ["GradwatchGradientExplosion"],

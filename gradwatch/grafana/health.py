@@ -31,7 +31,13 @@ from gradwatch.grafana.panels import (
 from gradwatch.grafana.queries import chosen, finite, increase, positive, rate, share_of_steps
 from gradwatch.grafana.shared import HEALTH_UID, NO_STEPS, SHARE_STEPS, STATES, state, step_age, variables
 
-_NAMES = {"explosion": "Explosion", "trend": "Trend", "vanishing": "Vanishing", "nonfinite": "NaN or Inf"}
+_NAMES = {
+    "nonfinite": "NaN or Inf",
+    "explosion": "Explosion",
+    "saturated": "Saturated",
+    "vanishing": "Vanishing",
+    "trend": "Trend",
+}
 _LAYERS_OFF = "Norms of single layers are opt-in: gradwatch.serve(layers=...). They appear with the first step."
 
 

@@ -204,6 +204,25 @@ CASES = [
         silent=(9, 15, 20),
     ),
     Case(
+        "GradwatchUpdatesSaturated",
+        "two minutes of steps that are mostly taken away are critical",
+        {_under_way("saturated"): "0x4 1x30", _ACTIVE: "1x40"},
+        fires={
+            7: _WHERE
+            + "for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm. "
+            "The run is kept alive by clipping and hardly learns. Stop it, go back to a checkpoint from before it "
+            "began, and lower the learning rate."
+        },
+        silent=(4, 6),
+        labels=_kind("saturated"),
+    ),
+    Case(
+        "GradwatchUpdatesSaturated",
+        "a run that ended like that is over",
+        {_under_way("saturated"): "0x4 1x30", _ACTIVE: "1x4 0x30"},
+        silent=(7, 20),
+    ),
+    Case(
         "GradwatchClippingSaturated",
         "five of six steps clipped, where one in ten is meant",
         {_STEPS: "0+60x40", _CLIPPED: "0+50x40", _EXPECTED: "0.1x40"},

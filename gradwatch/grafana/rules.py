@@ -140,6 +140,16 @@ def alerts() -> list[Alert]:
             hold="10m",
         ),
         Alert(
+            "GradwatchUpdatesSaturated",
+            _active("saturated"),
+            "critical",
+            "Most of the gradients are clipped away or zeroed.",
+            f"{where}: for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm. "
+            "The run is kept alive by clipping and hardly learns. Stop it, go back to a checkpoint from before it "
+            "began, and lower the learning rate.",
+            hold="2m",
+        ),
+        Alert(
             "GradwatchClippingSaturated",
             f"({CLIPPED} - {implied})\n/ (1 - {implied}) > {CLIPPED_TOO_MANY}",
             "warning",

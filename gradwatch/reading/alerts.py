@@ -237,7 +237,7 @@ def _resolved(reading: Reading, kind: str) -> Alert:
 def _threshold(reading: Reading, kind: str) -> float:
     if kind == "vanishing":
         return reading.snapshot.vanishing_threshold
-    return math.inf if kind == "nonfinite" else reading.snapshot.explosion_threshold
+    return math.inf if kind in ("nonfinite", "saturated") else reading.snapshot.explosion_threshold
 
 
 def _length(reading: Reading, kind: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gradwatch.core.snapshot import KINDS
+
 #: A run that is under way stalls after this long without a step: here, on the dashboards and in the alert rules.
 STALL_SECONDS = 600
 
-#: Kind of anomaly -> (word, tone), worst first.
+#: Kind of anomaly -> (word, tone).
 _ANOMALIES = {
     "nonfinite": ("NaN or Inf", "critical"),
     "explosion": ("exploding", "critical"),
+    "saturated": ("saturated", "warning"),
     "vanishing": ("vanishing", "warning"),
     "trend": ("growing", "warning"),
 }
@@ -27,7 +30,7 @@ def state_of(
     Args:
       steps: optimizer steps so far.
       running: whether the run is under way.
-      warmup: whether the policy still gathers statistics.
+      warmup: whether a detector of explosions still gathers statistics.
       active: kind of anomaly -> whether an episode is under way.
       idle_seconds: since the last step was seen.
     """
@@ -35,9 +38,9 @@ def state_of(
         return "waiting for the first step", "info"
     if not running:
         return "ended", "info"
-    for kind, found in _ANOMALIES.items():
+    for kind in KINDS:
         if active.get(kind):
-            return found
+            return _ANOMALIES[kind]
     if idle_seconds > STALL_SECONDS:
         return f"no step for {idle_seconds:,.0f} s", "warning"
     return ("warming up", "info") if warmup else ("healthy", "ok")

@@ -12,6 +12,7 @@ from gradwatch.reading.text import short_names
 TITLES = {
     "explosion": "gradient explosion",
     "trend": "gradient norm growing towards an explosion",
+    "saturated": "most of the gradients clipped away or zeroed",
     "vanishing": "gradients vanishing",
     "nonfinite": "NaN or Inf in the gradients",
 }
@@ -19,6 +20,7 @@ TITLES = {
 _ADVICE = {
     "explosion": "Look at the batch of that step and at the learning rate.",
     "trend": "Lower the learning rate now, or look for a loss term that grows without bound.",
+    "saturated": "Lower the learning rate: the run is kept alive by clipping and zeroing, and hardly learns.",
     "vanishing": "Look at these variables' activations (saturated, dead), at their initial values and at a learning "
     "rate schedule that has run out.",
     "nonfinite": "Look for a log, a square root or a division by zero in the loss, and for NaN in the input; "
@@ -30,8 +32,8 @@ _SUDDEN = "Look at the batch of that step."
 _LASTING = "Stop, go back to a checkpoint from before it began, and lower the learning rate."
 _PROBING = "A loss scale that probes for its highest value does this; it matters only if it does not stop."
 
-#: What float32 can hold, roughly: a norm beyond it has no square.
-_LARGEST = 1e38
+#: Finite gradients whose norm is said to be above it have overflowed: float32 cannot hold the sum of their squares.
+_LARGEST = 1e36
 
 _GRADUAL_STEPS = 3  # of growth before the step, for it to have come gradually
 _NAMED = 3  # variables in a message

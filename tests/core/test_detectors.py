@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -361,3 +364,45 @@ def test_a_nan_leaves_no_trace_and_the_next_spike_is_caught(name):
 def test_no_alarm_before_the_warm_up_is_over(name):
     norms = np.where(np.arange(60) % 2, 1e-6, 1e6)
     assert not replay.detector(DETECTORS[name](warmup_steps=30), norms).alarm[:30].any()
+
+
+# -- values -------------------------------------------------------------------------------------------------
+
+MADE = [
+    detectors.spike(),
+    detectors.spike(6, window=500, cooldown_steps=20),
+    detectors.spike(false_alarms_per_million=10),
+    detectors.trend(0.5, decision=12),
+    detectors.vanishing(8, 1000, patience=2),
+    detectors.nonfinite(patience=3, cooldown_steps=50),
+    detectors.saturated(0.8, window=100),
+]
+
+
+@pytest.mark.parametrize("made", MADE, ids=repr)
+def test_a_detector_is_a_value(made):
+    for again in (eval(repr(made), vars(detectors)), detectors.parse(repr(made)), copy.deepcopy(made)):
+        assert again == made
+        assert hash(again) == hash(made)
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert detectors.parse(made) is made
+    assert all(made != other for other in MADE if other is not made)
+
+
+def test_detectors_that_differ_in_what_is_not_shown_first_are_not_equal():
+    assert detectors.nonfinite(cooldown_steps=50) != detectors.nonfinite()
+    assert detectors.spike(min_std=0.2) != detectors.spike()
+    assert detectors.spike() == detectors.spike(5.0)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("spike(0)", "z_max must be > 0"),
+    ("spike(5, patience=3)", "spike takes z_max"),
+    ("spikes", "unknown detector 'spikes'; there are: spike, trend, vanishing, nonfinite, saturated"),
+    ("spike; import os", "a detector is a name with plain numbers"),
+    ("__import__('os')", "unknown detector"),
+    ("", "a detector is a name with plain numbers"),
+])  # fmt: skip
+def test_a_text_that_is_no_detector_is_refused(text, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        detectors.parse(text)

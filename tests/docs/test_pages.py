@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.tf
+# a process that loads TensorFlow takes long on a busy machine, and here are several
+pytestmark = [pytest.mark.tf, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -96,8 +97,20 @@ def reader_has():
     }
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A folder with the files that pages about HTTPS name."""
+    folder = tmp_path_factory.mktemp("certificate")
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run(
+        [*request, "-keyout", "server.key", "-out", "server.pem"], check=True, capture_output=True, cwd=folder
+    )
+    (folder / "clients.pem").write_bytes((folder / "server.pem").read_bytes())
+    return folder
+
+
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, certificate):
     """No page reaches beyond this process: ports are free ones, other hosts stubs, files in a folder of the test."""
     import gradwatch
     from gradwatch.exporters import push
@@ -124,9 +137,8 @@ def elsewhere(tmp_path, monkeypatch):
     display.IFrame = lambda src, width, height: urllib.request.urlopen(src, timeout=5).close()
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    subprocess.run([*request, "-keyout", "server.key", "-out", "server.pem"], check=True, capture_output=True)
-    (tmp_path / "clients.pem").write_bytes((tmp_path / "server.pem").read_bytes())
+    for name in ("server.key", "server.pem", "clients.pem"):
+        (tmp_path / name).write_bytes((certificate / name).read_bytes())
     yield
     for server in servers:
         server.close()

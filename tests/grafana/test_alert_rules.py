@@ -24,6 +24,7 @@ CATALOGUE = {
     "GradwatchGradientTrend": ("", "warning"),
     "GradwatchGradientNonFinite": ("", "critical"),
     "GradwatchGradientVanishing": ("10m", "warning"),
+    "GradwatchUpdatesSaturated": ("2m", "critical"),
     "GradwatchClippingSaturated": ("15m", "warning"),
     "GradwatchClipNormDrift": ("5m", "warning"),
     "GradwatchTrainingStalled": ("1m", "critical"),
@@ -106,6 +107,7 @@ def test_what_alertmanager_mutes_is_as_the_catalogue_says():
         "GradwatchGradientNonFinite": [
             "GradwatchGradientExplosion",
             "GradwatchGradientExplosionSustained",
+            "GradwatchUpdatesSaturated",
             "GradwatchClippingSaturated",
         ],
         "GradwatchGradientExplosionSustained": ["GradwatchGradientExplosion"],

@@ -166,7 +166,7 @@ def test_an_optimizer_class_with_its_own_apply_is_watched_once():
         (lambda: gradwatch.watch(optimizer={"g": support.sgd()}, monitor=support.monitor())(lambda: 0), "monitor="),
         (lambda: gradwatch.watch(on_nonfinite="ignore")(lambda: 0), "propagate"),
         (lambda: gradwatch.watch(on_explosion="stop")(lambda: 0), "observe"),
-        (lambda: gradwatch.watch(detectors="spike")(lambda: 0), "detectors"),
+        (lambda: gradwatch.watch(detectors="spyke")(lambda: 0), "detector"),
         (lambda: gradwatch.watch(on_alert=3)(lambda: 0), "callable"),
         (lambda: gradwatch.Monitor(policies.percentile(90)), "name"),
         (lambda: gradwatch.Monitor("a", "percentile(0.9)"), "write 90"),

@@ -10,7 +10,7 @@
     clip_norm: {label: "clip_norm", dash: [7, 4], width: 1.8, alpha: 1},
     threshold: {label: "explosion threshold", dash: [2, 3], width: 1.8, alpha: 1},
   };
-  const KINDS = {explosion: "explosion", trend: "growing trend", vanishing: "vanishing", nonfinite: "NaN or Inf"};
+  const KINDS = {explosion: "explosion", trend: "growing trend", saturated: "saturated", vanishing: "vanishing", nonfinite: "NaN or Inf"};
 
   const $ = (id) => document.getElementById(id);
   const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -62,6 +62,7 @@ class _Update(NamedTuple):
     present: tuple[int, ...]  # variables with a gradient
     due: tf.Tensor
     before: Any  # of `HELD` places, or all the variables
+    parts: Any  # the state so far, not yet written
 
 
 class Weights:
@@ -126,11 +127,11 @@ class Weights:
             return tf.stack([NO_REACH, 1.0, loss, ratio])
         kind, moving, rate = _motion(optimizer, variables)
         moving = tuple(sorted(set(moving) & set(present)))
-        total, ratio, due, before = self._in_function(
+        total, ratio, update = self._in_function(
             "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
         )
         if follow:
-            self._here.update = _Update(_graph(), tuple(present), due, before)
+            self._here.update = _Update(_graph(), tuple(present), *update)
         top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind, (NO_REACH, 1.0))
         return tf.stack([top, rate, loss, ratio])
 
@@ -154,8 +155,12 @@ class Weights:
             norms, before = look()
         else:
             norms, before = tf.cond(due, look, keep)
-        self._write(norms, ratios, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, *limited])
-        return weight_norm(TENSORFLOW, _some(norms, moving)) if moving else NO_REACH, ratio, due, before
+        rest = tf.where(due, EVERY - 1.0, rest - 1.0)
+        if not follow:
+            self._write(norms, ratios, [rest, ratio, *limited])
+        total = weight_norm(TENSORFLOW, _some(norms, moving)) if moving else NO_REACH
+        # what follows writes once for both: each op counts in a step of a millisecond
+        return total, ratio, (due, before, (norms, ratios, [rest, ratio, *limited])) if follow else ()
 
     def _parts(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Norms and ratios of the variables, and `_SCALARS`."""
@@ -174,15 +179,15 @@ class Weights:
         if update is None or update.graph is not _graph():
             return
         held = [tf_variable(v) for v in variables]
-        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before)
+        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.parts)
 
-    def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any) -> None:
-        norms, ratios, (rest, ratio, low, high) = self._parts()
+    def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, parts: Any) -> None:
+        norms, ratios, (rest, ratio, low, high) = parts
         places = _places(variables)
-        whole = weight_norm(TENSORFLOW, _some(norms, present))
 
         def shares(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
+            whole = weight_norm(TENSORFLOW, _some(norms, present))
             distances = _some(moved, present)
             distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
             known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)

@@ -86,5 +86,6 @@ def parse_all(detectors: Detector | str | Sequence[Detector | str]) -> tuple[Det
     Raises:
       ConfigError: one is neither.
     """
-    several = isinstance(detectors, (tuple, list))
-    return tuple(parse(one) for one in (detectors if several else [detectors]))
+    if isinstance(detectors, (tuple, list)):
+        return tuple(parse(one) for one in detectors)
+    return (parse(detectors),)  # type: ignore[arg-type]

@@ -86,5 +86,6 @@ def parse_all(detectors: Detector | str | Sequence[Detector | str]) -> tuple[Det
     Raises:
       ConfigError: one is neither.
     """
-    several: Sequence[Detector | str] = detectors if isinstance(detectors, (tuple, list)) else [detectors]  # type: ignore[list-item]
-    return tuple(parse(one) for one in several)
+    if isinstance(detectors, (tuple, list)):
+        return tuple(parse(one) for one in detectors)
+    return (parse(detectors),)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ from gradwatch.core import policies
 from gradwatch.core.norms import of as of_norms
 from gradwatch.core.policies import Policy
 from gradwatch.core.xp import NUMPY
-from gradwatch.tf.reach import weight_norm
+from gradwatch.tf.reach import initial_norm, weight_norm
 
 #: Constants among which the oracle chooses afterwards, for each task and learning rate; "none" is one of them.
 CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -70,7 +70,7 @@ def _reach(seen: Seen | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """`Norms.reach` and `Norms.weights`, as gradwatch hands them to its policies."""
     if seen is None:
         return None, None
-    weights = weight_norm(NUMPY, seen.weights.astype(np.float32))
+    weights = weight_norm(NUMPY, seen.weights.astype(np.float32), seen.initial)
     if not seen.linear:
         return np.float32(math.inf), weights
     return np.float32((1 - seen.momentum) * weights / seen.rate), weights
@@ -187,13 +187,14 @@ def train(
     losses, scores = np.empty((steps, len(judges))), np.empty((steps, len(judges)))
     norms_of = np.empty((steps, len(judges)))
     clipped, skipped = np.zeros((steps, len(judges)), bool), np.zeros((steps, len(judges)), bool)
+    initial = initial_norm(p.shape[1:] for p in trainer.params)
     change = np.zeros((len(judges), len(trainer.params)), np.float32)
     began = time.perf_counter()
     for t in range(steps):
         now = np.float32(rate * task.schedule(t / steps))
         loss, score, norms, weights, grads = trainer.gradients(*task.batch(rng, t))
         losses[t], scores[t], by_variable = loss.numpy(), score.numpy(), norms.numpy().astype(np.float64)
-        known = Seen(weights.numpy(), change, float(now), trainer.optimizer.momentum, trainer.optimizer.linear)
+        known = Seen(weights.numpy(), change, float(now), trainer.optimizer.momentum, trainer.optimizer.linear, initial)
         verdicts = [
             judge.step(by_variable[k], float(losses[t, k]), known._replace(weights=known.weights[k], change=change[k]))
             for k, judge in enumerate(judges)

@@ -41,6 +41,7 @@ class Seen(NamedTuple):
       change: L2 norm of each variable's change in the step before, shape [num_variables]; zeros in the first.
       rate: learning rate of this step.
       momentum: of an optimizer that is linear in the gradient; 0 without.
+      initial: norm that the variables had if they were new, as gradwatch counts it at least.
       linear: whether the optimizer is (SGD), and does not divide by its own second moment (Adam).
     """
 
@@ -49,6 +50,7 @@ class Seen(NamedTuple):
     rate: float
     momentum: float
     linear: bool
+    initial: float = 0.0
 
 
 class Peer(Protocol):

@@ -13,7 +13,7 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,19 +40,36 @@ UNKNOWN = -1.0  # of a norm and a ratio in the state, which holds no NaN
 _SCALARS = ("rest", "ratio", "limited_low", "limited_high")
 
 
-def weight_norm(xp: Namespace, per_variable: Array) -> Array:
-    """|w| as reach and update_limit count it: the global norm of the weights, at least 1; 0 where it is not known.
+def weight_norm(xp: Namespace, per_variable: Array, least: float) -> Array:
+    """|w| as reach and update_limit count it, shape (): max(sqrt(sum |w_i|^2), least), 0 where it is not known.
 
-    |w| = max(sqrt(sum |w_i|^2), 1), and 0 when all weights are zero or the norm of one is not known.
+    A layer that starts at zero, or a model whose weights are all tiny, must be able to grow: it counts as long as its
+    matrices would be after Glorot's initialisation, `initial_norm`.
 
     Args:
       per_variable: norms of the variables, shape [num_variables]; negative or NaN where it is not known.
+      least: `initial_norm` of the variables.
     """
     # a comparison with NaN is false
     good = (per_variable >= 0.0) & (per_variable <= HUGE)
     total = _norms.total(xp, xp.where(good, per_variable, 0.0))
-    known = (xp.sum(xp.where(good, 0.0, 1.0)) < 0.5) & (total > TINY) & (total <= HUGE)
-    return xp.where(known, xp.maximum(total, 1.0), 0.0)
+    known = (xp.sum(xp.where(good, 0.0, 1.0)) < 0.5) & (xp.maximum(total, least) > TINY) & (total <= HUGE)
+    return xp.where(known, xp.maximum(total, least), 0.0)
+
+
+def initial_norm(shapes: Iterable[Sequence[int]]) -> float:
+    """The norm that matrices and kernels of these shapes have when they are new; vectors and scalars count as 0.
+
+    sqrt(sum size * 2 / (fan_in + fan_out)), the variance of Glorot's initialisation times the number of elements.
+
+    Args:
+      shapes: of the variables, in Keras' order: (..., inputs, outputs).
+
+    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", eq. 12.
+    """
+    matrices = [tuple(shape) for shape in shapes if len(shape) >= 2 and min(shape) > 0]
+    # size / (fan_in + fan_out): what a kernel covers is in both, and cancels
+    return math.sqrt(sum(2.0 * shape[-2] * shape[-1] / (shape[-2] + shape[-1]) for shape in matrices))
 
 
 class _Update(NamedTuple):
@@ -158,7 +175,7 @@ class Weights:
         rest = tf.where(due, EVERY - 1.0, rest - 1.0)
         if not follow:
             self._write(norms, ratios, [rest, ratio, *limited])
-        total = weight_norm(TENSORFLOW, _some(norms, moving)) if moving else NO_REACH
+        total = weight_norm(TENSORFLOW, _some(norms, moving), _initial(variables, moving)) if moving else NO_REACH
         # what follows writes once for both: each op counts in a step of a millisecond
         return total, ratio, (due, before, (norms, ratios, [rest, ratio, *limited])) if follow else ()
 
@@ -187,7 +204,7 @@ class Weights:
 
         def shares(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
-            whole = weight_norm(TENSORFLOW, _some(norms, present))
+            whole = weight_norm(TENSORFLOW, _some(norms, present), _initial(variables, present))
             distances = _some(moved, present)
             distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
             known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
@@ -287,6 +304,10 @@ class Weights:
 def _predicates_travel() -> bool:
     """Whether asking on the device whether it is time would make the host wait for it at each step."""
     return gradients._has_accelerator()
+
+
+def _initial(variables: Sequence[Any], places: Sequence[int]) -> float:
+    return initial_norm(variables[i].shape.as_list() for i in places)
 
 
 def _some(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:

@@ -409,22 +409,38 @@ def test_under_a_strategy_the_norm_of_the_weights_is_counted_once_and_the_loss_i
 
 
 @pytest.mark.parametrize(
-    ("norms", "expected"),
+    ("norms", "least", "expected"),
     [
-        ([3.0, 4.0], 5.0),
-        ([3.0, 0.0], 3.0),
-        ([1e-3, 0.0], 1.0),
-        ([1e3, 0.0], 1e3),
-        ([0.0, 0.0], 0.0),
-        ([math.nan, 1.0], 0.0),
-        ([-1.0, 1.0], 0.0),
-        ([math.inf, 1.0], 0.0),
-        ([1e30, 1e30], math.sqrt(2) * 1e30),
+        ([3.0, 4.0], 0.0, 5.0),
+        ([3.0, 0.0], 2.0, 3.0),
+        ([1e-3, 0.0], 2.0, 2.0),
+        ([1e-3, 0.0], 0.0, 1e-3),
+        ([1e3, 0.0], 2.0, 1e3),
+        ([0.0, 0.0], 2.0, 2.0),
+        ([0.0, 0.0], 0.0, 0.0),
+        ([math.nan, 1.0], 2.0, 0.0),
+        ([-1.0, 1.0], 2.0, 0.0),
+        ([math.inf, 1.0], 2.0, 0.0),
+        ([1e30, 1e30], 2.0, math.sqrt(2) * 1e30),
     ],
 )
-def test_the_norm_of_the_weights_is_global_at_least_1_and_0_where_it_is_not_known(norms, expected):
-    got = reach.weight_norm(NUMPY, np.array(norms, np.float32))
+def test_the_norm_of_the_weights_is_global_at_least_that_of_new_ones_and_0_where_it_is_not_known(
+    norms, least, expected
+):
+    got = reach.weight_norm(NUMPY, np.array(norms, np.float32), least)
     assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_new_weights_have_the_norm_that_glorots_initialisation_gives_them():
+    shapes = [(30, 50), (50,), (3, 3, 8, 16), (5, 40, 20), ()]
+    rng = np.random.default_rng(0)
+    squares = []
+    for shape in (s for s in shapes if len(s) >= 2):
+        field = math.prod(shape[:-2])
+        limit = math.sqrt(6 / (field * (shape[-2] + shape[-1])))
+        squares.append(np.mean([(rng.uniform(-limit, limit, shape) ** 2).sum() for _ in range(50)]))
+    assert reach.initial_norm(shapes) == pytest.approx(math.sqrt(sum(squares)), rel=0.01)
+    assert reach.initial_norm([(3,), ()]) == 0.0
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -7,10 +7,11 @@ tf.IndexedSlices, which stays one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 
-Gradient = tf.Tensor | tf.IndexedSlices
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 # Up to so many numbers in all gradients, squares in double precision cost less than asking whether they are needed.
 _FEW = 1 << 14

@@ -149,7 +149,7 @@ class Weights:
         )
         if follow:
             self._here.update = _Update(_graph(), tuple(present), *update)
-        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind, (NO_REACH, 1.0))
+        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
         return tf.stack([top, rate, loss, ratio])
 
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
@@ -195,7 +195,7 @@ class Weights:
         self._here.update = None
         if update is None or update.graph is not _graph():
             return
-        held = [tf_variable(v) for v in variables]
+        held = [tf_variable(v) for v in variables or ()]
         self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.parts)
 
     def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, parts: Any) -> None:
@@ -289,7 +289,9 @@ class Weights:
 
     # -- eager mode -------------------------------------------------------------------------------------------
 
-    def _in_function(self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple, *given: Any) -> Any:
+    def _in_function(
+        self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple[Any, ...], *given: Any
+    ) -> Any:
         """`run(variables, *fixed, *given)`, in eager mode as one function instead of dozens of ops."""
         if not tf.executing_eagerly() or distribution.replicas() > 1:
             return run(variables, *fixed, *given)
@@ -401,6 +403,5 @@ def _graph() -> Any:
 def _is_whole(variable: Any) -> bool:
     """Whether every replica can read all of this variable."""
     held = tf_variable(variable)
-    shape = getattr(held, "shape", None)
-    readable = isinstance(held, tf.Variable) and shape.is_fully_defined()
+    readable = isinstance(held, tf.Variable) and held.shape.is_fully_defined()
     return readable and getattr(held, "synchronization", None) != tf.VariableSynchronization.ON_READ

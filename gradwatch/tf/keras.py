@@ -20,7 +20,7 @@ from gradwatch.tf import compat, fits, options
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.watchers import Scope
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 _LOOK_SECONDS = 1.0  # between two reads of the learning rate from the device
 
@@ -71,9 +71,9 @@ class KerasCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         options.check(monitor, monitor_options, "gradwatch.KerasCallback")
-        self.monitor = options.monitor_from(monitor, monitor_options)
-        self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
-        self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
+        self.monitor: Monitor = options.monitor_from(monitor, monitor_options)
+        self.backup: Path | None = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
+        self.stop_after: int | None = None if stop_after is None else checks.count("stop_after", stop_after)
         if optimizer is not None and not hasattr(optimizer, "apply_gradients"):
             raise ConfigError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
         self._given = optimizer

@@ -95,7 +95,8 @@ class Weights:
     """
 
     def __init__(self, limit: float | None = None) -> None:
-        self.limit, self.count = limit, 0
+        self.limit: float | None = limit
+        self.count: int = 0
         self._here = threading.local()  # each replica has a thread of its own
         self._functions: dict[Any, Callable[..., Any]] = {}
 
@@ -103,8 +104,10 @@ class Weights:
         """Make the variables, once it is known how many gradients there are."""
         self.count = count
         self._functions.clear()
-        self.initial = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
+        self.initial: np.ndarray = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
         self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
+        self.state: tf.Variable
+        self.loss: tf.Variable
         self.state, self.loss = distribution.in_scope(self._make)
 
     def _make(self) -> tuple[tf.Variable, tf.Variable]:

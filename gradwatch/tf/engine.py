@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 import uuid
@@ -18,8 +17,9 @@ from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
-from gradwatch.tf import distribution
+from gradwatch.tf import distribution, fused
 from gradwatch.tf import gradients as _gradients
+from gradwatch.tf.devices import every_operation_is_checked
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.variables import VariableSet, first_difference
@@ -30,11 +30,10 @@ class DeviceState:
 
     def __init__(self, guard: Guard, variables: VariableSet, *, jit_compile: bool) -> None:
         self.variables = variables
-        initial = guard.init(len(variables))
-        self.guard = FusedGuard(guard, initial, jit_compile=jit_compile)
-        self.layout = self.guard.layout
+        self._guard, self._jit_compile = guard, jit_compile
+        self.layout = self.program().layout
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
-        self.initial = self.layout.pack(NUMPY, initial)
+        self.initial = self.layout.pack(NUMPY, guard.init(len(variables)))
         self.state = distribution.in_scope(self._make)
         self.replaceable = False  # whether the next step may bring other variables
 
@@ -49,6 +48,11 @@ class DeviceState:
             # a tf.function that sees a variable made would trace the user's step a second time
             experimental_enable_variable_lifting=False,
         )
+
+    def program(self) -> FusedGuard:
+        """What steps the state, for the function that is being traced."""
+        jit_compile = self._jit_compile and not every_operation_is_checked()
+        return fused.program(self._guard, len(self.variables), jit_compile=jit_compile)
 
     def vector(self) -> tf.Tensor:
         """The state as this replica has it."""
@@ -198,14 +202,14 @@ class Engine:
             grads = [_gradients.clamped_part(part, g, limit) for part, g in zip(grads, whole)]
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        new_state, scale, numbers = built.guard.step(built.vector(), norms, applied)
+        new_state, scale, numbers = built.program().step(built.vector(), norms, applied)
         built.state.assign(new_state)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
         if skips_itself:
-            # every gradient of every replica, so that all come to the same verdict
-            scale = tf.where(decision.finite > 0.0, scale, math.nan)
+            # NaN in every gradient of every replica, so that all come to the same verdict
+            scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
 
     # -- reading ----------------------------------------------------------------------------------------

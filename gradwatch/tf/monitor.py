@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import zipfile
@@ -81,8 +82,8 @@ class Monitor(tf.Module):
             raise ConfigError(f"name must be a text that is not empty, got {name!r}")
         self._label = name
         guard = Guard(
-            policies.percentile() if policy is None else policy,
-            _detectors.default() if detectors is None else detectors,  # type: ignore[arg-type]
+            _default_policy() if policy is None else policy,
+            _default_detectors() if detectors is None else detectors,  # type: ignore[arg-type]
             on_nonfinite,
             on_explosion,
         )
@@ -260,6 +261,11 @@ class _HostSide:
     def __init__(self, alert_sinks: list[Callable[[Any], None]]) -> None:
         self.alert_sinks = alert_sinks
         self.reported: dict[str, float] = {}
+
+
+# made once, so that the monitors with defaults are equal and share their program
+_default_policy = functools.cache(policies.percentile)
+_default_detectors = functools.cache(_detectors.default)
 
 
 def _from_options(kind: type[Monitor], options: dict[str, Any]) -> Monitor:

@@ -29,9 +29,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import numpy as np
 import setting
-from peers import PEERS, Fixed, Peer, Verdict
+from peers import PEERS, Fixed, Peer, Seen, Verdict
 from streams import RECORDED
-from tasks import DESIGN_TASKS, TASKS, Task
+from tasks import DESIGN_TASKS, OPTIMIZERS, TASKS, Task
 
 from gradwatch.core import policies
 from gradwatch.core.norms import of as of_norms
@@ -52,8 +52,9 @@ class Gradwatch:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.state: Any = None
+        self.loss = math.nan  # of the step before
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         if self.state is None:
             self.state = self.policy.init(len(norms))
         now = of_norms(NUMPY, norms.astype(np.float32))
@@ -98,10 +99,11 @@ class Trainer:
     def __init__(self, task: Task, rate: float, runs: int, seed: int) -> None:
         import tensorflow as tf
 
-        self.tf, self.task, self.rate = tf, task, tf.constant(rate)
+        self.tf, self.task, self.rate = tf, task, rate
+        self.optimizer = OPTIMIZERS[task.optimizer]
         start = [p.astype(np.float32) for p in task.init(np.random.default_rng([seed, 0]))]
         self.params = [tf.Variable(np.repeat(p[None], runs, 0)) for p in start]
-        slots = 1 if task.optimizer == "sgd" else 2
+        slots = 1 if self.optimizer.linear else 2
         self.slots = [[tf.Variable(tf.zeros_like(p)) for p in self.params] for _ in range(slots)]
         self.counts = tf.Variable(tf.zeros([runs]))
         self.gradients = tf.function(self._gradients, autograph=False, jit_compile=True)
@@ -114,13 +116,17 @@ class Trainer:
             total = tf.reduce_sum(loss)
         score = loss if self.task.score is None else self.task.score(self.params, *batch)
         grads = tape.gradient(total, self.params)
-        axes = [list(range(1, g.shape.rank)) for g in grads]
-        norms = tf.stack([tf.sqrt(tf.reduce_sum(tf.square(g), a)) for g, a in zip(grads, axes)], 1)
-        return loss, score, norms, grads
+        return loss, score, self._norms(grads), self._norms(self.params), grads
 
-    def _apply(self, grads: list[Any], scale: Any, skip: Any) -> None:
-        """One optimizer step: scale [runs, variables], skip [runs]."""
+    def _norms(self, tensors: list[Any]) -> Any:
+        """L2 norm of each run's part of each tensor, shape [runs, variables]."""
         tf = self.tf
+        axes = [list(range(1, x.shape.rank)) for x in tensors]
+        return tf.stack([tf.sqrt(tf.reduce_sum(tf.square(x), a)) for x, a in zip(tensors, axes)], 1)
+
+    def _apply(self, grads: list[Any], scale: Any, skip: Any, rate: Any) -> Any:
+        """One optimizer step: scale [runs, variables], skip [runs], rate []; the norms of the changes."""
+        tf, optimizer, changes = self.tf, self.optimizer, []
         t = self.counts + tf.where(skip, 0.0, 1.0)
         self.counts.assign(t)
         for i, (p, g) in enumerate(zip(self.params, grads)):
@@ -129,18 +135,21 @@ class Trainer:
             # zero means dropped, whatever the gradient holds; NaN stays NaN
             g = tf.where(s == 0.0, tf.zeros_like(g), g * s)
             old = [slot[i] for slot in self.slots]
-            if self.task.optimizer == "sgd":
-                new = [0.9 * old[0] + g]
-                change = new[0]
+            if optimizer.linear:
+                new = [optimizer.momentum * old[0] + g]
+                change = g + optimizer.momentum * new[0] if optimizer.nesterov else new[0]
             else:
                 new = [0.9 * old[0] + 0.1 * g, 0.999 * old[1] + 0.001 * tf.square(g)]
                 first = new[0] / (1 - tf.reshape(0.9**t, shape))
                 second = new[1] / (1 - tf.reshape(0.999**t, shape))
                 change = first / (tf.sqrt(second) + 1e-8)
             keep = tf.reshape(skip, shape)
-            for slot, before, after in zip(old, old, new):
-                slot.assign(tf.where(keep, before, after))
-            p.assign(tf.where(keep, p, p - self.rate * change))
+            for slot, after in zip(self.slots, new):
+                slot[i].assign(tf.where(keep, slot[i], after))
+            change = tf.where(keep, tf.zeros_like(p), rate * (change + optimizer.decay * p))
+            p.assign(p - change)
+            changes.append(change)
+        return self._norms(changes)
 
 
 def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: int) -> list[dict[str, Any]]:
@@ -151,14 +160,20 @@ def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: 
     losses, scores = np.empty((steps, len(judges))), np.empty((steps, len(judges)))
     norms_of = np.empty((steps, len(judges)))
     clipped, skipped = np.zeros((steps, len(judges)), bool), np.zeros((steps, len(judges)), bool)
+    change = np.zeros((len(judges), len(trainer.params)), np.float32)
     began = time.perf_counter()
     for t in range(steps):
-        loss, score, norms, grads = trainer.gradients(*task.batch(rng, t))
+        now = np.float32(rate * task.schedule(t / steps))
+        loss, score, norms, weights, grads = trainer.gradients(*task.batch(rng, t))
         losses[t], scores[t], by_variable = loss.numpy(), score.numpy(), norms.numpy().astype(np.float64)
-        verdicts = [judge.step(by_variable[k], float(losses[t, k])) for k, judge in enumerate(judges)]
+        known = Seen(weights.numpy(), change, float(now), trainer.optimizer.momentum, trainer.optimizer.linear)
+        verdicts = [
+            judge.step(by_variable[k], float(losses[t, k]), known._replace(weights=known.weights[k], change=change[k]))
+            for k, judge in enumerate(judges)
+        ]
         scale = np.stack([v.scale for v in verdicts]).astype(np.float32)
         skip = np.array([v.skip for v in verdicts])
-        trainer.apply(grads, scale, skip)
+        change = trainer.apply(grads, scale, skip, now).numpy()
         with np.errstate(over="ignore", invalid="ignore"):
             norms_of[t] = np.sqrt((by_variable**2).sum(1))
         clipped[t], skipped[t] = (scale < 0.9999).any(1) & ~skip, skip

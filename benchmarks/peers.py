@@ -32,11 +32,29 @@ class Verdict(NamedTuple):
     clip_norm: float = math.inf
 
 
+class Seen(NamedTuple):
+    """What a rule may know of the run beside the gradient, before the step.
+
+    Attributes:
+      weights: L2 norm of each variable, shape [num_variables].
+      change: L2 norm of each variable's change in the step before, shape [num_variables]; zeros in the first.
+      rate: learning rate of this step.
+      momentum: of an optimizer that is linear in the gradient; 0 without.
+      linear: whether the optimizer is (SGD), and does not divide by its own second moment (Adam).
+    """
+
+    weights: np.ndarray
+    change: np.ndarray
+    rate: float
+    momentum: float
+    linear: bool
+
+
 class Peer(Protocol):
     """A rule with its memory."""
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
-        """Judge one step by the L2 norm of each variable's gradient, shape [num_variables], and its loss."""
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
+        """Judge one step by the L2 norm of each variable's gradient, shape [num_variables], its loss, and the rest."""
         ...
 
 
@@ -54,7 +72,7 @@ def _scaled_to(norms: np.ndarray, total: float, clip_norm: float) -> Verdict:
 class Unclipped:
     """No clipping."""
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         return Verdict(np.ones(len(norms)))
 
 
@@ -64,7 +82,7 @@ class Fixed:
     def __init__(self, clip_norm: float) -> None:
         self.clip_norm = clip_norm
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         return _scaled_to(norms, _global(norms), self.clip_norm)
 
 
@@ -81,7 +99,7 @@ class AutoClip:
         self.ordered: list[float] = []
         self.poisoned = False
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         total = _global(norms)
         if len(self.recent) == self.recent.maxlen:
             old = self.recent[0]
@@ -128,7 +146,7 @@ class ZClip:
     def z(self, total: float) -> float:
         return (total - self.mean) / (math.sqrt(self.var) + 1e-6)
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         total = _global(norms)
         if not self.ready:
             self.first.append(total)
@@ -172,7 +190,7 @@ class AdaGC:
         self.gamma: np.ndarray | None = None
         self.steps = 0
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         x = np.array([_global(norms)]) if self.whole else np.asarray(norms, np.float64)
         before = np.full(len(x), math.inf) if self.gamma is None else self.gamma
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -199,7 +217,7 @@ class MedianOfPeriod:
         self.threshold = math.inf
         self.steps = 0
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         t, total = self.steps, _global(norms)
         self.steps += 1
         if t == 0:
@@ -226,7 +244,7 @@ class SkipStep:
         self.losses: deque[float] = deque(maxlen=window)
         self.totals: deque[float] = deque(maxlen=window)
 
-    def step(self, norms: np.ndarray, loss: float) -> Verdict:
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         total = _global(norms)
         skip = False
         if len(self.losses) + 1 >= max(2, self.window // 2):

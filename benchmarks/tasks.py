@@ -20,17 +20,48 @@ Params = list[Any]
 Batch = tuple[np.ndarray, ...]
 
 
+class Optimizer(NamedTuple):
+    """How a task's weights move.
+
+    Attributes:
+      linear: SGD; else Adam.
+      momentum: of SGD.
+      nesterov: whether SGD looks ahead.
+      decay: decoupled weight decay, a share of the learning rate.
+    """
+
+    linear: bool = True
+    momentum: float = 0.0
+    nesterov: bool = False
+    decay: float = 0.0
+
+
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "sgd": Optimizer(momentum=0.9),
+    "sgd-plain": Optimizer(),
+    "sgd-nesterov": Optimizer(momentum=0.9, nesterov=True),
+    "sgd-decay": Optimizer(momentum=0.9, decay=5e-4),
+    "adam": Optimizer(linear=False),
+    "adamw": Optimizer(linear=False, decay=0.01),
+}
+
+
+def _constant(part: float) -> float:
+    return 1.0
+
+
 class Task(NamedTuple):
     """One training task.
 
     Attributes:
       text: what it is.
-      optimizer: "sgd" (momentum 0.9) or "adam".
+      optimizer: one of OPTIMIZERS.
       rates: learning rates, ascending.
       init: rng -> parameters of one run.
       batch: (rng, step) -> arrays of one batch.
       loss: (parameters with the runs as first axis, *batch) -> loss of each run, shape [runs].
       score: the same, for what the task is judged by where that is not its loss.
+      schedule: share of the run that is behind, in [0, 1) -> factor of the learning rate.
     """
 
     text: str
@@ -40,6 +71,7 @@ class Task(NamedTuple):
     batch: Callable[[np.random.Generator, int], Batch]
     loss: Callable[..., Any]
     score: Callable[..., Any] | None = None
+    schedule: Callable[[float], float] = _constant
 
 
 #: Characters that are told apart.
@@ -432,6 +464,147 @@ def _student_t() -> Task:
     return Task(text, "sgd", (0.0003, 0.003, 0.03), init, batch, loss, score)
 
 
+def _waves(activation: str, optimizer: str, rates: tuple[float, ...]) -> Task:
+    """For design only: long sequences, classified at their end; the tanh's recurrent start is on the edge of chaos."""
+    units, length, size, classes = 40, 80, 16, 6
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        recurrent = np.eye(units) if activation == "relu" else _orthogonal(rng, units, 1.4)
+        return [_glorot(rng, 1, units), recurrent, np.zeros(units), _glorot(rng, units, classes), np.zeros(classes)]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        y = rng.integers(0, classes, size)
+        period = 4.0 * 1.35**y
+        t = np.arange(length)
+        phase = rng.uniform(0, 2 * np.pi, (size, 1))
+        x = np.sin(2 * np.pi * t / period[:, None] + phase) + rng.normal(0, 0.3, (size, length))
+        return x.astype(np.float32), y.astype(np.int32)
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        wx, wh, b, wo, bo = p
+        inputs = tf.einsum("bt,kh->tkbh", x, wx[:, 0]) + b[:, None, :]
+        return _crossentropy(_linear(_rnn(inputs, wh, "tanh")[:, -size:], wo, bo), y)
+
+    text = (
+        f"waves of {classes} periods, {length} steps, classified by a tanh RNN at its end, {units} units, batch {size}"
+    )
+    return Task(text, optimizer, rates, init, batch, loss)
+
+
+def _recall(optimizer: str, rates: tuple[float, ...]) -> Task:
+    """For design only: the first symbol, asked for after a gap of distractors."""
+    units, length, size, symbols = 40, 40, 16, 6
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        recurrent = _orthogonal(rng, units, 1.1)
+        inner, outer = _glorot(rng, symbols + 4, units), _glorot(rng, units, symbols)
+        return [inner, recurrent, np.zeros(units), outer, np.zeros(symbols)]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        y = rng.integers(0, symbols, size)
+        x = rng.integers(symbols, symbols + 4, (size, length))
+        x[:, 0] = y
+        return x.astype(np.int32), y.astype(np.int32)
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        wx, wh, b, wo, bo = p
+        inputs = _look_up(x, wx) + b[:, None, :]
+        return _crossentropy(_linear(_rnn(inputs, wh, "tanh")[:, -size:], wo, bo), y)
+
+    text = f"the first of {length} symbols, asked for at the end, tanh RNN, {units} units, batch {size}"
+    return Task(text, optimizer, rates, init, batch, loss)
+
+
+def _patches(x: Any) -> Any:
+    """x [runs, batch, h, w, c] -> [runs, batch, h, w, 9 c]: the neighbours of each place, zeros beyond the edge."""
+    h, w = x.shape[2], x.shape[3]
+    padded = tf.pad(x, [[0, 0], [0, 0], [1, 1], [1, 1], [0, 0]])
+    return tf.concat([padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)], -1)
+
+
+def _convolution() -> Task:
+    """For design only: a healthy convolutional net with batch normalisation, weight decay and a cosine schedule."""
+    size, widths = 32, (1, 8, 16)
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        p = []
+        for a, b in pairwise(widths):
+            p += [rng.normal(0, np.sqrt(2 / (9 * a)), (9 * a, b)), np.ones(b), np.zeros(b)]
+        return [*p, _glorot(rng, widths[-1], 10), np.zeros(10)]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        x, y = _digits()
+        rows = rng.integers(0, len(x), size)
+        return x[rows].reshape(size, 8, 8, 1), y[rows]
+
+    def loss(p: Params, x: Any, y: Any) -> Any:
+        h = tf.broadcast_to(x[None], [tf.shape(p[0])[0], *x.shape])
+        for i in range(0, len(p) - 2, 3):
+            w, scale, shift = p[i : i + 3]
+            h = tf.einsum("kbijc,kco->kbijo", _patches(h), w)
+            mean, var = tf.nn.moments(h, [1, 2, 3], keepdims=True)
+            h = (h - mean) * tf.math.rsqrt(var + 1e-3) * scale[:, None, None, None] + shift[:, None, None, None]
+            h = tf.nn.relu(h)
+            if i == 0:
+                h = tf.reduce_max(tf.reshape(h, [h.shape[0], size, 4, 2, 4, 2, h.shape[-1]]), [3, 5])
+        return _crossentropy(_linear(tf.reduce_mean(h, [2, 3]), p[-2], p[-1]), y)
+
+    text = "digits, two convolutions with batch normalisation, SGD with momentum, weight decay and a cosine schedule"
+    return Task(
+        text, "sgd-decay", (0.01, 0.1, 1.0), init, batch, loss, None, lambda part: 0.5 + 0.5 * np.cos(np.pi * part)
+    )
+
+
+def _adversaries() -> Task:
+    """For design only: a generator and a discriminator on a ring of eight points."""
+    size, noise, hidden = 32, 4, 32
+    angles = 2 * np.pi * np.arange(8) / 8
+
+    def init(rng: np.random.Generator) -> list[np.ndarray]:
+        p = []
+        for widths in ((noise, hidden, hidden, 2), (2, hidden, hidden, 1)):
+            for a, b in pairwise(widths):
+                p += [rng.normal(0, np.sqrt(2 / a), (a, b)), np.zeros(b)]
+        return p
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        at = angles[rng.integers(0, 8, size)]
+        real = 2 * np.stack([np.cos(at), np.sin(at)], 1) + rng.normal(0, 0.1, (size, 2))
+        return real.astype(np.float32), rng.normal(size=(size, noise)).astype(np.float32)
+
+    def judge(p: Params, x: Any) -> Any:
+        for i in range(6, 12, 2):
+            x = _linear(x, p[i], p[i + 1])
+            x = x if i == 10 else tf.nn.leaky_relu(x)
+        return x[..., 0]
+
+    def loss(p: Params, real: Any, z: Any) -> Any:
+        fake = _mlp(p[:6], z)
+        real = tf.broadcast_to(real[None], [tf.shape(p[0])[0], *real.shape])
+        hinge = tf.nn.relu(1 - judge(p, real)) + tf.nn.relu(1 + judge(p, tf.stop_gradient(fake)))
+        frozen = [*p[:6], *map(tf.stop_gradient, p[6:])]
+        return tf.reduce_mean(hinge - judge(frozen, fake), 1)
+
+    def score(p: Params, real: Any, z: Any) -> Any:
+        # energy distance of the two batches (Szekely and Rizzo 2013)
+        fake = _mlp(p[:6], z)
+        real = tf.broadcast_to(real[None], [tf.shape(p[0])[0], *real.shape])
+
+        def between(a: Any, b: Any) -> Any:
+            square = tf.reduce_sum(tf.square(a[:, :, None] - b[:, None]), -1)
+            return tf.reduce_mean(tf.sqrt(square + 1e-12), [1, 2])
+
+        return 2 * between(real, fake) - between(real, real) - between(fake, fake)
+
+    text = "generator and discriminator on a ring of eight points, hinge loss; judged by the energy distance"
+    return Task(text, "sgd-plain", (0.003, 0.03, 0.3), init, batch, loss, score)
+
+
+def _on(make: Callable[[], Task], optimizer: str, rates: tuple[float, ...]) -> Callable[[], Task]:
+    """The same task with another optimizer."""
+    return lambda: make()._replace(optimizer=optimizer, rates=rates)
+
+
 TASKS: Mapping[str, Callable[[], Task]] = {
     "rnn-sgd": lambda: _char_rnn("sgd", (0.03, 0.1, 0.3, 1.0, 3.0)),
     "rnn-adam": lambda: _char_rnn("adam", (0.0003, 0.001, 0.003, 0.01, 0.03)),
@@ -449,4 +622,13 @@ DESIGN_TASKS: Mapping[str, Callable[[], Task]] = {
     "rnn-adam": TASKS["rnn-adam"],
     "outliers": _outliers,
     "student-t": _student_t,
+    "waves-sgd": lambda: _waves("tanh", "sgd", (0.003, 0.01, 0.03, 0.1, 0.3)),
+    "waves-adam": lambda: _waves("tanh", "adam", (0.0003, 0.001, 0.003, 0.01)),
+    "waves-relu": lambda: _waves("relu", "sgd", (0.001, 0.01, 0.1)),
+    "recall-sgd": lambda: _recall("sgd", (0.003, 0.01, 0.03, 0.1, 0.3)),
+    "recall-adam": lambda: _recall("adam", (0.0003, 0.001, 0.003, 0.01)),
+    "convolution": _convolution,
+    "adversaries": _adversaries,
+    "rnn-plain": _on(lambda: _char_rnn("sgd", ()), "sgd-plain", (0.3, 1.0, 3.0, 10.0)),
+    "rnn-nesterov": _on(lambda: _char_rnn("sgd", ()), "sgd-nesterov", (0.1, 0.3, 1.0)),
 }

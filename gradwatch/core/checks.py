@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gradwatch.core.xp import HUGE, TINY
 from gradwatch.errors import ConfigError
 
 
@@ -44,7 +45,7 @@ def number(
     return x
 
 
-#: Longest window and warm-up, in steps: beyond it float32 weights lose more than 0.1 % of their rank.
+#: Longest window and warm-up, in steps: beyond it float32 weights lose more than 0.3 % of their rank.
 LONGEST = 100_000
 
 
@@ -54,6 +55,33 @@ def count(name: str, value: Any, *, least: int = 1, most: int = LONGEST, hint: s
     if x != int(x):
         raise ConfigError(f"{name} must be a whole number, got {value!r}" + (f"; {hint}" if hint else ""))
     return int(x)
+
+
+def norm(name: str, value: Any, *, zero: bool = False, hint: str = "") -> float:
+    """`value` as a norm that float32 can hold, or ConfigError; 0 is one where `zero` says so."""
+    x = number(name, value, hint=hint, **({"least": 0} if zero else {"above": 0}))
+    if x > HUGE or 0 < x < TINY:
+        raise ConfigError(f"{name} must be from {TINY:g} to {HUGE:g}, the norms that float32 can hold, got {value!r}")
+    return x
+
+
+def multiple(name: str, value: Any, *, least: float | None = None, most: float = 1e12, hint: str = "") -> float:
+    """`value` as a factor of a norm, > 0, or ConfigError; beyond 10^12 products of two would leave float32."""
+    return number(name, value, above=0 if least is None else None, least=least, most=most, hint=hint)
+
+
+def window(name: str, value: Any) -> int:
+    """`value` as a number of steps that are remembered, or ConfigError."""
+    return count(name, value, least=2, hint="it is a number of steps, 1000 and not 0.999")
+
+
+def decay(name: str, value: Any) -> float:
+    """`value` as the weight that the past keeps in a step, or ConfigError.
+
+    At the longest memory a step still moves a float32 average; below 0.5 the newest norm outweighs all others.
+    """
+    hint = "it is the weight of the past, 0.97 and neither 97 nor 0.03"
+    return number(name, value, least=0.5, most=1 - 1 / LONGEST, hint=hint)
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -81,7 +81,7 @@ class Guard:
     """A policy, detectors and what to do when they speak; validated when made.
 
     Args:
-      policy: how far a gradient may reach.
+      policy: how far a gradient may reach; or its text, such as "median(2)".
       detectors: any number, several of one kind alarm together.
       on_nonfinite: "zero" the update (momentum and weight decay still act), "skip" it, or "propagate" it as
         it is. None: "propagate" for a policy of scope "none", else "zero".
@@ -98,10 +98,7 @@ class Guard:
     on_explosion: str = "clip"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, Policy):
-            raise ConfigError(
-                f"policy must come from gradwatch.policies, for example percentile(90); got {self.policy!r}"
-            )
+        object.__setattr__(self, "policy", policies.parse(self.policy))
         # a Detector is itself a tuple
         several = isinstance(self.detectors, (tuple, list)) and not isinstance(self.detectors, Detector)
         found = tuple(self.detectors) if several else (self.detectors,)

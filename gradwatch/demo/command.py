@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from gradwatch.demo.options import policy_from_text
+from gradwatch.core import policies
 from gradwatch.errors import MissingExtra
 
 
@@ -67,7 +67,7 @@ def demo(
     Meanwhile the metrics of both runs are served for Prometheus. At the end there is a diagnosis and a
     picture. Ctrl-C ends it early, with what was learned so far. It takes about two minutes on two cores.
     """
-    chosen = policy_from_text(policy)
+    chosen = policies.parse(policy)
     if find_spec("matplotlib") is None:
         raise MissingExtra("matplotlib", "demo", "the demo's picture")
     console = Console()

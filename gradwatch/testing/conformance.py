@@ -5,19 +5,22 @@ Each check is a function of one `Part` and raises AssertionError with a sentence
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradwatch.core import detectors, policies
 from gradwatch.core import norms as _norms
-from gradwatch.core import policies
 from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.norms import Norms
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import KINDS
+from gradwatch.core.values import Value
 from gradwatch.core.xp import NUMPY, Namespace
 
 #: Norms that a run can meet: not finite, zero, denormal, tiny, huge, float32's largest.
@@ -108,6 +111,24 @@ def it_says_what_it_is(part: Part) -> None:
     else:
         _require(subject.kind in KINDS, f"kind must be one of {KINDS}, got {subject.kind!r}")
         _require(subject.cooldown_steps >= 1, f"cooldown_steps must be >= 1, got {subject.cooldown_steps}")
+
+
+def it_is_a_value(part: Part) -> None:
+    """A copy, a pickle and what its repr makes are equal to it. Asked of dataclasses, as ours are."""
+    subject = part.subject
+    if not (isinstance(subject, Value) and hasattr(subject, "__dataclass_fields__")):
+        return
+    again = eval(repr(subject), {**vars(policies), **vars(detectors), type(subject).__name__: type(subject)})
+    try:
+        pickled = pickle.loads(pickle.dumps(subject))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise AssertionError(
+            f"{subject!r} cannot be pickled: {error}; define its class at the top of a module"
+        ) from error
+    ways = {"a deep copy": copy.deepcopy(subject), "a pickle": pickled, "its repr": again}
+    for way, other in ways.items():
+        _require(other == subject and hash(other) == hash(subject), f"{way} gives {other!r} instead of {subject!r}")
+        _require(_equal(part.init(VARIABLES), other.init(VARIABLES)), f"{way} of {subject!r} starts otherwise")
 
 
 def state_keeps_its_structure(part: Part) -> None:
@@ -261,6 +282,7 @@ def every_backend_decides_alike(part: Part) -> None:
 
 POLICY_CHECKS = (
     it_says_what_it_is,
+    it_is_a_value,
     state_keeps_its_structure,
     statistics_stay_finite,
     outputs_are_sound,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradwatch.core import norms as _norms
+from gradwatch.core import policies
 from gradwatch.core.detectors import Detector
 from gradwatch.core.norms import Norms
 from gradwatch.core.policies import Policy
@@ -37,13 +38,15 @@ class Alarms(NamedTuple):
     state: State
 
 
-def policy(policy: Policy, norms: np.ndarray, state: State | None = None) -> Clips:
+def policy(policy: Policy | str, norms: np.ndarray, state: State | None = None) -> Clips:
     """clip_norm at each step.
 
     Args:
+      policy: the policy, or its text such as "median(2)".
       norms: the global norm of each step, shape [steps], or each variable's, shape [steps, num_variables].
       state: where to go on from; None starts anew.
     """
+    policy = policies.parse(policy)
     table = np.asarray(norms, np.float32).reshape(len(norms), -1)
     state = policy.init(table.shape[1]) if state is None else state
     out = []

@@ -277,7 +277,7 @@ def _unwatched(optimizer: Any) -> Iterator[None]:
 def watch(
     step: Callable[..., Any] | None = None,
     *,
-    policy: Policy | None = None,
+    policy: Policy | str | None = None,
     name: str | None = None,
     optimizer: Any = None,
     monitor: Monitor | None = None,
@@ -319,7 +319,7 @@ def watch(
         )
     if monitor is not None and not isinstance(monitor, Monitor):
         raise ConfigError(f"monitor must be a gradwatch.Monitor, got {monitor!r}")
-    if step is not None and (not callable(step) or getattr(step, "__module__", "") == Policy.__module__):
+    if step is not None and (not callable(step) or (isinstance(step, type) and issubclass(step, Policy))):
         raise ConfigError(
             f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"
         )

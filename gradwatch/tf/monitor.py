@@ -49,7 +49,7 @@ class Monitor(tf.Module):
 
     Args:
       name: label of its metrics; a default is numbered: "default", "default-2", ...
-      policy: a clip policy of `gradwatch.policies`; None is percentile(90).
+      policy: a clip policy of `gradwatch.policies`, or its text such as "median(2)"; None is percentile(90).
       detectors: detectors of `gradwatch.detectors`; None is default().
       on_nonfinite: a step whose gradients hold a NaN or Inf is turned to "zero", its update is dropped whole
         ("skip"), or it is let through ("propagate"). None is "zero", and "propagate" for policies.observe().
@@ -66,7 +66,7 @@ class Monitor(tf.Module):
     def __init__(
         self,
         name: str | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         detectors: Sequence[Detector] | Detector | None = None,
         *,
         on_nonfinite: str | None = None,

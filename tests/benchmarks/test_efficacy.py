@@ -32,7 +32,7 @@ def test_a_run_among_others_is_the_run_alone():
     assert "norms" not in many[1]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-plain", "sgd-nesterov", "adam"])
 def test_the_optimizers_are_those_of_keras(optimizer):
     """Oracle: keras.optimizers on the same gradients; a skipped step changes nothing, slots included."""
     keras = pytest.importorskip("keras")
@@ -42,13 +42,21 @@ def test_the_optimizers_are_those_of_keras(optimizer):
     trainer = efficacy.Trainer(task, 0.01, runs=2, seed=0)
     variables = [tf.Variable(p[0]) for p in trainer.params]
     theirs = (
-        keras.optimizers.SGD(0.01, momentum=0.9) if optimizer == "sgd" else keras.optimizers.Adam(0.01, epsilon=1e-8)
+        keras.optimizers.Adam(0.01, epsilon=1e-8)
+        if optimizer == "adam"
+        else keras.optimizers.SGD(0.01, 0.0 if optimizer == "sgd-plain" else 0.9, nesterov=optimizer == "sgd-nesterov")
     )
     rng = np.random.default_rng(0)
     for t in range(20):
         grads = [rng.normal(size=p.shape).astype(np.float32) for p in trainer.params]
         skip = np.array([t == 10, False])
-        trainer.apply([tf.constant(g) for g in grads], np.full((2, len(grads)), 0.5, np.float32), skip)
+        before = [p.numpy() for p in trainer.params]
+        changes = trainer.apply(
+            [tf.constant(g) for g in grads], np.full((2, len(grads)), 0.5, np.float32), skip, np.float32(0.01)
+        )
+        for i, (p, old) in enumerate(zip(trainer.params, before)):
+            expected = [np.linalg.norm(p.numpy()[k] - old[k]) for k in range(2)]
+            assert changes.numpy()[:, i] == pytest.approx(expected, rel=1e-2, abs=1e-6)
         if not skip[0]:
             theirs.apply_gradients(zip([tf.constant(0.5 * g[0]) for g in grads], variables))
     for ours, theirs_value in zip(trainer.params, variables):
@@ -61,7 +69,7 @@ def test_a_scale_of_zero_drops_a_nan_and_any_other_keeps_it():
 
     trainer = efficacy.Trainer(tasks.TASKS["heavy-tails"](), 0.1, runs=2, seed=0)
     grads = [tf.constant(np.full(p.shape, np.nan, np.float32)) for p in trainer.params]
-    trainer.apply(grads, np.array([[0, 0], [1, 1]], np.float32), np.array([False, False]))
+    trainer.apply(grads, np.array([[0, 0], [1, 1]], np.float32), np.array([False, False]), np.float32(0.1))
     assert np.all(np.isfinite(trainer.params[0][0]))
     assert np.all(np.isnan(trainer.params[0][1]))
 
@@ -70,12 +78,14 @@ def test_a_scale_of_zero_drops_a_nan_and_any_other_keeps_it():
 def test_every_task_starts_with_finite_loss_and_gradients_of_every_parameter(name):
     task = efficacy.EVERY[name]()
     trainer = efficacy.Trainer(task, task.rates[0], runs=2, seed=3)
-    loss, score, norms, _ = trainer.gradients(*task.batch(np.random.default_rng(0), 0))
+    loss, score, norms, weights, _ = trainer.gradients(*task.batch(np.random.default_rng(0), 0))
     assert np.all(np.isfinite(loss))
     assert np.all(np.isfinite(score))
     assert norms.shape == (2, len(trainer.params))
     assert np.all(np.isfinite(norms) & (norms.numpy() > 0))
     assert norms[0].numpy() == pytest.approx(norms[1].numpy(), rel=1e-4)
+    expected = [float(np.linalg.norm(p[0].numpy())) for p in trainer.params]
+    assert weights[0].numpy() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_run_that_ends_no_better_than_it_began_has_diverged():

@@ -19,17 +19,17 @@ CASES = [
     (policies.percentile, "q", (-1, 100.1), "90 and not 0.9"),
     (policies.percentile, "window", (1, 0, -5, 2.5, 100_001), "window"),
     (policies.percentile, "warmup_steps", (0, -1, 1.5, 100_001), "warmup_steps"),
-    (policies.percentile, "winsorise", (1, 0.5, -2), "> 1"),
+    (policies.percentile, "winsorise", (0.5, -2), "2 and not 0.05"),
     (policies.median, "factor", (0, -1), "> 0"),
     (policies.median, "window", (1, -5, 2.5), "window"),
     (policies.median, "warmup_steps", (0,), ">= 1"),
-    (policies.median, "winsorise", (1,), "> 1"),
+    (policies.median, "winsorise", (0.05,), ">= 1"),
     (policies.zscore, "z_max", (0, -1.0), "policies.observe()"),
-    (policies.zscore, "decay", (0.2, 1, 1.5), "< 1"),
+    (policies.zscore, "decay", (97, 0.03, 0.2, 1, 1.5, 0.999999), "0.97 and neither 97 nor 0.03"),
     (policies.zscore, "warmup_steps", (1,), ">= 2"),
     (policies.zscore, "winsorise", (0.9,), ">= 1"),
     (policies.per_variable, "ratio", (0, -1), "> 0"),
-    (policies.per_variable, "decay", (-0.1, 1), "< 1"),
+    (policies.per_variable, "decay", (98, 0.02, -0.1, 1), "0.97 and neither 97 nor 0.03"),
     (policies.per_variable, "warmup_steps", (0,), ">= 1"),
     (policies.per_variable, "winsorise", (0.5,), ">= 1"),
     (policies.fixed, "clip_norm", (0, -1), "policies.observe()"),
@@ -88,21 +88,61 @@ def test_bounds_of_clip_norm_are_checked_singly_and_together(factory):
 
 
 def test_options_that_would_lock_a_policy_in_are_refused():
-    with pytest.raises(ConfigError, match="the median could never rise; raise winsorise"):
+    with pytest.raises(ConfigError, match="clip_norm could never rise; raise winsorise"):
         policies.median(0.5, winsorise=2.0)
     with pytest.raises(ConfigError, match="clipped forever; raise winsorise"):
         policies.zscore(1.0)
     policies.zscore(1.0, winsorise=2.0)
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: policies.percentile(0.9), "q must be 0 or from 1 to 100, got 0.9; it is a percentile: write 90"),
+        (lambda: policies.percentile(q=0.999), "write 99.9"),
+        (lambda: policies.percentile(9000), "90 and not 0.9"),
+        (lambda: policies.percentile(window=0.999), "a number of steps, 1000 and not 0.999"),
+        (lambda: policies.median(window=0.99), "a number of steps, 1000 and not 0.999"),
+        (lambda: policies.median(200), "a multiple, 2 and not 200"),
+        (lambda: policies.percentile(winsorise=0.05), "a multiple, 2 and not 0.05"),
+        (lambda: policies.zscore(decay=97), "0.97 and neither 97 nor 0.03"),
+        (lambda: policies.zscore(decay=0.03), "0.97 and neither 97 nor 0.03"),
+        (lambda: policies.per_variable(decay=0.02), "0.97 and neither 97 nor 0.03"),
+        (lambda: policies.per_variable(105), "a multiple, 1.05 and neither 105 nor 0.05"),
+        (lambda: policies.per_variable(0.05), "ratio must be >= 1.05"),
+        (lambda: policies.after(0.1, policies.fixed(1)), "steps must be >= 1"),
+    ],
+)
+def test_a_fraction_in_the_place_of_a_percentage_a_multiple_or_a_number_of_steps_is_refused(make, says):
+    with pytest.raises(ConfigError) as raised:
+        make()
+    assert says in str(raised.value)
+
+
+def test_the_first_percentile_and_the_smallest_are_percentiles():
+    # 1 is taken for what it says: as a fraction it would be the largest norm, a threshold that hardly anybody wants
+    assert [policies.percentile(q).q for q in (0, 1, 1.5, 10, 99.9, 100)] == [0, 1, 1.5, 10, 99.9, 100]
+
+
+@pytest.mark.parametrize("make", [policies.fixed, policies.per_variable_norm, policies.value])
+@pytest.mark.parametrize("bound", [1e-50, 1e-38, 1e37, 1e300])
+def test_a_bound_that_float32_would_turn_into_0_or_inf_is_refused(make, bound):
+    with pytest.raises(ConfigError, match=r"must be from 1e-37 to 1e\+36"):
+        make(bound)
+    for bounds in ({"minimum": bound}, {"maximum": bound}):
+        with pytest.raises(ConfigError, match=r"must be from 1e-37 to 1e\+36"):
+            policies.percentile(**bounds)
+
+
 def test_numbers_of_other_libraries_are_numbers():
     assert policies.percentile(np.float32(75), np.int64(50)).name == "percentile(75, window=50)"
     assert policies.fixed(np.array(2.0)).name == "fixed(2)"
+    policies.per_variable(np.float32(1.05), winsorise=np.int64(1))
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
     ((None, ()), "policy must come from gradwatch.policies"),
-    (("percentile", ()), "policy must come from gradwatch.policies"),
+    ((1.0, ()), "policy must come from gradwatch.policies"),
     ((policies.percentile, ()), "policy must come from gradwatch.policies"),
     ((policies.observe(), ("spike",)), "detectors must come from gradwatch.detectors"),
     ((policies.observe(), None), "detectors must come from gradwatch.detectors"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,15 +11,15 @@ import pytest
 from gradwatch import testing
 from gradwatch.core import detectors, policies
 from gradwatch.core.detectors import DETECTORS
-from gradwatch.core.policies import POLICIES
+from gradwatch.core.policies import COMBINATORS, POLICIES
 from gradwatch.testing import conformance
 
 #: Their bound is a number that the user gave: it does not follow the gradients.
-ABSOLUTE = {"fixed", "per_variable_norm"}
+ABSOLUTE = {"fixed", "per_variable_norm", "bounded"}
 
 POLICY_CASES = [
     pytest.param(make, check, id=f"{name}-{check.__name__}")
-    for name, make in POLICIES.items()
+    for name, make in {**POLICIES, **COMBINATORS}.items()
     for check in conformance.POLICY_CHECKS
     if not (name in ABSOLUTE and check is conformance.bounds_scale_with_the_gradients)
 ]
@@ -37,13 +38,6 @@ def test_policy_keeps_the_contract(make, check):
 @pytest.mark.parametrize(("make", "check"), DETECTOR_CASES)
 def test_detector_keeps_the_contract(make, check):
     check(conformance.part_of(make()))
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_policy_names_itself_as_it_was_made(name):
-    made = eval(f"policies.{POLICIES[name]().name}", {"policies": policies})
-    assert made.name == POLICIES[name]().name
-    assert made.scope == POLICIES[name]().scope
 
 
 # -- the checks themselves ----------------------------------------------------------------------------------
@@ -95,6 +89,31 @@ def test_a_policy_with_an_absolute_bound_must_say_so():
     with pytest.raises(AssertionError, match="by other factors"):
         testing.check_policy(policies.fixed(1.0), tensorflow=False)
     testing.check_policy(policies.fixed(1.0), absolute=True, tensorflow=False)
+
+
+@dataclass(frozen=True, repr=False)
+class forgetful(policies.median):
+    def _texts(self):
+        return []
+
+
+def test_a_policy_whose_repr_does_not_make_it_again_is_refused():
+    with pytest.raises(AssertionError, match=r"its repr gives forgetful\(\) instead of forgetful\(\)"):
+        conformance.it_is_a_value(conformance.part_of(forgetful(3.0)))
+
+
+def test_a_policy_that_cannot_be_pickled_is_refused():
+    @dataclass(frozen=True, repr=False)
+    class local(policies.median):
+        pass
+
+    with pytest.raises(AssertionError, match=r"cannot be pickled.*top of a module"):
+        conformance.it_is_a_value(conformance.part_of(local(3.0)))
+
+
+def test_a_policy_made_of_functions_that_cannot_be_pickled_is_still_one():
+    own = policies.Policy("own()", lambda n: {}, lambda xp, state, norms: ({}, norms.total * 0.0 + 1.0, {}))
+    testing.check_policy(own, absolute=True, tensorflow=False)
 
 
 def test_an_impure_policy_is_refused():

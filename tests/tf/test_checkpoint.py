@@ -65,15 +65,18 @@ def test_fifty_steps_a_new_process_and_fifty_more_equal_a_hundred(tmp_path: Path
     support.assert_same([resumed[f"arr_{i}"] for i in range(len(expected))], expected)
 
 
+ALL_POLICIES = {**policies.POLICIES, **policies.COMBINATORS}
+
+
 def clipped(monitor, *values):
     for value in values:
         monitor.clip([tf.constant([value], tf.float32), tf.ones([2])])
     return monitor
 
 
-@pytest.mark.parametrize("name", policies.POLICIES)
+@pytest.mark.parametrize("name", ALL_POLICIES)
 def test_every_policy_taken_back_to_a_checkpoint_decides_the_same_again(name, tmp_path: Path):
-    monitor = gradwatch.Monitor("p", policies.POLICIES[name](), detectors.default(), jit_compile=False)
+    monitor = gradwatch.Monitor("p", ALL_POLICIES[name](), detectors.default(), jit_compile=False)
     checkpoint = tf.train.Checkpoint(gradwatch=monitor)
     first, second = np.exp(np.random.default_rng(3).normal(size=(2, 20)))
     clipped(monitor, *first)

@@ -12,7 +12,7 @@ from gradwatch import testing
 from gradwatch.core import decode, detectors, policies
 from gradwatch.core.detectors import DETECTORS
 from gradwatch.core.guard import Decision, Guard
-from gradwatch.core.policies import POLICIES
+from gradwatch.core.policies import COMBINATORS, POLICIES
 from gradwatch.core.xp import NUMPY
 from gradwatch.testing import conformance, streams
 from gradwatch.tf.fused import FusedGuard
@@ -23,7 +23,9 @@ def budgeted():
 
 
 @pytest.mark.parametrize(
-    "make", [*POLICIES.values(), *DETECTORS.values(), budgeted], ids=[*POLICIES, *DETECTORS, "budgeted spike"]
+    "make",
+    [*POLICIES.values(), *COMBINATORS.values(), *DETECTORS.values(), budgeted],
+    ids=[*POLICIES, *COMBINATORS, *DETECTORS, "budgeted spike"],
 )
 def test_policy_or_detector_decides_alike_on_every_backend(make):
     conformance.every_backend_decides_alike(conformance.part_of(make()))
@@ -58,6 +60,7 @@ GUARDS = {
     "percentile": lambda: Guard(policies.percentile(window=100), detectors.default()),
     "zscore": lambda: Guard(policies.zscore(), detectors.default(), "propagate", "observe"),
     "per_variable": lambda: Guard(policies.per_variable(), detectors.default(), "skip", "skip"),
+    "two sketches": lambda: Guard("smallest(percentile(80, 100), after(50, median(1.5)))", detectors.default()),
 }
 
 

@@ -152,7 +152,8 @@ def test_an_optimizer_class_with_its_own_apply_is_watched_once():
         (lambda: gradwatch.watch("generator"), "keyword"),
         (lambda: gradwatch.watch(policies.percentile), "policy="),
         (lambda: gradwatch.watch(support.monitor()), "keyword"),
-        (lambda: gradwatch.watch(policy="percentile")(lambda: 0), "gradwatch.policies"),
+        (lambda: gradwatch.watch(policy="percentle")(lambda: 0), "unknown policy 'percentle'; there are: percentile"),
+        (lambda: gradwatch.watch(policy=90)(lambda: 0), "gradwatch.policies"),
         (lambda: gradwatch.watch(policy=policies.percentile)(lambda: 0), "percentile"),
         (lambda: gradwatch.watch(monitor="generator")(lambda: 0), "Monitor"),
         (lambda: gradwatch.watch(monitor=support.monitor(), policy=policies.observe())(lambda: 0), "policy"),
@@ -167,7 +168,7 @@ def test_an_optimizer_class_with_its_own_apply_is_watched_once():
         (lambda: gradwatch.watch(detectors="spike")(lambda: 0), "detectors"),
         (lambda: gradwatch.watch(on_alert=3)(lambda: 0), "callable"),
         (lambda: gradwatch.Monitor(policies.percentile(90)), "name"),
-        (lambda: gradwatch.Monitor("a", "percentile"), "policies"),
+        (lambda: gradwatch.Monitor("a", "percentile(0.9)"), "write 90"),
         (lambda: gradwatch.Monitor(""), "name"),
         (lambda: gradwatch.KerasCallback(policies.percentile(90)), "Monitor"),
         (lambda: policies.percentile(101), "100"),
@@ -180,6 +181,12 @@ def test_an_optimizer_class_with_its_own_apply_is_watched_once():
 def test_wrong_arguments_are_refused_at_once_with_what_to_do(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_policy_may_be_given_by_its_text():
+    step = gradwatch.watch(policy="median(2, window=50)", name="texts")(lambda: 0)
+    assert step.monitor.guard.policy == policies.median(2, window=50)
+    assert gradwatch.Monitor("texts", "percentile").guard.policy == policies.percentile()
 
 
 def test_an_unknown_option_names_the_known_ones():

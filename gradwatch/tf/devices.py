@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
@@ -20,3 +21,9 @@ def compiled_by_xla() -> bool:
 def every_operation_is_checked() -> bool:
     """Whether tf.debugging looks at each operation (`enable_check_numerics`): XLA has not the operations it adds."""
     return bool(context.context().op_callbacks)
+
+
+def read_outside(variable: tf.Variable) -> np.ndarray:
+    """Its value now, read outside of the graph that is being built."""
+    with context.eager_mode():
+        return tf.convert_to_tensor(variable).numpy()

@@ -19,7 +19,7 @@ from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.telemetry import reader
 from gradwatch.tf import distribution, fused
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.devices import every_operation_is_checked
+from gradwatch.tf.devices import every_operation_is_checked, read_outside
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.variables import VariableSet, first_difference
@@ -246,13 +246,17 @@ class Engine:
         """What a checkpoint keeps: the fingerprint, "" before the first step, and the state."""
         if self.on_device is None:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
-        return {
-            "layout": tf.constant(self.on_device.fingerprint),
-            "state": tf.convert_to_tensor(self.on_device.state),
-        }
+        if tf.executing_eagerly():
+            state = tf.convert_to_tensor(self.on_device.state)
+        else:  # a SavedModel is written, from a graph that captures nothing
+            state = tf.constant(read_outside(self.on_device.state))
+        return {"layout": tf.constant(self.on_device.fingerprint), "state": state}
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
         """Go on from what `serialize` gave; LayoutError where it is of something else."""
+        if tf.is_symbolic_tensor(restored["state"]):
+            # a SavedModel is written: its functions hold the state under the same variable, which is saved by itself
+            return
         fingerprint = restored["layout"].numpy().decode()
         vector = restored["state"].numpy()
         built = self.on_device

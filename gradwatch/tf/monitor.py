@@ -248,6 +248,13 @@ class Monitor(tf.Module):
             ) from error
         self._engine.restore(restored)
 
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        children: dict[str, Any] = super()._trackable_children(save_type, **options)
+        if save_type == "savedmodel" and self._engine.on_device is not None:
+            # the functions that are exported capture it
+            children["gradwatch_state"] = self._engine.on_device.state
+        return children
+
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
         return self._engine.serialize()
 

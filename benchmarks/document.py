@@ -37,8 +37,8 @@ def overhead(found: dict[str, Any]) -> str:
     parts = [_made_with(found), script.ratios(found["cells"]), script.small_print(found["cells"])]
     if found["late_step"]:
         parts.append(script.late_table(found["late_step"]))
-    if found["skip"]:
-        parts.append(script.skip_table(found["skip"]))
+    if found["options"]:
+        parts.append(script.options_table(found["options"]))
     if found["soak"]:
         parts.append(script.soak_line(found["soak"]))
     return "\n\n".join(part for part in parts if part)
@@ -74,16 +74,25 @@ def detection(found: dict[str, Any]) -> str:
 
 def efficacy(found: dict[str, Any]) -> str:
     import efficacy as script
+    import finals
+    import runs
 
-    cells = script.Cells(script.load(setting.RESULTS / "efficacy.jsonl"), found["steps"])
+    lines = runs.load(setting.RESULTS / "efficacy.json")
+    cells = finals.Cells(lines, found["steps"], list(script.methods()))
     draw_sweep(cells)
     return "\n\n".join(
         [
             _made_with(found),
-            script.report(cells),
+            finals.report(cells),
             "![Final loss over the learning rate, for every task](pictures/efficacy.png)",
         ]
     )
+
+
+def longrun(found: dict[str, Any]) -> str:
+    import longrun as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -92,6 +101,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scrape": scrape,
     "detection": detection,
     "efficacy": efficacy,
+    "longrun": longrun,
 }
 
 

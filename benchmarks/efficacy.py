@@ -5,7 +5,7 @@
     python benchmarks/efficacy.py --report             the tables of what is finished
 
 Every method trains the same model from the same start on the same batches, side by side; only the clipping differs.
-A finished group (task, learning rate, seed) is appended to a file of JSON lines and never trained again.
+A finished group (task, learning rate, seed) is kept (see runs.py) and never trained again.
 
 Judged by the mean loss of the last 5 % of the steps, never above the loss of the untrained model (as in Wortsman et
 al. 2023, arXiv 2309.14322). A run has *diverged* when it ends at that bound or not finite.
@@ -14,24 +14,25 @@ al. 2023, arXiv 2309.14322). A run has *diverged* when it ends at that bound or 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# two processes, each with some of --tasks and --lines of its own, are quicker than one with threads
+# two processes, each with some of --tasks and --output of its own, are quicker than one with threads
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import numpy as np
+import runs
 import setting
-from peers import PEERS, Fixed, Peer, Seen, Verdict
-from streams import RECORDED
+from finals import EVERY, Cells, report
+from peers import PEERS, Fixed, Peer, Seen, Unclipped, Verdict
+from runs import UNCLIPPED
 from tasks import DESIGN_TASKS, OPTIMIZERS, TASKS, Task
+from tensor_peers import TENSOR_PEERS, RuleSet, TensorRule
 
 from gradwatch.core import policies
 from gradwatch.core.norms import of as of_norms
@@ -40,10 +41,6 @@ from gradwatch.core.xp import NUMPY
 
 #: Constants among which the oracle chooses afterwards, for each task and learning rate; "none" is one of them.
 CONSTANTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-UNCLIPPED = "none"
-ORACLE = "fixed, tuned by oracle"
-DEFAULT = "gradwatch percentile(90)"
-EVERY = {**TASKS, **DESIGN_TASKS}
 
 
 class Gradwatch:
@@ -82,21 +79,32 @@ OURS: Mapping[str, Callable[[], Policy]] = {
 WITH_NAN = ("digits",)
 
 
-def methods(task: str | None = None) -> dict[str, Callable[[], Peer]]:
+def methods(task: str | None = None) -> dict[str, Callable[[], Peer | TensorRule]]:
     """Every method that trains on the task, by name; of all tasks for None."""
+    kind = None if task is None else "sgd" if OPTIMIZERS[EVERY[task]().optimizer].linear else "adam"
+    peers = {
+        name: make
+        for name, make in {**PEERS, **TENSOR_PEERS}.items()
+        if kind is None or kind in getattr(make(), "optimizers", (kind,))
+    }
     constants = {f"fixed {c:g}": (lambda c=c: Fixed(c)) for c in CONSTANTS}
     ours = {f"gradwatch {name}": (lambda make=make: Gradwatch(make())) for name, make in OURS.items()}
     guarded = {f"fixed {c:g}, NaN dropped": (lambda c=c: Gradwatch(policies.fixed(c))) for c in CONSTANTS}
-    return {**PEERS, **constants, **ours, **(guarded if task is None or task in WITH_NAN else {})}
+    return {**peers, **constants, **ours, **(guarded if task is None or task in WITH_NAN else {})}
 
 
 # -- training ---------------------------------------------------------------------------------------------
 
 
 class Trainer:
-    """Many runs of one task at one learning rate; run k belongs to the k-th rule."""
+    """Many runs of one task at one learning rate; run k belongs to the k-th rule.
 
-    def __init__(self, task: Task, rate: float, runs: int, seed: int) -> None:
+    `inside`: run -> the rule on tensors that acts within its steps.
+    """
+
+    def __init__(
+        self, task: Task, rate: float, runs: int, seed: int, inside: Mapping[int, TensorRule] | None = None
+    ) -> None:
         import tensorflow as tf
 
         self.tf, self.task, self.rate = tf, task, rate
@@ -106,6 +114,7 @@ class Trainer:
         slots = 1 if self.optimizer.linear else 2
         self.slots = [[tf.Variable(tf.zeros_like(p)) for p in self.params] for _ in range(slots)]
         self.counts = tf.Variable(tf.zeros([runs]))
+        self.inside = RuleSet(inside or {}, self.params, self.optimizer.momentum, self.optimizer.linear)
         self.gradients = tf.function(self._gradients, autograph=False, jit_compile=True)
         self.apply = tf.function(self._apply, autograph=False, jit_compile=True)
 
@@ -126,11 +135,13 @@ class Trainer:
 
     def _apply(self, grads: list[Any], scale: Any, skip: Any, rate: Any) -> Any:
         """One optimizer step: scale [runs, variables], skip [runs], rate []; the norms of the changes."""
-        tf, optimizer, changes = self.tf, self.optimizer, []
+        tf, optimizer = self.tf, self.optimizer
         t = self.counts + tf.where(skip, 0.0, 1.0)
         self.counts.assign(t)
-        for i, (p, g) in enumerate(zip(self.params, grads)):
-            shape = [-1, *[1] * (p.shape.rank - 1)]
+        shapes = [[-1, *[1] * (p.shape.rank - 1)] for p in self.params]
+        keep = [tf.reshape(skip, shape) for shape in shapes]
+        changes, seconds = [], []
+        for i, (p, g, shape) in enumerate(zip(self.params, self.inside.gradients(self.params, grads, rate), shapes)):
             s = tf.reshape(scale[:, i], shape)
             # zero means dropped, whatever the gradient holds; NaN stays NaN
             g = tf.where(s == 0.0, tf.zeros_like(g), g * s)
@@ -141,21 +152,25 @@ class Trainer:
             else:
                 new = [0.9 * old[0] + 0.1 * g, 0.999 * old[1] + 0.001 * tf.square(g)]
                 first = new[0] / (1 - tf.reshape(0.9**t, shape))
-                second = new[1] / (1 - tf.reshape(0.999**t, shape))
-                change = first / (tf.sqrt(second) + 1e-8)
-            keep = tf.reshape(skip, shape)
+                seconds.append(new[1] / (1 - tf.reshape(0.999**t, shape)))
+                change = first / (tf.sqrt(seconds[-1]) + 1e-8)
             for slot, after in zip(self.slots, new):
-                slot[i].assign(tf.where(keep, slot[i], after))
-            change = tf.where(keep, tf.zeros_like(p), rate * (change + optimizer.decay * p))
+                slot[i].assign(tf.where(keep[i], slot[i], after))
+            changes.append(tf.where(keep[i], tf.zeros_like(p), rate * (change + optimizer.decay * p)))
+        changes = self.inside.update(changes, self.params, grads, seconds or None, rate)
+        for p, change in zip(self.params, changes):
             p.assign(p - change)
-            changes.append(change)
         return self._norms(changes)
 
 
-def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: int) -> list[dict[str, Any]]:
+def train(
+    task: Task, rate: float, seed: int, rules: Mapping[str, Peer | TensorRule], steps: int
+) -> list[dict[str, Any]]:
     """One group: every rule on the same task, learning rate and seed."""
-    names, judges = list(rules), list(rules.values())
-    trainer = Trainer(task, rate, len(judges), seed)
+    names = list(rules)
+    inside = {k: rule for k, rule in enumerate(rules.values()) if isinstance(rule, TensorRule)}
+    judges = [Unclipped() if isinstance(rule, TensorRule) else rule for rule in rules.values()]
+    trainer = Trainer(task, rate, len(judges), seed, inside)
     rng = np.random.default_rng([seed, 1])
     losses, scores = np.empty((steps, len(judges))), np.empty((steps, len(judges)))
     norms_of = np.empty((steps, len(judges)))
@@ -177,6 +192,8 @@ def train(task: Task, rate: float, seed: int, rules: Mapping[str, Peer], steps: 
         with np.errstate(over="ignore", invalid="ignore"):
             norms_of[t] = np.sqrt((by_variable**2).sum(1))
         clipped[t], skipped[t] = (scale < 0.9999).any(1) & ~skip, skip
+        if inside:
+            clipped[t] |= trainer.inside.acted.numpy()
     seconds = time.perf_counter() - began
     # the same for all: they start equal
     untrained = float(scores[0, 0])
@@ -219,197 +236,7 @@ def summary(scores: np.ndarray, untrained: float) -> dict[str, Any]:
     }
 
 
-# -- the results ------------------------------------------------------------------------------------------
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the run was stopped
-    return lines
-
-
-def append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    with path.open("a") as file:
-        # what a stop tore apart keeps its line to itself
-        file.write("\n" * torn + "".join(json.dumps(x) + "\n" for x in lines))
-
-
-class Cells:
-    """Finished runs, by task, learning rate and method. A group counts once every method of its task has run."""
-
-    def __init__(self, lines: Iterable[dict[str, Any]], steps: int) -> None:
-        groups: dict[tuple[str, float, int], dict[str, dict[str, Any]]] = defaultdict(dict)
-        found: dict[str, set[str]] = defaultdict(set)
-        for line in lines:
-            if line["steps"] == steps:
-                groups[line["task"], line["rate"], line["seed"]][line["method"]] = line
-                found[line["task"]].add(line["method"])
-        order = {name: i for i, name in enumerate(methods())}
-        self.of_task = {
-            task: sorted(names, key=lambda name: order.get(name, len(order))) for task, names in found.items()
-        }
-        every = dict.fromkeys(name for names in self.of_task.values() for name in names)
-        #: the methods that ran on every task
-        self.names = [name for name in every if all(name in names for names in found.values())]
-        self.incomplete = [key for key, group in groups.items() if len(group) < len(found[key[0]])]
-        self.runs: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
-        for (task, rate, seed), group in groups.items():
-            if len(group) == len(found[task]):
-                for name, line in group.items():
-                    self.runs[task, rate, name][seed] = line
-        self.cells = sorted({key[:2] for key in self.runs}, key=lambda c: (list(EVERY).index(c[0]), c[1]))
-
-    def values(self, task: str, rate: float, method: str, field: str = "final") -> list[float]:
-        runs = self.runs.get((task, rate, method), {})
-        return [runs[seed][field] for seed in sorted(runs)]
-
-    def constants(self, task: str) -> list[str]:
-        return [name for name in self.of_task[task] if name == UNCLIPPED or name.startswith("fixed ")]
-
-    def oracle(self, task: str, rate: float) -> str:
-        """The constant with the smallest mean final loss in this cell."""
-        return min(self.constants(task), key=lambda name: _mean(self.values(task, rate, name)))
-
-    def resolve(self, task: str, rate: float, method: str) -> str:
-        return self.oracle(task, rate) if method == ORACLE else method
-
-    def mean(self, task: str, rate: float, method: str, field: str = "final") -> float:
-        return _mean(self.values(task, rate, self.resolve(task, rate, method), field))
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.inf
-
-
-def goals(cells: Cells, method: str) -> dict[str, Any]:
-    """The goal of issue `auto`: against the tuned constant and against no clipping, cell by cell."""
-    rows = []
-    for task, rate in cells.cells:
-        oracle = cells.oracle(task, rate)
-        mine, best, none = (cells.mean(task, rate, name) for name in (method, oracle, UNCLIPPED))
-        survivors = [name for name in cells.constants(task) if not any(cells.values(task, rate, name, "diverged"))]
-        rows.append(
-            {
-                "task": task,
-                "rate": rate,
-                "oracle": oracle,
-                "ratio": mine / best,
-                "over_none": mine / none if oracle == UNCLIPPED else None,
-                "died_where_a_constant_survived": bool(survivors) and any(cells.values(task, rate, method, "diverged")),
-            }
-        )
-    ratios = np.array([row["ratio"] for row in rows])
-    over_none = [row["over_none"] for row in rows if row["over_none"] is not None]
-    return {
-        "cells": rows,
-        "within_2_percent": float(np.mean(ratios <= 1.02)),
-        "better": float(np.mean(ratios < 1.0)),
-        "median_ratio": float(np.median(ratios)),
-        "worst_ratio": float(np.max(ratios)),
-        "died": sum(row["died_where_a_constant_survived"] for row in rows),
-        "worst_over_none_where_none_is_best": max(over_none, default=None),
-        "over_default": [cells.mean(*cell, method) / cells.mean(*cell, DEFAULT) for cell in cells.cells]
-        if DEFAULT in cells.names
-        else None,
-    }
-
-
-def sensitivity(cells: Cells, task: str, method: str) -> float:
-    """Learning-rate sensitivity: final loss, mean over the rates minus the best rate's (Wortsman et al. 2023)."""
-    finals = [cells.mean(task, rate, method) for name, rate in cells.cells if name == task]
-    return float(np.mean(finals) - np.min(finals))
-
-
-def report(cells: Cells) -> str:
-    shown = [name for name in cells.names if not name.startswith("fixed ") or name == "fixed 1"]
-    shown.insert(1, ORACLE)
-    parts = []
-    for task in dict.fromkeys(task for task, _ in cells.cells):
-        rates = [rate for name, rate in cells.cells if name == task]
-        rows = []
-        for name in shown:
-            row = [name]
-            for rate in rates:
-                actual = cells.resolve(task, rate, name)
-                values = cells.values(task, rate, actual)
-                mean, low, high = setting.mean_interval(values)
-                dead = sum(cells.values(task, rate, actual, "diverged"))
-                text = f"{mean:.3g} ± {(high - low) / 2:.1g}" + (f" ({dead} of {len(values)} died)" if dead else "")
-                row.append(f"**{text}**" if dead else text)
-            row.append(f"{sensitivity(cells, task, name):.3g}")
-            share = [cells.mean(task, rate, name, "clipped_last_half") for rate in rates]
-            row.append(f"{100 * np.min(share):.0f} to {100 * np.max(share):.0f}")
-            row.append(f"{np.mean([cells.mean(task, rate, name, 'steps_lost') for rate in rates]):.0f}")
-            rows.append(row)
-        seeds = len(cells.values(task, rates[0], shown[0]))
-        head = ["method", *[f"{rate:g}" for rate in rates], "LR sensitivity", "clipped, %", "steps lost"]
-        parts.append(f"{task}: {EVERY[task]().text}; {seeds} seeds, final loss by learning rate")
-        parts.append(setting.table(head, rows))
-    rows = []
-    for name in shown:
-        if name == ORACLE:
-            continue
-        g = goals(cells, name)
-        over = g["worst_over_none_where_none_is_best"]
-        rows.append(
-            [
-                name,
-                f"{100 * g['within_2_percent']:.0f} %",
-                f"{100 * g['better']:.0f} %",
-                f"{g['median_ratio']:.3f}",
-                f"{g['worst_ratio']:.2f}",
-                str(g["died"]),
-                "-" if over is None else f"{over:.3f}",
-                _won_and_lost(g["over_default"]),
-            ]
-        )
-    head = ["against the tuned constant", "within 2 %", "better", "median ratio", "worst", "cells died", "worst / none"]
-    head.append("against percentile(90): 2 % better / worse")
-    parts.append(f"{len(cells.cells)} cells (task x learning rate)")
-    parts.append(setting.table(head, rows))
-    return "\n\n".join(parts)
-
-
-def _won_and_lost(ratios: list[float] | None) -> str:
-    """In how many cells it is 2 % better, and worse."""
-    return "-" if ratios is None else f"{sum(r < 0.98 for r in ratios)} / {sum(r > 1.02 for r in ratios)}"
-
-
-def save_norms(lines: Iterable[dict[str, Any]], path: Path = RECORDED) -> None:
-    """Norms of healthy runs without clipping, for detection.py.
-
-    Healthy: at the learning rate that trains the task best or below it, or within 2 % of its loss, with a norm whose
-    median over a tenth of the run never rises or falls tenfold. Larger rates explode now and then: alarms are right.
-    """
-    runs = [line for line in lines if line["method"] == UNCLIPPED]
-    finals: dict[tuple[str, float], list[float]] = defaultdict(list)
-    for run in runs:
-        finals[run["task"], run["rate"]].append(run["final"])
-    best: dict[str, tuple[float, float]] = {}
-    for (task, rate), values in finals.items():
-        best[task] = min(best.get(task, (math.inf, 0.0)), (_mean(values), rate))
-    kept = {}
-    for run in runs:
-        task, rate = run["task"], run["rate"]
-        loss, best_rate = best[task]
-        x = np.array(run.get("norms") or [], float)
-        trains = rate <= best_rate or _mean(finals[task, rate]) <= 1.02 * loss
-        if not trains or run["diverged"] or len(x) < 1000 or not np.all(np.isfinite(x)):
-            continue
-        logs = np.log(np.maximum(x, 1e-30))
-        if np.ptp(np.array([np.median(piece) for piece in np.array_split(logs[100:], 10)])) < np.log(10):
-            kept[f"{task}-{rate:g}-{run['seed']}"] = x.astype(np.float32)
-    if kept:
-        path.parent.mkdir(exist_ok=True)
-        np.savez_compressed(path, **kept)
-        print(f"written: {path} ({len(kept)} runs)")
+# -- the command ------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -421,7 +248,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--design", action="store_true", help="the design tasks on seeds that no table uses")
-    parser.add_argument("--lines", help="file of finished runs (results/efficacy.jsonl)")
+    parser.add_argument("--forget", help="methods, separated by semicolons, whose finished runs are dropped first")
     parser.add_argument("--output", help="file of the results (results/efficacy.json, quick: efficacy-quick.json)")
     options = parser.parse_args()
     tasks = DESIGN_TASKS if options.design else TASKS
@@ -440,14 +267,19 @@ def main() -> None:
     if options.design:
         seeds = [100 + s for s in seeds]
     part = "efficacy-design" if options.design else "efficacy"
-    output = options.output or setting.results_file(part, options.quick)
-    lines_path = Path(options.lines or setting.results_file(part, options.quick).with_suffix(".jsonl"))
+    output = Path(options.output or setting.results_file(part, options.quick))
     facts = setting.machine()
     print(setting.one_line(facts))
-    lines = load(lines_path)
+    lines = runs.load(output)
+    if options.forget:
+        dropped = [name.strip() for name in options.forget.split(";")]
+        if unknown := [name for name in dropped if name not in {line["method"] for line in lines}]:
+            parser.error(f"--forget takes methods that have run; got {unknown}")
+        runs.forget(output, dropped)
+        lines = runs.load(output)
     done = {(x["task"], x["rate"], x["seed"], x["steps"], x["method"]) for x in lines}
     if not options.report:
-        lines_path.parent.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
         # seed by seed, so that every table is complete as early as can be
         for seed in seeds:
             for name in chosen:
@@ -460,36 +292,19 @@ def main() -> None:
                     found = [
                         {"task": name, **x} for x in train(task, rate, seed, {m: f() for m, f in todo.items()}, steps)
                     ]
-                    append(lines_path, found)
+                    runs.append(output, found)
                     lines += found
                     print(f"{name} {rate:g} seed {seed}: {found[0]['group_seconds']:.0f} s", flush=True)
-    cells = Cells(lines, steps)
+    cells = Cells(lines, steps, list(methods()))
     if not cells.cells:
-        parser.exit(1, f"no group is finished in {lines_path}\n")
+        parser.exit(1, f"no group is finished in {output}\n")
     if cells.incomplete:
         print(f"{len(cells.incomplete)} groups are left out: not every method has run in them")
     print("\n" + report(cells))
-    if not (options.quick or options.design or options.lines):
-        save_norms(lines)
-    content = {
-        "machine": facts,
-        "steps": steps,
-        "goals": {name: goals(cells, name) for name in cells.names},
-        "cells": [
-            {
-                "task": task,
-                "rate": rate,
-                "method": name,
-                "final": cells.values(task, rate, name),
-                "diverged": cells.values(task, rate, name, "diverged"),
-                "clipped_last_half": cells.values(task, rate, name, "clipped_last_half"),
-                "steps_lost": cells.values(task, rate, name, "steps_lost"),
-            }
-            for task, rate in cells.cells
-            for name in cells.of_task[task]
-        ],
-    }
-    setting.write(output, content)
+    if not (options.quick or options.design or options.output):
+        runs.save_norms(lines)
+    if not options.report:
+        runs.publish(output, lines, steps, facts)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,13 @@ import gradwatch
 MODES = ("eager", "function", "jit")
 CONTENDERS = ("none", "clip", "keras", "autoclip", "logger", "smartclip", "gradwatch")
 REFERENCE = "clip"
-PARTS = ("cells", "late", "skip", "soak")
+PARTS = ("cells", "late", "options", "soak")
+#: Options that change the update, measured against gradwatch without them. This limit is never reached: the price is
+#: that of being ready, and a step that is scaled back costs the same.
+OPTIONS: dict[str, dict[str, Any]] = {
+    'on_nonfinite="skip"': {"on_nonfinite": "skip"},
+    "update_limit=0.5": {"update_limit": 0.5},
+}
 BLOCK_SECONDS = 0.03  # a block of steps lasts at least this long: a training repeats one step, its caches are warm
 
 # -- the models -------------------------------------------------------------------------------------------
@@ -206,8 +212,8 @@ def make_step(make_task: Callable[[], Task], contender: str, mode: str) -> Calla
         run = tf.function(step, jit_compile=mode == "jit")
     if contender == "gradwatch":
         run = gradwatch.watch(run)
-    elif contender == "skip":
-        run = gradwatch.watch(run, on_nonfinite="skip")
+    elif contender in OPTIONS:
+        run = gradwatch.watch(run, **OPTIONS[contender])
 
     def call() -> Any:
         result = run(task.x, task.y)
@@ -381,18 +387,19 @@ def late_step(mode: str, *, rounds: int, seconds: float, seed: int) -> dict[str,
     }
 
 
-def skip_price(model: str, mode: str, *, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
-    """A step with on_nonfinite="skip", ready to take its update back, against one with "zero"."""
-    calls = {name: make_step(MODELS[model][0], name, mode) for name in ("gradwatch", "skip")}
+def option_price(option: str, model: str, mode: str, *, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
+    """A step with one of `OPTIONS`, ready to change the update, against one without."""
+    calls = {name: make_step(MODELS[model][0], name, mode) for name in ("gradwatch", option)}
     times, _ = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed))
-    zero, skip = np.array(times["gradwatch"]), np.array(times["skip"])
+    without, with_it = np.array(times["gradwatch"]), np.array(times[option])
     return {
+        "option": option,
         "model": model,
         "mode": mode,
-        "rounds": len(zero),
-        "zero_us": float(np.median(zero)) * 1e6,
-        "skip_us": float(np.median(skip)) * 1e6,
-        "ratio": setting.median_interval(skip / zero),
+        "rounds": len(without),
+        "without_us": float(np.median(without)) * 1e6,
+        "with_us": float(np.median(with_it)) * 1e6,
+        "ratio": setting.median_interval(with_it / without),
     }
 
 
@@ -520,10 +527,17 @@ def late_table(entries: list[dict[str, Any]]) -> str:
     return setting.table(head, rows)
 
 
-def skip_table(entries: list[dict[str, Any]]) -> str:
-    head = ["on_nonfinite", "mode", '"zero", µs', '"skip", µs', "ratio"]
+def options_table(entries: list[dict[str, Any]]) -> str:
+    head = ["option", "model", "mode", "without, µs", "with, µs", "ratio"]
     rows = [
-        [e["model"], e["mode"], f"{e['zero_us']:.0f}", f"{e['skip_us']:.0f}", _with_interval(e["ratio"])]
+        [
+            f"`{e['option']}`",
+            e["model"],
+            e["mode"],
+            f"{e['without_us']:.0f}",
+            f"{e['with_us']:.0f}",
+            _with_interval(e["ratio"]),
+        ]
         for e in entries
     ]
     return setting.table(head, rows)
@@ -565,7 +579,7 @@ def main() -> None:
         "seed": options.seed,
         "cells": [],
         "late_step": [],
-        "skip": [],
+        "options": [],
         "soak": None,
     }
     for model in models if "cells" in parts else ():
@@ -590,12 +604,13 @@ def main() -> None:
             late = late_step(mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
             result["late_step"].append(late)
         print("\n" + late_table(result["late_step"]))
-    for model in [m for m in ("quickstart", "mlp-2m") if m in models and "skip" in parts and not options.quick]:
-        for mode in modes:
-            price = skip_price(model, mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
-            result["skip"].append(price)
-    if result["skip"]:
-        print("\n" + skip_table(result["skip"]))
+    for option in OPTIONS if "options" in parts and not options.quick else ():
+        for model in [m for m in ("quickstart", "mlp-2m") if m in models]:
+            for mode in modes:
+                price = option_price(option, model, mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
+                result["options"].append(price)
+    if result["options"]:
+        print("\n" + options_table(result["options"]))
     if soak_steps and "soak" in parts:
         long = result["soak"] = soak(soak_steps, seconds=60.0 if options.quick else 7200.0)
         print("\n" + soak_line(long))
@@ -608,12 +623,15 @@ def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """`now`, and of `before` what was not measured again."""
 
     def merged(part: str) -> list[dict[str, Any]]:
-        entries = {(e.get("model"), e["mode"]): e for e in [*before.get(part, []), *now[part]]}
-        return sorted(
-            entries.values(), key=lambda e: (list(MODELS).index(e.get("model", "quickstart")), MODES.index(e["mode"]))
-        )
+        entries = {(e.get("option"), e.get("model"), e["mode"]): e for e in [*before.get(part, []), *now[part]]}
 
-    parts = {part: merged(part) for part in ("cells", "late_step", "skip")}
+        def place(e: dict[str, Any]) -> tuple[int, ...]:
+            option = list(OPTIONS).index(e["option"]) if "option" in e else 0
+            return option, list(MODELS).index(e.get("model", "quickstart")), MODES.index(e["mode"])
+
+        return sorted(entries.values(), key=place)
+
+    parts = {part: merged(part) for part in ("cells", "late_step", "options")}
     return {**now, **parts, "soak": now["soak"] or before.get("soak")}
 
 

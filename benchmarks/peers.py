@@ -1,7 +1,8 @@
 """The clipping rules that gradwatch is compared with, each written from its paper or its project's description.
 
 Plain numpy on the host, one object per run. `step` is given the norms of one step and says what happens to the
-gradients; whatever the published rule does with NaN, ours does too.
+gradients; whatever the published rule does with NaN, ours does too. Rules that need more than norms are in
+tensor_peers.py.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
 
 
 class Peer(Protocol):
-    """A rule with its memory."""
+    """A rule with its memory. One that is defined for some optimizers only names them: `optimizers = ("adam",)`."""
 
     def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         """Judge one step by the L2 norm of each variable's gradient, shape [num_variables], its loss, and the rest."""
@@ -172,7 +173,8 @@ class AdaGC:
 
     During the warm-up the global norm is clipped at `constant_clip` and each mean follows the smallest norm.
 
-    Source: AdaGC (Wang et al. 2025, arXiv 2502.11034), algorithm 1: ratio 1.05, constant 1.0, beta 0.98, 100 steps.
+    Source: AdaGC (Wang et al. 2025, arXiv 2502.11034), algorithm 1, its absolute warm-up included: ratio (lambda_rel)
+    1.05, constant (lambda_abs) 1.0, beta 0.98, 100 steps. Checked against two independent descriptions of it.
     `whole=True` treats all variables as one.
     """
 
@@ -202,6 +204,40 @@ class AdaGC:
                 self.gamma = self.decay * before + (1 - self.decay) * h * x
         self.steps += 1
         return Verdict(np.full(len(norms), h[0]) if self.whole else h)
+
+
+class GradientStabilizer:
+    """Each variable's gradient keeps its direction and gets the length mean / root mean square of its recent norms.
+
+        m <- gamma1 * m + (1 - gamma1) * |g|      v <- gamma2 * v + (1 - gamma2) * |g|^2      both bias-corrected
+        g <- g / |g| * m / (sqrt(v) + epsilon)
+
+    So every gradient is about 1 long, whatever it was before: this is no clipping, and made for optimizers that divide
+    by their second moment. A norm that is zero or not finite changes nothing and teaches nothing.
+
+    Source: Huang et al. 2025 (arXiv 2502.17055, from version 3 on; before, as "AdaGN" in Stable-SPAM with 0.7 and 0.9)
+    and the authors' code (TianjinYellow/GradientStabilizer): gamma1 0.6, gamma2 0.999, epsilon 1e-12.
+    """
+
+    optimizers = ("adam",)
+
+    def __init__(self, gamma1: float = 0.6, gamma2: float = 0.999, epsilon: float = 1e-12) -> None:
+        self.gamma1, self.gamma2, self.epsilon = gamma1, gamma2, epsilon
+        self.m = self.v = self.steps = np.zeros(0)
+
+    def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
+        x = np.asarray(norms, np.float64)
+        if not len(self.m):
+            self.m = self.v = self.steps = np.zeros(len(x))
+        counts = np.isfinite(x) & (x > 0)
+        usable = np.where(counts, x, 1.0)
+        self.steps = self.steps + counts
+        self.m = np.where(counts, self.gamma1 * self.m + (1 - self.gamma1) * usable, self.m)
+        self.v = np.where(counts, self.gamma2 * self.v + (1 - self.gamma2) * usable**2, self.v)
+        steps = np.maximum(self.steps, 1)
+        mean, square = self.m / (1 - self.gamma1**steps), self.v / (1 - self.gamma2**steps)
+        length = mean / (np.sqrt(square) + self.epsilon)
+        return Verdict(np.where(counts, length / np.maximum(usable, self.epsilon), 1.0))
 
 
 class MedianOfPeriod:
@@ -272,6 +308,7 @@ PEERS: Mapping[str, Callable[[], Peer]] = {
     "ZClip": ZClip,
     "ZClip, no constant": lambda: ZClip(constant_clip=None),
     "AdaGC": AdaGC,
+    "GradientStabilizer": GradientStabilizer,
     "median x 2 (icefall)": MedianOfPeriod,
     "skip 6 sigma (OLMo-core)": SkipStep,
 }

@@ -35,7 +35,7 @@ import setting
 import tensorflow as tf
 
 import gradwatch
-from gradwatch.telemetry import prometheus
+from gradwatch.exporters import prometheus
 
 SETTLE_SECONDS = 1.5  # until the burst that the endpoint grants is used up
 
@@ -70,7 +70,7 @@ for line in sys.stdin:
 
 COPY = """
 import sys
-from gradwatch.telemetry.httpd import Httpd
+from gradwatch.exporters.httpd import Httpd
 body = open(sys.argv[1], "rb").read()
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])

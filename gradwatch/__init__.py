@@ -18,28 +18,40 @@ from gradwatch.core.guard import Decision
 from gradwatch.core.snapshot import Event, Snapshot
 
 if TYPE_CHECKING:
-    from gradwatch.telemetry import notify
-    from gradwatch.telemetry.alerts import Alert
-    from gradwatch.telemetry.prometheus import Server, serve
-    from gradwatch.telemetry.push import push
-    from gradwatch.telemetry.tensorboard import TensorBoard
-    from gradwatch.tf.hook import watch
+    from gradwatch import exporters as exporters
+    from gradwatch import grafana, reading, testing
+    from gradwatch import telemetry as telemetry
+    from gradwatch import top as top
+    from gradwatch.exporters import notify
+    from gradwatch.exporters.prometheus import Server, serve
+    from gradwatch.exporters.push import push
+    from gradwatch.exporters.tensorboard import TensorBoard
+    from gradwatch.reading.alerts import Alert
+    from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
 
 __version__ = "0.1.0"
 
 # Imported at first use: TensorFlow takes seconds, and `gradwatch --help` or a look at gradwatch.core needs none of it.
-_LATER = {
-    "Alert": "gradwatch.telemetry.alerts",
+_NAMES = {
+    "Alert": "gradwatch.reading.alerts",
     "KerasCallback": "gradwatch.tf.keras",
     "Monitor": "gradwatch.tf.monitor",
-    "Server": "gradwatch.telemetry.prometheus",
-    "TensorBoard": "gradwatch.telemetry.tensorboard",
-    "notify": "gradwatch.telemetry",
-    "push": "gradwatch.telemetry.push",
-    "serve": "gradwatch.telemetry.prometheus",
-    "watch": "gradwatch.tf.hook",
+    "Server": "gradwatch.exporters.prometheus",
+    "TensorBoard": "gradwatch.exporters.tensorboard",
+    "push": "gradwatch.exporters.push",
+    "serve": "gradwatch.exporters.prometheus",
+    "watch": "gradwatch.tf.decorator",
+}
+_MODULES = {
+    "exporters": "gradwatch.exporters",
+    "grafana": "gradwatch.grafana",
+    "notify": "gradwatch.exporters.notify",
+    "reading": "gradwatch.reading",
+    "telemetry": "gradwatch.telemetry",  # the former place of reading and exporters
+    "testing": "gradwatch.testing",
+    "top": "gradwatch.top",
 }
 
 __all__ = [
@@ -53,22 +65,27 @@ __all__ = [
     "TensorBoard",
     "detectors",
     "errors",
+    "grafana",
     "notify",
     "policies",
     "push",
+    "reading",
     "serve",
+    "testing",
     "watch",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
+    else:
         raise AttributeError(f"module 'gradwatch' has no attribute {name!r}")
-    module = importlib.import_module(f"{_LATER[name]}.{name}" if name == "notify" else _LATER[name])
-    value = module if name == "notify" else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_NAMES, *_MODULES})

@@ -15,6 +15,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+#: Name under which `pip install` finds this package; None while no index has it (grad-watch is somebody else's).
+DISTRIBUTION: str | None = None
+
+
+def install_hint(extras: str) -> str:
+    """The command that brings these extras, such as "live" or "cli,grafana"."""
+    if DISTRIBUTION is not None:
+        return f"pip install '{DISTRIBUTION}[{extras}]'"
+    return f"pip install '.[{extras}]' (in a checkout of gradwatch)"
+
 
 class GradwatchError(Exception):
     """Base of all errors of this package."""
@@ -49,6 +59,6 @@ class MissingExtra(GradwatchError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed; "
-            f"install it with: pip install 'gradwatch[{extra}]'"
+            f"{purpose} needs the package {package!r}, which the extra {extra!r} brings; "
+            f"install it with: {install_hint(extra)}"
         )

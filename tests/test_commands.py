@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gradwatch import commands
+from gradwatch.cli import commands
 
 COMMITTED = Path(__file__).parent.parent / "grafana"
 

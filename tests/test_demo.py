@@ -334,7 +334,7 @@ def test_a_taken_usual_port_is_no_reason_to_stop_but_an_asked_one_is():
 
     from gradwatch.demo import session
     from gradwatch.errors import ServeError
-    from gradwatch.telemetry import prometheus
+    from gradwatch.exporters import ports
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -344,12 +344,12 @@ def test_a_taken_usual_port_is_no_reason_to_stop_but_an_asked_one_is():
             session._serve(port, Console(file=io.StringIO()))
     with socket.socket() as usual:
         try:
-            usual.bind(("127.0.0.1", prometheus.DEFAULT_PORT))
+            usual.bind(("127.0.0.1", ports.DEFAULT_PORT))
             usual.listen()
         except OSError:
             pass  # somebody has it already: that is the case under test
         server = session._serve(None, Console(file=io.StringIO()))
     try:
-        assert server.port != prometheus.DEFAULT_PORT
+        assert server.port != ports.DEFAULT_PORT
     finally:
         server.close()

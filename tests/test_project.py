@@ -17,20 +17,20 @@ PACKAGE = ROOT / "gradwatch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: The floors, from the ground up. A module imports only from its own floor and from those below it.
-FLOORS = ("errors", "core", "telemetry", "tf", "gradwatch")
+FLOORS = ("errors", "core", "reading", "exporters", "tf", "gradwatch")
 
 #: Who may import these at module level or inside a function; the first part of the module's path.
 ONLY = {
     "tensorflow": {"tf", "demo", "testing"},
     "keras": {"tf", "demo", "testing"},
-    "prometheus_client": {"telemetry"},
+    "prometheus_client": {"exporters"},
     "matplotlib": {"demo"},
 }
 
 #: Exceptions to the rules above, with the reason.
 EXCEPTIONS = {
-    ("telemetry/tensorboard.py", "tensorflow"): "it writes TensorBoard's own files",
-    ("top.py", "prometheus_client"): "it reads an exposition, with the parser of the library that wrote it",
+    ("exporters/tensorboard.py", "tensorflow"): "it writes TensorBoard's own files",
+    ("cli/rows.py", "prometheus_client"): "it reads an exposition, with the parser of the library that wrote it",
 }
 
 
@@ -74,6 +74,42 @@ def test_no_module_imports_relatively_or_a_library_of_another_floor(path):
         allowed = ONLY.get(library)
         if allowed is not None and (place, library) not in EXCEPTIONS:
             assert place.split("/")[0] in allowed, f"{place} imports {library}"
+
+
+def test_no_module_imports_one_that_imports_it():
+    known = {dotted(path): path for path in MODULES}
+
+    def needs(path):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):  # a module out of a package is not the package
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name if name in known else node.module for name in whole)
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+
+    done = set()
+
+    def follow(name, way):
+        assert name not in way, " imports ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for found in sorted({found for found in needs(known[name]) if found in known}):
+                follow(found, (*way, name))
+            done.add(name)
+
+    for name in known:
+        follow(name, ())
+
+
+#: Longer than that, a module has more than one subject; these are tables.
+TABLES = {"exporters/metrics.py", "grafana/health.py", "grafana/rule_tests.py"}
+ROOMS = ("cli", "demo", "exporters", "grafana", "reading", "telemetry")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_module_of_the_host_side_is_longer_than_400_lines(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        if path.relative_to(PACKAGE).as_posix() not in TABLES:
+            assert len(path.read_text().splitlines()) <= 400, path.name
 
 
 def test_the_core_loads_no_tensorflow():

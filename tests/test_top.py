@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent / "telemetry"))
 
 from fake import FakeMonitor
 
-from gradwatch import top
+from gradwatch.cli import top
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.prometheus import serve
-from gradwatch.telemetry.reader import reader as process_reader
+from gradwatch.exporters.prometheus import serve
+from gradwatch.reading.reader import reader as process_reader
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def closed_port(server):
 def test_a_row_has_the_numbers_of_the_snapshot(reader, server):
     run = FakeMonitor("train")
     reader.register(run)
-    run.step(7.5, applied=2.0, verdict="clip", clip_norm=2.0, explosion_threshold=9.0, warmup=False)
+    run.step(7.5, applied=2.0, verdict="clip", clip_norm=2.0, explosion_threshold=9.0, warmup=False, update_ratio=2e-3)
     reader.poll_now()
     (row,) = top.Endpoint(server.url).rows()
     snapshot = run.snapshot()
@@ -66,6 +67,109 @@ def test_a_row_has_the_numbers_of_the_snapshot(reader, server):
     assert row.clip_norm == snapshot.clip_norm
     assert row.threshold == snapshot.explosion_threshold
     assert row.clip_ratio == 1.0
+    assert row.update_ratio == 2e-3
+
+
+EXPOSITION = "".join(
+    f'''gradwatch_steps_total{{monitor="{name}"}} 1234567
+gradwatch_run_active{{monitor="{name}"}} 1
+gradwatch_run_info{{monitor="{name}",run_name="lm-{i}",policy="percentile(90)"}} 1
+gradwatch_snapshot_timestamp_seconds{{monitor="{name}"}} 1000
+gradwatch_last_step_timestamp_seconds{{monitor="{name}"}} 1000
+gradwatch_run_start_timestamp_seconds{{monitor="{name}"}} 0
+gradwatch_host_overhead_seconds_total{{monitor="{name}"}} 1
+gradwatch_gradient_norm_last{{monitor="{name}"}} 932812.5
+gradwatch_gradient_norm_applied{{monitor="{name}"}} 12.06
+gradwatch_clip_norm{{monitor="{name}"}} +Inf
+gradwatch_explosion_threshold{{monitor="{name}"}} 230.6
+gradwatch_clipped_steps_total{{monitor="{name}"}} 172839
+gradwatch_expected_clip_ratio{{monitor="{name}"}} 0.1
+gradwatch_anomaly_active{{monitor="{name}",kind="explosion"}} {i}
+gradwatch_anomalies_total{{monitor="{name}",kind="explosion"}} {i}
+gradwatch_anomalies_total{{monitor="{name}",kind="trend"}} {i}
+'''
+    for i, name in enumerate(("language-model", "a-monitor-with-a-name-that-is-longer-than-thirty-two-characters"))
+)
+
+
+def drawn(width, *, terminal=True):
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+    top._print(console, top.parse(EXPOSITION, "trainer-1:9464"), False)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_terminal_shows_the_columns_that_fit_and_cuts_no_number(width):
+    lines = drawn(width).splitlines()
+    assert len(lines) == 3
+    assert all(len(line.rstrip()) <= width for line in lines)
+    assert "932812" in lines[1].replace(",", "") or "9.328e+05" in lines[1]
+    assert "exploding" in lines[1]
+    assert "language-model" in lines[2]
+    assert not any(cell.endswith("…") for line in lines for cell in line.split())
+    assert ("overhead" in lines[0]) == (width == 200)
+
+
+def test_what_matters_most_stays_longest():
+    assert drawn(46).splitlines()[0].split() == ["monitor", "state"]
+    assert set(drawn(80).splitlines()[0].split()) == {"monitor", "state", "norm", "steps"}
+    assert "overhead" not in drawn(80)
+
+
+def test_in_a_pipe_everything_is_shown_in_full():
+    text = drawn(80, terminal=False)
+    assert "…" not in text
+    assert "a-monitor-with-a-name-that-is-longer-than-thirty-two-characters" in text
+    for heading in ("run", "monitor", "threshold", "applied", "anomalies", "overhead"):
+        assert heading in text.splitlines()[0]
+    assert "1 explosion 1 trend" in text
+
+
+def test_json_has_every_number_and_is_strict():
+    console = screen(80)
+    top._print(console, [*top.parse(EXPOSITION, "trainer-1:9464"), top.Row("e", "", "no answer", "critical")], True)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    wild, calm, silent = json.loads(console.file.getvalue(), parse_constant=refuse)
+    assert (calm["monitor"], calm["run"], calm["steps"], calm["norm"]) == ("language-model", "lm-0", 1234567, 932812.5)
+    assert calm["clip_norm"] == "Infinity"
+    assert calm["pace"] is None
+    assert wild["anomalies"]["explosion"] == 1
+    assert (silent["monitor"], silent["steps"]) == ("", None)
+
+
+def test_json_of_an_endpoint_is_one_line_for_each_look(reader, server):
+    run = FakeMonitor("train")
+    reader.register(run)
+    run.step(7.5)
+    reader.poll_now()
+    status, text = shown([server.url], json=True)
+    assert status == 0
+    assert text.count("\n") == 1
+    [row] = json.loads(text)
+    assert (row["monitor"], row["norm"], row["run"]) == ("train", 7.5, "test")
+
+
+def test_before_the_first_step_there_is_no_norm(reader, server):
+    run = FakeMonitor("train")
+    reader.register(run)
+    reader.poll_now()
+    [row] = top.Endpoint(server.url).rows()
+    assert math.isnan(row.norm)
+    assert math.isnan(row.applied_norm)
+    assert row.state == "waiting for the first step"
+
+
+def test_labels_of_the_endpoint_hide_nothing(reader):
+    run = FakeMonitor("train")
+    reader.register(run)
+    run.step(7.5)
+    reader.poll_now()
+    with serve(0, labels={"team": "nlp"}) as server:
+        [row] = top.Endpoint(server.url).rows()
+    assert (row.norm, row.steps) == (7.5, 1)
 
 
 def test_the_most_urgent_comes_first(reader, server):

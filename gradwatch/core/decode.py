@@ -9,41 +9,44 @@ from typing import Any
 
 import numpy as np
 
-from gradwatch.core import sketch
-from gradwatch.core.guard import BOUNDS, COLUMNS, COUNTERS, LIMB, Guard
+from gradwatch.core import counters, norms, sketch
+from gradwatch.core.counters import BOUNDS
+from gradwatch.core.guard import COLUMNS, Guard
 from gradwatch.core.snapshot import KINDS, VERDICTS, Event, Snapshot
-from gradwatch.core.xp import NUMPY
+from gradwatch.core.xp import HUGE, NUMPY
 
 QUANTILES = (0.05, 0.5, 0.95, 0.99)
 
 
-def _counters(state: Mapping[str, Any]) -> dict[str, int]:
-    low, high = state["count"]["low"], state["count"]["high"]
-    return {name: int(low[i]) + int(high[i]) * int(LIMB) for i, name in enumerate(COUNTERS)}
-
-
-def _event(kind: str, state: Mapping[str, Any], paths: Sequence[str], episodes: int) -> Event | None:
-    if not episodes:
+def _event(kind: str, state: Mapping[str, Any], paths: Sequence[str], count: int) -> Event | None:
+    if not count:
         return None
     row = state["episodes"][kind]
     order = np.argsort(-row["shares"], kind="stable")
+    follows = counters.whole(row["follows_low"], row["follows_high"]) if "follows_low" in row else 0
     return Event(
         kind=kind,
-        step=int(row["step_low"]) + int(row["step_high"]) * int(LIMB),
-        norm=float(row["norm"]),
-        threshold=float(row["threshold"]),
+        step=counters.whole(row["step_low"], row["step_high"]),
+        norm=_norm(row["norm"]),
+        threshold=_norm(row["threshold"]),
         shares={paths[i]: float(row["shares"][i]) for i in order},
+        follows=follows or None,
     )
+
+
+def _norm(number: Any) -> float:
+    """NaN and Inf as they were: the state has finite numbers for them."""
+    return float(norms.decode(number))
 
 
 def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequence[str], **known: Any) -> Snapshot:
     """One state tree of numpy arrays as a `Snapshot`; `known` adds what only the host knows."""
-    count, last, run = _counters(state), state["last"], state["run"]
+    count, last, run = counters.exact(state["count"]), state["last"], state["run"]
     recent = state["recent"]
     seen = float(sketch.weight(recent)) > 0
     quantiles = {q: math.exp(float(sketch.log_quantile(NUMPY, recent, q))) if seen else math.nan for q in QUANTILES}
     events = {kind: _event(kind, state, paths, count[f"episodes_{kind}"]) for kind in KINDS}
-    norm, applied = (float(last[name]) if count["steps"] else math.nan for name in ("norm", "applied_norm"))
+    norm, applied = (_norm(last[name]) if count["steps"] else math.nan for name in ("norm", "applied_norm"))
     return Snapshot(
         name=name,
         policy=guard.policy.name,
@@ -51,10 +54,10 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         steps=count["steps"],
         norm=norm,
         applied_norm=applied,
-        clip_norm=float(last["clip_norm"]),
+        clip_norm=_norm(last["clip_norm"]),
         clip_scale=_ratio(norm, applied) if count["steps"] else 1.0,
         verdict=VERDICTS[int(last["verdict"])],
-        explosion_threshold=float(last["threshold"]),
+        explosion_threshold=_norm(last["threshold"]),
         vanishing_threshold=float(last["vanishing_threshold"]),
         score=float(last["score"]),
         median=quantiles[0.5],
@@ -67,7 +70,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         explosions=count["episodes_explosion"],
         max_norm=float(run["max_norm"]) if count["finite"] else math.nan,
         warmup=bool(run["warmup"] > 0.5) or not count["steps"],
-        layer_norms={path: float(x) for path, x in zip(paths, last["layer_norms"])},
+        layer_norms={path: _norm(x) for path, x in zip(paths, last["layer_norms"])},
         anomalies={kind: count[f"episodes_{kind}"] for kind in KINDS},
         anomalous_steps={kind: count[f"steps_{kind}"] for kind in KINDS},
         active={kind: bool(state["episodes"][kind]["active"] > 0.5) for kind in KINDS},
@@ -76,8 +79,14 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
         norm_sum=float(run["sum"]) + float(run["sum_rest"]),
         expected_clip_ratio=guard.policy.expected_clip_ratio,
+        reach=_reach(last["reach"]),
         **known,
     )
+
+
+def _reach(kept: float) -> float | None:
+    """None where it is not known, Inf where it does not apply."""
+    return None if kept <= 0.0 else float(kept) if kept <= HUGE else math.inf
 
 
 def _ratio(norm: float, applied: float) -> float:
@@ -89,12 +98,22 @@ def _ratio(norm: float, applied: float) -> float:
 
 
 def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8)."""
-    steps = _counters(state)["steps"]
+    """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8).
+
+    `reach` and `update_ratio` are NaN where they are not known.
+    """
+    steps = counters.exact(state["count"])["steps"]
     rows = np.reshape(state["history"], (-1, len(COLUMNS)))
     kept = min(steps, len(rows))
     rows = rows[len(rows) - kept :]
     columns: dict[str, np.ndarray] = {"step": np.arange(steps - kept + 1, steps + 1, dtype=np.int64)}
     columns.update({name: rows[:, i].copy() for i, name in enumerate(COLUMNS)})
+    for name in ("norm", "applied_norm", "clip_norm", "threshold"):
+        columns[name] = norms.decode(columns[name])
     columns["verdict"] = columns["verdict"].astype(np.int8)
+    reach, ratio = columns["reach"], columns["update_ratio"]
+    # the state holds neither NaN nor Inf
+    reach[reach > HUGE] = math.inf
+    reach[reach <= 0.0] = math.nan
+    ratio[ratio < 0.0] = math.nan
     return columns

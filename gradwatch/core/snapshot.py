@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: Kinds of anomaly, in the order of their severity for a reader.
-KINDS = ("explosion", "trend", "vanishing", "nonfinite")
+#: Kinds of anomaly, the most severe first: gradients that are lost, that destroy weights, that are mostly taken away,
+#: that no longer move anything, and that are on their way to explode.
+KINDS = ("nonfinite", "explosion", "saturated", "vanishing", "trend")
+
+#: Kinds that may come out of an explosion: their events say which one (`Event.follows`).
+FOLLOWERS = ("nonfinite", "saturated")
 
 #: What happened to a step's gradients; the index is the number kept on the device.
 VERDICTS = ("pass", "clip", "zero", "skip")
@@ -19,11 +24,15 @@ class Event:
     Attributes:
       kind: one of `KINDS`.
       step: optimizer step, counted from 1.
-      norm: global gradient norm before clipping at that step (may be NaN or Inf).
-      threshold: the norm beyond which the detector alarms, at that step.
+      norm: global gradient norm before clipping at that step: NaN or Inf when a gradient held one, a number above 1e36
+        when all were finite and the norm overflowed.
+      threshold: the norm beyond which the detector alarms, at that step; Inf where there is none.
       shares: variable path -> share in [0, 1] of the anomaly, summing to 1: of the squared norm for
         "explosion" and "trend", of the log drop below its own level for "vanishing", equal shares of the
-        variables with a NaN or Inf for "nonfinite". Largest first.
+        variables with a NaN, an Inf or an overflow for "nonfinite", one of the first and the last for "saturated".
+        Largest first.
+      follows: the step at which the explosion began that this episode came out of: one that was under way, or whose
+        last alarm was at most 50 finite steps before. None where there was none, and for other kinds than `FOLLOWERS`.
     """
 
     kind: str
@@ -31,6 +40,23 @@ class Event:
     norm: float
     threshold: float
     shares: Mapping[str, float]
+    follows: int | None = None
+
+    @property
+    def detail(self) -> str:
+        """What a "nonfinite" step held: "NaN", "Inf" or, of finite gradients, "overflow"; "" for other kinds."""
+        if self.kind != "nonfinite":
+            return ""
+        return "NaN" if math.isnan(self.norm) else "Inf" if math.isinf(self.norm) else "overflow"
+
+    @property
+    def culprits(self) -> Mapping[str, float]:
+        """The shares that say something, largest first: at least a tenth, and a quarter more than an even share.
+
+        Empty where all variables are in it alike: 4 % each of 25 point to none of them.
+        """
+        least = max(0.1, 1.25 / len(self.shares)) if len(self.shares) > 1 else 0.0
+        return {path: share for path, share in self.shares.items() if share >= least and share > 0.0}
 
 
 @dataclass(frozen=True)
@@ -62,7 +88,7 @@ class Snapshot:
     skipped_by_reason: Mapping[str, int]  # "nonfinite", "explosion"
     explosions: int  # episodes; the same as anomalies["explosion"]
     max_norm: float  # of the finite steps
-    warmup: bool
+    warmup: bool  # whether a detector of explosions still gathers statistics: it then sees decades of growth only
     layer_norms: Mapping[str, float]  # variable path -> norm at the last step
     anomalies: Mapping[str, int]  # kind -> episodes
     anomalous_steps: Mapping[str, int]  # kind -> steps
@@ -72,6 +98,10 @@ class Snapshot:
     norm_counts: tuple[int, ...]  # cumulative finite steps per bound, the last one of all finite steps
     norm_sum: float  # of the finite norms
     loss_scale: float | None = None
+    reach: float | None = None  # norm units, see `gradwatch.core.norms.Norms`; None: not known, Inf: does not apply
+    update_ratio: float | None = None  # newest |dw| / |w|, measured every 50 steps; None: not measured yet
+    layer_update_ratio: Mapping[str, float] = field(default_factory=dict)  # variable path -> the same; where known
+    limited_updates: int = 0  # steps whose update was scaled back by update_limit
     expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
     extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate
 

@@ -1,7 +1,8 @@
 """The upper tail of a healthy log norm, learned from its peaks: which height does one step in a million exceed?
 
 z is the log norm in deviations above its running level. Of the excesses y = z - u over u = 0.75 we keep the decayed
-count n, the sums S1, S2, S3 of y, y^2, y^3, and the count N of all steps. The model is a linear hazard,
+count n, the sums S1, S2, S3 of y, y^2, y^3, and the count N of all steps; each holds a prior that does not decay. The
+model is a linear hazard,
 
     P(z > u + y) = n/N * exp(-b y - c y^2),  b, c >= 0,
 
@@ -34,21 +35,21 @@ State = Mapping[str, Any]
 
 START = 0.75  # u: what lies above so many deviations is the tail
 
-# Before anything is known: so many excesses of an exponential tail with this mean, which is heavier than what training
-# shows, out of so many steps that a normal distribution would have given them.
+# What is believed before anything is known, and never forgotten: so many excesses of an exponential tail with this
+# mean, which is heavier than what training shows, out of so many steps that a normal distribution would have given.
 _PEAKS, _MEAN, _SHARE = 5.0, 1.0, 0.23
+_PRIOR = {
+    "steps": _PEAKS / _SHARE,
+    "peaks": _PEAKS,
+    "sum1": _PEAKS * _MEAN,
+    "sum2": _PEAKS * 2 * _MEAN**2,
+    "sum3": _PEAKS * 6 * _MEAN**3,
+}
 
 
 def init() -> dict[str, np.ndarray]:
     """The prior: counts and sums, each of shape ()."""
-    prior = {
-        "steps": _PEAKS / _SHARE,
-        "peaks": _PEAKS,
-        "sum1": _PEAKS * _MEAN,
-        "sum2": _PEAKS * 2 * _MEAN**2,
-        "sum3": _PEAKS * 6 * _MEAN**3,
-    }
-    return {name: np.full((), value, np.float32) for name, value in prior.items()}
+    return {name: np.full((), value, np.float32) for name, value in _PRIOR.items()}
 
 
 def limit(xp: Namespace, tail: State, rate: float) -> Array:
@@ -65,8 +66,14 @@ def limit(xp: Namespace, tail: State, rate: float) -> Array:
 
 
 def update(xp: Namespace, tail: State, z: Array, *, learns: Bool, decay: float) -> dict[str, Array]:
-    """Enter one z, shape (), where `learns`; what was there before weighs `decay` of what it did."""
+    """Enter one z, shape (), where `learns`; what was seen before weighs `decay` of what it did.
+
+    The prior keeps its weight: a run whose z never enters the tail would be left with sums of nothing.
+    """
     over = xp.where(z > START, 1.0, 0.0)
     y = xp.maximum(z - START, 0.0)
     more = {"steps": over * 0.0 + 1.0, "peaks": over, "sum1": y, "sum2": y * y, "sum3": y * y * y}
-    return {name: xp.where(learns, tail[name] * decay + x, tail[name]) for name, x in more.items()}
+    return {
+        name: xp.where(learns, tail[name] * decay + (x + _PRIOR[name] * (1.0 - decay)), tail[name])
+        for name, x in more.items()
+    }

@@ -19,6 +19,8 @@ Bool = Any  # the same, of booleans
 TINY = 1e-37
 #: Norms above this count as Inf: float32 ends at 3.4e38, and sums and multiples of a norm must stay finite.
 HUGE = 1e36
+#: "No bound", and what Inf is written as wherever numbers must stay finite: float32's largest. No norm is called that.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Namespace(Protocol):

@@ -86,7 +86,11 @@ def _unprotected(run: Run, uniform: float) -> list[str]:
     before = run.loss[: step - 1]
     usual = final_loss(before) if len(before) >= LAST_STEPS else math.nan
     best = f", out of a loss of {number(usual)}" if math.isfinite(usual) else ""
-    became = "became NaN or Inf" if not math.isfinite(run.loss[-1]) else f"passed {number(uniform)} (knowing nothing)"
+    became = (
+        "became NaN or Inf"
+        if not math.isfinite(run.loss[-1])
+        else f"passed {number(uniform)} (the loss of a uniform guess)"
+    )
     lines.append(f"diverged: the loss {became} at step {step}{best}.")
     alarm = _alarm_before(run, step)
     if alarm is None:
@@ -114,7 +118,8 @@ def _protected(run: Run, unprotected: Run | None, uniform: float) -> list[str]:
     if step is None:
         word = "survived" if run.ended == "finished" else "was alive when it was interrupted after"
         lines.append(
-            f"{word} {steps} steps, final loss {number(final_loss(run.loss))} (knowing nothing: {number(uniform)})."
+            f"{word} {steps} steps, final loss {number(final_loss(run.loss))} "
+            f"(loss of a uniform guess: {number(uniform)})."
         )
     else:
         lines.append(
@@ -166,7 +171,7 @@ def diagnose(unprotected: Run | None, protected: Run | None, uniform: float) -> 
     """What happened, as (title, sentences) for each run that has begun.
 
     Args:
-      uniform: the loss of knowing nothing, in nats.
+      uniform: the loss of a uniform guess, in nats.
     """
     told = []
     for run in (unprotected, protected):

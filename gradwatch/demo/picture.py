@@ -19,6 +19,7 @@ RED, BLUE, SKY, ORANGE, GREEN, GREY = "#D55E00", "#0072B2", "#56B4E9", "#E69F00"
 _MARKS = {
     "explosion": ("v", RED, "explosion begins"),
     "trend": ("^", ORANGE, "norm grows"),
+    "saturated": ("D", SKY, "mostly clipped away"),
     "vanishing": ("s", GREY, "vanishing"),
     "nonfinite": ("X", "black", "NaN or Inf"),
 }
@@ -90,7 +91,7 @@ def _losses(axes: Any, unprotected: Run | None, protected: Run | None, uniform: 
             said, where, place, textcoords="offset points", ha="right" if lost is None else "left",
             color=colour, fontweight="bold",
         )  # fmt: skip
-    axes.axhline(uniform, color=GREY, linewidth=1, linestyle=":", label=f"knowing nothing: {number(uniform)}")
+    axes.axhline(uniform, color=GREY, linewidth=1, linestyle=":", label=f"uniform guess: {number(uniform)}")
     bottom, top = lowest * 0.85, min(highest * 1.3, uniform * 10)
     axes.set_ylim(bottom, top)
     ticks = [t for t in (0.5, 1, 1.5, 2, 3, 5, 10, 20, 40) if bottom <= t <= top]

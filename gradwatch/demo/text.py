@@ -22,7 +22,7 @@ class Text:
 
     @property
     def uniform_loss(self) -> float:
-        """Cross-entropy in nats of knowing nothing: every character equally likely."""
+        """Cross-entropy in nats of a uniform guess: every character equally likely."""
         return float(np.log(len(self.vocabulary)))
 
 

@@ -24,11 +24,11 @@ from gradwatch.grafana.panels import (
 )
 from gradwatch.grafana.queries import chosen, finite, firing, increase, per_run, positive, rate, share_of_steps
 from gradwatch.grafana.shared import FLEET_UID, HEALTH_UID, NO_STEPS, STATES, state, step_age, variables
+from gradwatch.reading.state import STALL_SECONDS
 
 #: What an episode under way adds to a run's trouble: powers of two, so that the sum tells which.
-WEIGHTS = {"nonfinite": 8, "explosion": 4, "trend": 2, "vanishing": 1}
+WEIGHTS = {kind: 2**i for i, kind in enumerate(reversed(KINDS))}
 
-_STALLED = 600  # seconds without a step, as in the alert
 _NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
 
 
@@ -58,20 +58,20 @@ def dashboard() -> Json:
 
 
 def trouble() -> str:
-    """How bad it is: whole part = what is under way (`WEIGHTS`, 16 for a stall), rest = share of bad steps."""
+    """How bad it is: whole part = what is under way (`WEIGHTS`, 32 for a stall), rest = share of bad steps."""
     under_way = " + ignoring (kind) ".join(
         f"{WEIGHTS[kind]} * " + chosen("gradwatch_anomaly_active", f'kind="{kind}"') for kind in KINDS
     )
     bad = f"sum without (kind) ({increase(chosen('gradwatch_anomalous_steps_total'), '$__range')})"
     made = increase(chosen("gradwatch_steps_total"), "$__range")
     share = f"clamp_max({bad} / clamp_min({made}, 1), 0.99)"
-    return per_run(f"({under_way}) + ignoring (kind) {share} + ignoring (kind) {stalled(16)}")
+    return per_run(f"({under_way}) + ignoring (kind) {share} + ignoring (kind) {stalled(32)}")
 
 
 def stalled(weight: int = 1) -> str:
     """`weight` for a run that is under way and has made no step for ten minutes, else 0."""
     last = chosen("gradwatch_last_step_timestamp_seconds")
-    return f"{weight} * {chosen('gradwatch_run_active')} * (time() - {last} > bool {_STALLED})"
+    return f"{weight} * {chosen('gradwatch_run_active')} * (time() - {last} > bool {STALL_SECONDS})"
 
 
 # -- now ------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def _worst_first() -> Json:
     )
     return table(
         "Runs, worst first",
-        "Which one first? Trouble: 16 for a stall, 8 for NaN or Inf under way, 4 for an explosion, 2 for a "
-        "trend, 1 for vanishing; behind the point the share of bad steps in this time range. Click a monitor "
-        "for its gradient health.",
+        "Which one first? Trouble: 32 for a stall, 16 for NaN or Inf under way, 8 for an explosion, 4 for "
+        "saturated clipping, 2 for vanishing, 1 for a trend; behind the point the share of bad steps in this time "
+        "range. Click a monitor for its gradient health.",
         [target(query, instant=True, form="table") for query in queries.values()],
         columns=columns,
         empty="No run: no process with gradwatch is scraped now.",
@@ -197,7 +197,7 @@ def _worst_first() -> Json:
                 "Since last step",
                 unit="s",
                 noValue="no step yet",
-                thresholds=steps((None, GREEN), (60, YELLOW), (_STALLED, RED)),
+                thresholds=steps((None, GREEN), (60, YELLOW), (STALL_SECONDS, RED)),
             ),
             override("Steps per second", unit="cps", noValue="–"),
             override("Anomalies", decimals=0, noValue="–"),

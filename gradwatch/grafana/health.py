@@ -31,7 +31,13 @@ from gradwatch.grafana.panels import (
 from gradwatch.grafana.queries import chosen, finite, increase, positive, rate, share_of_steps
 from gradwatch.grafana.shared import HEALTH_UID, NO_STEPS, SHARE_STEPS, STATES, state, step_age, variables
 
-_NAMES = {"explosion": "Explosion", "trend": "Trend", "vanishing": "Vanishing", "nonfinite": "NaN or Inf"}
+_NAMES = {
+    "nonfinite": "NaN or Inf",
+    "explosion": "Explosion",
+    "saturated": "Saturated",
+    "vanishing": "Vanishing",
+    "trend": "Trend",
+}
 _LAYERS_OFF = "Norms of single layers are opt-in: gradwatch.serve(layers=...). They appear with the first step."
 
 
@@ -41,7 +47,7 @@ def dashboard() -> Json:
         HEALTH_UID,
         "Gradient health",
         "One training run in depth. Read it from the top: is it well, what happened to the gradients, did "
-        "clipping do what the policy means to do, what does the training say, which layers, is gradwatch well.",
+        "clipping do what the policy is set to, what does the training say, which layers, is gradwatch well.",
         variables=variables(),
         annotations=[_events(kind) for kind in KINDS],
         panels=arrange(
@@ -58,7 +64,8 @@ def dashboard() -> Json:
                 [(_clip_share(), 8, 8), (_clip_scale(), 8, 8), (_unused_steps(), 8, 8)],
                 row("The training"),
                 [(_loss(), 8, 7), (_learning_rate(), 8, 7), (_loss_scale(), 8, 7)],
-                row("Layers", collapsed=[(_layer_shares(), 12, 9), (_layer_norms(), 12, 9)]),
+                [(_update_ratio(), 12, 8), (_reach(), 12, 8)],
+                row("Layers", collapsed=[(_layer_shares(), 8, 9), (_layer_norms(), 8, 9), (_layer_updates(), 8, 9)]),
                 row("gradwatch itself"),
                 [(_overhead(), 8, 7), (_reading_time(), 8, 7), (_freshness(), 8, 7)],
                 [(_errors(), 8, 7), (_notifications(), 8, 7), (_endpoint(), 8, 7)],
@@ -294,7 +301,7 @@ def _clip_share() -> Json:
     share = share_of_steps(chosen("gradwatch_clipped_steps_total"), chosen("gradwatch_steps_total"))
     return timeseries(
         "Clip share against what the policy implies",
-        "Does clipping do what I asked for? percentile(90) means to clip one step in ten. Far above the dashed "
+        "Does clipping do what I asked for? percentile(90) is expected to clip one step in ten. Far above the dashed "
         "line for long: the norm grows faster than the policy follows, or the policy is too tight. Policies "
         "that imply no share show no dashed line.",
         [
@@ -382,6 +389,33 @@ def _loss_scale() -> Json:
     )
 
 
+def _update_ratio() -> Json:
+    return timeseries(
+        "Update ratio",
+        "Is the learning rate right? The share of their norm by which a step moves the weights, measured every 50 "
+        "steps. About 1e-3 is usual; 1e-1 rewrites the network in ten steps, 1e-6 trains nothing.",
+        [target(positive(finite(chosen("gradwatch_update_ratio"))), "{{monitor}}")],
+        unit="sci",
+        empty="No update has been measured: monitor.clip does not see the update, watch and KerasCallback do.",
+        log=True,
+    )
+
+
+def _reach() -> Json:
+    return timeseries(
+        "Norm and reach",
+        "How far from too long is a step? Reach is the norm which, sustained, moves the weights by their own length "
+        "in a step. Norms near a tenth of it are steps that no network survives for long.",
+        [
+            target(positive(finite(chosen("gradwatch_reach_norm"))), "reach {{monitor}}"),
+            target(positive(finite(chosen("gradwatch_gradient_norm_last"))), "norm {{monitor}}"),
+        ],
+        unit="sci",
+        empty="No reach is known: it exists for optimizers whose update is linear in the gradient (SGD).",
+        log=True,
+    )
+
+
 # -- layers ---------------------------------------------------------------------------------------------
 
 
@@ -407,6 +441,19 @@ def _layer_norms() -> Json:
         "Where do the gradients end? The ten largest. Norms that shrink by orders of magnitude towards the "
         "input are vanishing gradients; a layer that is missing here gets none at all.",
         [target(f"topk(10, {positive(finite(chosen('gradwatch_layer_gradient_norm')))})", "{{layer}} {{monitor}}")],
+        unit="sci",
+        empty=_LAYERS_OFF,
+        log=True,
+        table=True,
+    )
+
+
+def _layer_updates() -> Json:
+    return timeseries(
+        "Layers with the largest update ratio",
+        "Which layer moves too fast? The share of its norm by which a step moves each variable, top ten. One layer far "
+        "above the others: its initial values are small, or its learning rate is not the others'.",
+        [target(f"topk(10, {positive(finite(chosen('gradwatch_layer_update_ratio')))})", "{{layer}} {{monitor}}")],
         unit="sci",
         empty=_LAYERS_OFF,
         log=True,

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 41
 
 #: One colour for one meaning, everywhere.
 GREEN, YELLOW, ORANGE, RED, PURPLE, BLUE, GREY = "green", "yellow", "orange", "red", "purple", "blue", "#8e8e8e"
-KIND_COLOURS = {"explosion": RED, "trend": ORANGE, "vanishing": BLUE, "nonfinite": PURPLE}
+KIND_COLOURS = {"nonfinite": PURPLE, "explosion": RED, "saturated": YELLOW, "vanishing": BLUE, "trend": ORANGE}
 
 
 def target(expr: str, legend: str = "", *, instant: bool = False, form: str = "time_series") -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.metrics import BY_NAME
+from gradwatch.exporters.metrics import BY_NAME
 
 #: What every query of a dashboard is narrowed to: the variables at its top.
 TARGET = ('job=~"$job"', 'instance=~"$instance"')
@@ -15,8 +15,14 @@ MONITOR_IF_ANY = 'monitor=~"$monitor|"'  # an alert about a process has no monit
 #: One series for each run.
 RUN = ("job", "instance", "monitor")
 
+#: What Prometheus adds; `run` is the name that `gradwatch.serve(file_sd=...)` gives a target.
+_OF_TARGETS = ("job", "instance", "run")
+
 _OF_HISTOGRAMS = ("_bucket", "_count", "_sum")
-_OF_SERVERS = {"up": (), "ALERTS": ("alertname", "alertstate", "severity", "monitor")}  # Prometheus' own
+_OF_SERVERS = {
+    "up": ("expected",),
+    "ALERTS": ("alertname", "alertstate", "severity", "monitor"),
+}  # Prometheus' own
 
 
 def series(name: str, *matchers: str) -> str:
@@ -87,9 +93,9 @@ def _histogram(name: str) -> str:
 
 def _labels(name: str) -> set[str]:
     if name in _OF_SERVERS:
-        return {"job", "instance", *_OF_SERVERS[name]}
+        return {*_OF_TARGETS, *_OF_SERVERS[name]}
     metric = BY_NAME.get(_histogram(name) or name)
     if metric is None or (metric.type == "histogram" and not _histogram(name)):
-        raise ConfigError(f"the catalogue (telemetry/metrics.py) has no series {name!r}")
+        raise ConfigError(f"the catalogue (exporters/metrics.py) has no series {name!r}")
     own = {"monitor"} if metric.scope == "monitor" else set()
-    return {"job", "instance", *own, *metric.labels} | ({"le"} if _histogram(name) else set())
+    return {*_OF_TARGETS, *own, *metric.labels} | ({"le"} if _histogram(name) else set())

@@ -91,8 +91,8 @@ _VANISHING = (
     "activations, and at a learning rate schedule that has run out."
 )
 _DOWN = (
-    "gpu7:9464 ({job}) has not answered for five minutes: the process has ended or crashed, or its endpoint "
-    "listens elsewhere."
+    "gpu7:9464 ({who}) answered before and has not answered for five minutes: the process has crashed, was killed or "
+    "hangs, or its host cannot be reached."
 )
 
 
@@ -204,11 +204,30 @@ CASES = [
         silent=(9, 15, 20),
     ),
     Case(
+        "GradwatchUpdatesSaturated",
+        "two minutes of steps that are mostly taken away are critical",
+        {_under_way("saturated"): "0x4 1x30", _ACTIVE: "1x40"},
+        fires={
+            7: _WHERE
+            + "for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm. "
+            "The run is kept alive by clipping and hardly learns. Stop it, go back to a checkpoint from before it "
+            "began, and lower the learning rate."
+        },
+        silent=(4, 6),
+        labels=_kind("saturated"),
+    ),
+    Case(
+        "GradwatchUpdatesSaturated",
+        "a run that ended like that is over",
+        {_under_way("saturated"): "0x4 1x30", _ACTIVE: "1x4 0x30"},
+        silent=(7, 20),
+    ),
+    Case(
         "GradwatchClippingSaturated",
         "five of six steps clipped, where one in ten is meant",
         {_STEPS: "0+60x40", _CLIPPED: "0+50x40", _EXPECTED: "0.1x40"},
         fires={
-            20: _WHERE + "81.48% of the steps that the policy means to leave alone are clipped. The norm outruns "
+            20: _WHERE + "81.48% of the steps that the policy is expected to leave alone are clipped. The norm outruns "
             "the policy: lower the learning rate, or loosen the policy."
         },
         silent=(14,),
@@ -268,11 +287,30 @@ CASES = [
     ),
     Case(
         "GradwatchTargetDown",
-        "five minutes without an answer",
-        {_process("up"): "1x4 0x20"},
-        fires={10: _DOWN.format(job="gradwatch")},
+        "five minutes without an answer from what answered before",
+        {_process("up"): "1x4 0x20", _process("gradwatch_build_info"): "1x4 stale"},
+        fires={10: _DOWN.format(who="gradwatch")},
         silent=(4, 9),
         labels=_TARGET_LABELS,
+    ),
+    Case(
+        "GradwatchTargetDown",
+        "a target file that a crashed training left behind names the run",
+        {_process("up", 'run="lm-77"'): "1x4 0x20", _process("gradwatch_build_info", 'run="lm-77"'): "1x4 stale"},
+        fires={10: _DOWN.format(who="lm-77")},
+        labels={**_TARGET_LABELS, "run": "lm-77"},
+    ),
+    Case(
+        "GradwatchTargetDown",
+        "a job that nobody started is missed by nobody",
+        {_process("up"): "0x30"},
+        silent=(5, 10, 30),
+    ),
+    Case(
+        "GradwatchTargetDown",
+        "the training of this host may come and go",
+        {_process("up", 'expected="no"'): "1x4 0x20", _process("gradwatch_build_info"): "1x4 stale"},
+        silent=(9, 10, 20),
     ),
     Case(
         "GradwatchTargetDown",
@@ -281,7 +319,7 @@ CASES = [
             'up{job="training", instance="gpu7:9464"}': "1x4 0x20",
             'gradwatch_build_info{job="training", instance="gpu7:9464"}': "1x4 stale",
         },
-        fires={10: _DOWN.format(job="training")},
+        fires={10: _DOWN.format(who="training")},
         labels={"job": "training", "instance": "gpu7:9464"},
     ),
     Case(

@@ -6,6 +6,7 @@ Each check is a function of one `Part` and raises AssertionError with a sentence
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ from gradwatch.core.xp import NUMPY, Namespace
 
 #: Norms that a run can meet: not finite, zero, denormal, tiny, huge, float32's largest.
 HOSTILE = (float("nan"), float("inf"), 0.0, 1e-40, 1e-30, 1.0, 1e15, 1e30, 3.4e38)
+
+#: A reach and a loss that a run can meet; NaN is "not known", an Inf reach "does not apply".
+HOSTILE_REACH = (float("nan"), float("inf"), 0.0, -1.0, 1e-30, 1.0, 1e30, 3.4e38)
+HOSTILE_LOSS = (float("nan"), float("inf"), float("-inf"), 0.0, -1e30, 1.0, 1e30)
 
 VARIABLES = 3
 
@@ -172,10 +177,11 @@ def scale_stays_in_0_1(part: Part) -> None:
     guard = Guard(part.subject, ())
     state = guard.init(VARIABLES)
     for row in _hostile_stream(short=True):
-        applied = np.minimum(row, np.float32(part.subject.limit))
-        state, decision = guard.step(NUMPY, state, row, applied)
+        per_variable, reach, loss = row[:VARIABLES], row[VARIABLES], row[VARIABLES + 1]
+        applied = np.minimum(per_variable, np.float32(part.subject.limit))
+        state, decision = guard.step(NUMPY, state, per_variable, applied, reach=reach, loss=loss)
         scale = np.asarray(decision.scale)
-        _require(bool(np.all((scale >= 0) & (scale <= 1))), f"scale is {scale} for norms {row}")
+        _require(bool(np.all((scale >= 0) & (scale <= 1))), f"scale is {scale} for norms, reach and loss of {row}")
         grew = decision.applied_norm > decision.norm
         _require(not grew, f"applied norm {decision.applied_norm} exceeds the norm {decision.norm}")
 
@@ -183,15 +189,15 @@ def scale_stays_in_0_1(part: Part) -> None:
 def a_step_is_judged_by_the_steps_before(part: Part) -> None:
     """clip_norm or threshold depends on the state alone, so that a norm is no part of its own bound."""
     for before, norms, _, out in _walk(part, _ordinary_stream(60)):
-        other = _norms.of(NUMPY, norms.per_variable * np.float32(100.0))
+        other = _norms.of(NUMPY, norms.per_variable * np.float32(100.0), norms.reach, norms.loss)
         _, changed = _quietly(part, before, other)
         same = np.array_equal(out[part.bound], changed[part.bound])
         _require(same, f"{part.bound} is {out[part.bound]} or {changed[part.bound]}, depending on this step's norm")
 
 
 def nonfinite_steps_teach_nothing(part: Part) -> None:
-    """After NaN or Inf the state is bit for bit what it was (a detector of non-finite steps must count them)."""
-    if getattr(part.subject, "kind", None) == "nonfinite":
+    """After NaN or Inf the state is bit for bit what it was (who counts such steps is excepted)."""
+    if getattr(part.subject, "kind", None) in ("nonfinite", "saturated"):
         return
     for _, _, after, _ in _walk(part, _ordinary_stream(60)):
         for bad in (float("nan"), float("inf")):
@@ -208,11 +214,11 @@ def a_restored_state_has_the_same_future(part: Part) -> None:
     stream = _ordinary_stream(120)
     straight: State = part.init(VARIABLES)
     for row in stream[:60]:
-        straight, _ = _quietly(part, straight, _norms.of(NUMPY, row))
+        straight, _ = _quietly(part, straight, _norms_of(NUMPY, row))
     saved = np.array(layout.pack(NUMPY, straight)).tobytes()
     restored: State = layout.unpack(NUMPY, np.frombuffer(saved, np.float32))
     for row in stream[60:]:
-        norms = _norms.of(NUMPY, row)
+        norms = _norms_of(NUMPY, row)
         straight, expected = _quietly(part, straight, norms)
         restored, got = _quietly(part, restored, norms)
         _require(_equal(expected, got), f"after a restore it says {dict(got)} instead of {dict(expected)}")
@@ -220,11 +226,11 @@ def a_restored_state_has_the_same_future(part: Part) -> None:
 
 
 def bounds_scale_with_the_gradients(part: Part) -> None:
-    """All gradients times a constant: clip_norm or threshold times it, within a bucket of the sketch (2 %)."""
+    """All gradients and the reach times a constant: clip_norm or threshold times it, within a bucket (2 %)."""
     stream = _ordinary_stream(150)
     plain = np.array([np.asarray(out[part.bound]) for *_, out in _walk(part, stream)])
     for constant in (1e-6, 1e6):
-        scaled = np.array([np.asarray(out[part.bound]) for *_, out in _walk(part, stream * np.float32(constant))])
+        scaled = np.array([np.asarray(out[part.bound]) for *_, out in _walk(part, _times(stream, constant))])
         held = np.isfinite(plain) & (plain > 0) & (plain < 1e30)  # Inf, 0 and HUGE mean that there is no bound
         ratio = scaled[held] / (plain[held] * constant)
         good = bool(np.all(np.abs(ratio - 1) < 0.021)) and np.array_equal(np.isfinite(plain), np.isfinite(scaled))
@@ -248,7 +254,7 @@ def every_backend_decides_alike(part: Part) -> None:
     def steps(xp: Namespace) -> Callable[[Any, Any], tuple[Any, Any]]:
         def step(vector: Any, row: Any) -> tuple[Any, Any]:
             tree = layout.unpack(xp, vector)
-            new, out = part.update(xp, tree["state"], _norms.of(xp, row))
+            new, out = part.update(xp, tree["state"], _norms_of(xp, row))
             answers = [xp.reshape(xp.number(out[key]), (-1,)) for key in keys]
             return layout.pack(xp, {"state": new, "clock": tree["clock"] + 1.0}), xp.concat(answers)
 
@@ -304,29 +310,57 @@ def _require(condition: bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+def _norms_of(xp: Namespace, row: Any) -> Norms:
+    """A row of a stream: the norms of `VARIABLES` variables, then reach and loss."""
+    return _norms.of(xp, row[:VARIABLES], row[VARIABLES], row[VARIABLES + 1])
+
+
+def _times(stream: np.ndarray, constant: float) -> np.ndarray:
+    """The stream of a run whose gradients are `constant` times as long; its loss stays."""
+    return stream * np.array([constant] * (VARIABLES + 1) + [1.0], np.float32)
+
+
 def _ordinary_stream(steps: int, seed: int = 1) -> np.ndarray:
-    """Norms of three variables of different size, shape [steps, 3]."""
+    """Norms of three variables of different size, their reach and a loss that falls, shape [steps, VARIABLES + 2].
+
+    The reach goes through what a run has: not known, not applicable, far above the norms, near them.
+    """
     rng = np.random.default_rng(seed)
-    return (np.exp(0.4 * rng.standard_normal((steps, VARIABLES))) * [0.1, 1.0, 3.0]).astype(np.float32)
+    norms = np.exp(0.4 * rng.standard_normal((steps, VARIABLES))) * [0.1, 1.0, 3.0]
+    t = np.arange(steps)
+    reach = np.choose(t // 7 % 4, [math.nan, math.inf, 1000.0, 30.0])
+    loss = np.where(t % 5 == 4, math.nan, 3.0 / np.sqrt(1.0 + t) + 0.1 * rng.standard_normal(steps))
+    return np.column_stack([norms, reach, loss]).astype(np.float32)
 
 
 def _hostile_stream(short: bool = False) -> np.ndarray:
-    """Every hostile norm as the first one, after a calm phase, in one variable and in all, and all in a row."""
-    calm = _ordinary_stream(8 if short else 30)
+    """Every hostile norm as the first one, after a calm phase, in one variable and in all, and all in a row.
+
+    Reach and loss are hostile all along, each pair of theirs in turn.
+    """
+    calm = _ordinary_stream(8 if short else 30)[:, :VARIABLES]
     rows = [calm]
     for x in HOSTILE:
         rows += [np.full((1, VARIABLES), x), np.array([[1.0, x, 1.0]])]
         rows += [] if short else [calm[:3]]
     rng = np.random.default_rng(3)
     rows += [rng.choice(HOSTILE, (20, VARIABLES))]
-    return np.concatenate(rows).astype(np.float32)
+    return _with_hostile_signals(np.concatenate(rows))
+
+
+def _with_hostile_signals(norms: np.ndarray) -> np.ndarray:
+    """Rows of norms with a reach and a loss each; the lengths of the two cycles have no common divisor."""
+    t = np.arange(len(norms))
+    reach = np.array(HOSTILE_REACH)[t % len(HOSTILE_REACH)]
+    loss = np.array(HOSTILE_LOSS)[t % len(HOSTILE_LOSS)]
+    return np.column_stack([norms, reach, loss]).astype(np.float32)
 
 
 def _walk(part: Part, stream: np.ndarray) -> Iterator[tuple[State, Norms, State, Outputs]]:
     """(state before, norms, state after, outputs) of each step."""
     state = part.init(VARIABLES)
     for row in stream:
-        norms = _norms.of(NUMPY, row)
+        norms = _norms_of(NUMPY, row)
         new, out = _quietly(part, state, norms)
         yield state, norms, new, out
         state = new
@@ -336,7 +370,8 @@ def _hostile_walk(part: Part) -> Iterator[tuple[State, Norms, State, Outputs]]:
     """The hostile stream, then from the start again with each hostile norm as the very first."""
     yield from _walk(part, _hostile_stream())
     for x in HOSTILE:
-        yield from _walk(part, np.concatenate([np.full((1, VARIABLES), x, np.float32), _ordinary_stream(4)]))
+        calm = _ordinary_stream(4)[:, :VARIABLES]
+        yield from _walk(part, _with_hostile_signals(np.concatenate([np.full((1, VARIABLES), x), calm])))
 
 
 def _quietly(part: Part, state: State, norms: Norms) -> tuple[State, Outputs]:

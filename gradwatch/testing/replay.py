@@ -38,20 +38,30 @@ class Alarms(NamedTuple):
     state: State
 
 
-def policy(policy: Policy | str, norms: np.ndarray, state: State | None = None) -> Clips:
+def policy(
+    policy: Policy | str,
+    norms: np.ndarray,
+    state: State | None = None,
+    *,
+    reach: np.ndarray | float | None = None,
+    loss: np.ndarray | None = None,
+) -> Clips:
     """clip_norm at each step.
 
     Args:
       policy: the policy, or its text such as "median(2)".
       norms: the global norm of each step, shape [steps], or each variable's, shape [steps, num_variables].
       state: where to go on from; None starts anew.
+      reach: of each step, shape [steps], or one for all, as `gradwatch.core.norms.Norms` has it; None: not known.
+      loss: of the step before each, shape [steps]; None: not known.
     """
     policy = policies.parse(policy)
     table = np.asarray(norms, np.float32).reshape(len(norms), -1)
     state = policy.init(table.shape[1]) if state is None else state
     out = []
-    for row in table:
-        state, clip_norm, _ = policy.update(NUMPY, state, _norms.of(NUMPY, row))
+    signals = [np.broadcast_to(np.float32(np.nan if x is None else x), (len(table),)) for x in (reach, loss)]
+    for row, r, x in zip(table, *signals):
+        state, clip_norm, _ = policy.update(NUMPY, state, _norms.of(NUMPY, row, r, x))
         out.append(clip_norm)
     return Clips(np.array(out, np.float32), state)
 
@@ -70,7 +80,7 @@ def detector(detector: Detector, norms: np.ndarray, state: State | None = None) 
         state, alarm, info = detector.update(NUMPY, state, _side_by_side(row))
         out.append(tuple(np.broadcast_to(x, row.shape) for x in (alarm, info["score"], info["threshold"])))
     alarm, score, threshold = (np.array(column) for column in zip(*out))
-    return Alarms(alarm.astype(bool), score, threshold, state)
+    return Alarms(alarm.astype(bool), score, _norms.decode(threshold), state)
 
 
 def episodes(alarm: np.ndarray, cooldown_steps: int = 10) -> int:

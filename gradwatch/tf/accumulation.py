@@ -14,11 +14,12 @@ from typing import Any
 import tensorflow as tf
 
 from gradwatch.core.guard import SKIP
-from gradwatch.errors import UnsupportedError
+from gradwatch.tf import compat, updates
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import restore_where, saved
 
-_HOOKED = ("_clip_gradients", "_backend_update_step")
+_HOOKED = (compat.OWN_CLIPPING, compat.UPDATE)
+_proven: set[type] = set()  # optimizer classes that were seen to hand their mean to `_clip_gradients`
 
 
 @contextlib.contextmanager
@@ -31,35 +32,52 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
     Raises:
       UnsupportedError: this Keras accumulates in another way.
     """
-    missing = [name for name in _HOOKED if not hasattr(optimizer, name)]
-    if missing:
-        raise UnsupportedError(
-            f"gradient_accumulation_steps cannot be watched in this Keras: its optimizers have no {missing[0]}; "
-            "accumulate by hand and call monitor.clip on the mean"
-        )
+    compat.require(*_HOOKED, of=optimizer)
     clip, update = (getattr(optimizer, name) for name in _HOOKED)
     steps = optimizer.gradient_accumulation_steps
-    held: list[Any] = []  # what a dropped update goes back to; weight decay comes between the two calls
+    iterations = compat.iterations(optimizer)
+    watched_means: list[None] = []
+    variables: list[Any] = []  # of the mean
+    dropped: list[Any] = []  # (whether it is dropped, what it then goes back to)
 
     def clip_mean(grads: list[Any]) -> list[Any]:
-        scaled, decision = monitor._hidden.clip(list(grads), names)
+        watched_means.append(None)
+        given, known, places = list(grads), names, list(range(len(grads)))
+        if names is not None:
+            given, known, places = updates.in_known_order(optimizer, given, names)
+        scaled, decision = monitor._hidden.clip(given, known, optimizer=optimizer, follow=True)
+        variables[:] = known or []
         if monitor.guard.skips:
-            slots = [v for v in optimizer.variables if v is not optimizer._iterations]
-            held[:] = tf.equal(decision.verdict, float(SKIP)), saved([*optimizer._trainable_variables, *slots])
-        return clip(scaled)
+            # here and not in `update`: weight decay comes between the two
+            slots = [v for v in optimizer.variables if v is not iterations]
+            before = saved([*compat.trainable_variables(optimizer), *slots])
+            dropped[:] = tf.equal(decision.verdict, float(SKIP)), before
+        return clip([scaled[place] for place in places])
 
     def update_or_keep(grads: list[Any], trainable_variables: list[Any], learning_rate: Any) -> None:
         update(grads, trainable_variables, learning_rate)
-        if held:
-            keep, before = held
+        if dropped:
+            keep, before = dropped
             restore_where(keep, before)
             # the whole cycle is dropped: the next micro-batch begins a new one, `iterations` as before this one
-            optimizer._iterations.assign_sub(tf.cast(tf.where(keep, steps, 0), optimizer._iterations.dtype))
+            iterations.assign_sub(tf.cast(tf.where(keep, steps, 0), iterations.dtype))
+        monitor._hidden.weights.settle(variables)
 
     # on the instance, for this call alone
-    vars(optimizer).update(_clip_gradients=clip_mean, _backend_update_step=update_or_keep)
+    vars(optimizer).update(zip(_HOOKED, (clip_mean, update_or_keep)))
     try:
         yield
     finally:
         for name in _HOOKED:
             vars(optimizer).pop(name, None)
+    if watched_means:
+        _proven.add(type(optimizer))
+    elif type(optimizer) not in _proven and _has_updated(iterations, steps):
+        raise compat.not_called(
+            compat.OWN_CLIPPING, "updated with the mean of the micro-batches without it: that mean passed unseen"
+        )
+
+
+def _has_updated(iterations: Any, steps: int) -> bool:
+    """Whether this `apply` ended a cycle; a graph holds the update of every cycle."""
+    return not tf.executing_eagerly() or int(tf.convert_to_tensor(iterations)) % steps == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
@@ -23,7 +25,7 @@ def every_operation_is_checked() -> bool:
     return bool(context.context().op_callbacks)
 
 
-def read_outside(variable: tf.Variable) -> np.ndarray:
-    """Its value now, read outside of the graph that is being built."""
+def outside_of_graphs(read: Callable[[], tf.Tensor]) -> np.ndarray:
+    """The value of `read()`, run outside of the graph that is being built."""
     with context.eager_mode():
-        return tf.convert_to_tensor(variable).numpy()
+        return read().numpy()

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from gradwatch.errors import UnsupportedError
+from gradwatch.tf import compat, updates
 from gradwatch.tf.gradients import Gradient
 
 T = TypeVar("T")
@@ -103,46 +104,69 @@ def summed(gradients: Sequence[Gradient]) -> list[Gradient]:
 #: What comes to the monitor is a replica's part and goes back as one; it goes back as the sum; it is the sum already.
 PART, HAND_ON, DONE = "part", "hand on", "done"
 
-_SUMS = "_all_reduce_sum_gradients"  # where Keras 3 sums, between its own clipping and the update
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+# what stands between `apply` and the sum; where a class of the user's replaces one, we cannot know what it sums
+_WAY_TO_THE_SUM = ("apply", "_backend_apply_gradients", compat.UPDATE, compat.SUM_OVER_REPLICAS)
 
-_handed_on: contextvars.ContextVar[bool] = contextvars.ContextVar("gradwatch_handed_on", default=False)
+# inside of `handed_on`: a list with an entry for each sum that was left out
+_handed_on: contextvars.ContextVar[list[None] | None] = contextvars.ContextVar("gradwatch_handed_on", default=None)
 
 
 def sums_once(optimizer: Any) -> bool:
     """Whether this optimizer can be given gradients that are summed already, to the same result.
 
     An optimizer that clips by itself does so before it sums; one that wraps others, or accumulates, does more.
+
+    Raises:
+      UnsupportedError: this Keras sums in another way, which cannot be told from not summing at all.
     """
-    return (
-        replicas() > 1
-        and hasattr(optimizer, _SUMS)
-        and not getattr(optimizer, "gradient_accumulation_steps", None)
-        and not any(getattr(optimizer, name, None) for name in _CLIPPING)
-        and not hasattr(optimizer, "inner_optimizer")
-        and not hasattr(optimizer, "optimizers")
-    )
+    if (
+        replicas() == 1
+        or getattr(optimizer, "gradient_accumulation_steps", None)
+        or any(getattr(optimizer, name, None) for name in _CLIPPING)
+        or updates.wrapped(optimizer)
+    ):
+        return False
+    owners = [next((c for c in type(optimizer).__mro__ if name in c.__dict__), object) for name in _WAY_TO_THE_SUM]
+    if any(owner is not object and not owner.__module__.startswith("keras.") for owner in owners):
+        return False
+    compat.require(compat.SUM_OVER_REPLICAS, of=optimizer)
+    sums = owners[-1].__dict__[compat.SUM_OVER_REPLICAS]
+    if not hasattr(sums, "_gradwatch"):
+        setattr(owners[-1], compat.SUM_OVER_REPLICAS, _unless_handed_on(sums))
+    return True
 
 
 @contextlib.contextmanager
-def handed_on(optimizer: Any) -> Iterator[None]:
-    """Inside, this thread's replica applies gradients that are summed already."""
-    owner = next(c for c in type(optimizer).__mro__ if _SUMS in c.__dict__)
-    sums = owner.__dict__[_SUMS]
-    if not hasattr(sums, "_gradwatch"):
-        setattr(owner, _SUMS, _unless_handed_on(sums))
-    token = _handed_on.set(True)
+def handed_on() -> Iterator[None]:
+    """Inside, this thread's replica applies gradients that are summed already, and Keras must not sum them again.
+
+    Raises:
+      UnsupportedError: Keras did not come by where it is known to sum, once: it summed elsewhere, a second time.
+    """
+    left_out: list[None] = []
+    token = _handed_on.set(left_out)
     try:
         yield
     finally:
         _handed_on.reset(token)
+    if len(left_out) != 1:
+        raise compat.not_called(
+            compat.SUM_OVER_REPLICAS,
+            f"called it {len(left_out)} times in an update instead of once: the gradients of the replicas would be "
+            "summed twice",
+        )
 
 
 def _unless_handed_on(sums: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(sums)
     @tf.autograph.experimental.do_not_convert
     def unless_handed_on(self: Any, grads_and_vars: Any) -> Any:
-        return list(grads_and_vars) if _handed_on.get() else sums(self, grads_and_vars)
+        left_out = _handed_on.get()
+        if left_out is None:
+            return sums(self, grads_and_vars)
+        left_out.append(None)
+        return list(grads_and_vars)
 
     unless_handed_on._gradwatch = True  # type: ignore[attr-defined]
     return unless_handed_on

@@ -16,30 +16,32 @@ from gradwatch.core import policies
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
-from gradwatch.telemetry import reader
-from gradwatch.tf import distribution, fused
+from gradwatch.reading import reader
+from gradwatch.tf import distribution, fused, turns
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.devices import every_operation_is_checked, read_outside
+from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.reach import Weights
 from gradwatch.tf.variables import VariableSet, first_difference
 
 
 class DeviceState:
     """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
 
-    def __init__(self, guard: Guard, variables: VariableSet, *, jit_compile: bool) -> None:
-        self.variables = variables
+    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
+        self.variables, self.weights = variables, weights
+        weights.build(len(variables))
         self._guard, self._jit_compile = guard, jit_compile
         self.layout = self.program().layout
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
-        self.initial = self.layout.pack(NUMPY, guard.init(len(variables)))
+        self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
         self.state = distribution.in_scope(self._make)
         self.replaceable = False  # whether the next step may bring other variables
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
-            self.initial,
+            self.initial[: self.layout.size],
             trainable=False,
             name="gradwatch_state",
             dtype=tf.float32,
@@ -58,10 +60,15 @@ class DeviceState:
         """The state as this replica has it."""
         return tf.convert_to_tensor(self.state)
 
-    def put(self, vector: np.ndarray) -> None:
+    def pack(self) -> tf.Tensor:
+        """All that a checkpoint needs, as one vector."""
+        return tf.concat([tf.convert_to_tensor(self.state), self.weights.pack()], 0)
+
+    def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""
         with tf.init_scope():
-            self.state.assign(vector)
+            self.state.assign(packed[: self.layout.size])
+        self.weights.put(packed[self.layout.size :])
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""
@@ -76,16 +83,25 @@ class Engine:
       guard: judges each step.
       jit_compile: compile the guard's update with XLA.
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
+      update_limit: see `Monitor`.
 
     Attributes:
       on_device: the state, once the variables are known.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
-      turn: held during one step, eager or of a watched tf.function.
     """
 
-    def __init__(self, owner: Any, guard: Guard, *, jit_compile: bool, alerts: bool = False) -> None:
+    def __init__(
+        self,
+        owner: Any,
+        guard: Guard,
+        *,
+        jit_compile: bool,
+        alerts: bool = False,
+        update_limit: float | None = None,
+    ) -> None:
         self.guard = guard
+        self.weights = Weights(update_limit)
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -98,7 +114,6 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.turn = threading.RLock()
         self._name = owner.name
         self._owner = owner
         self.jit_compile, self._alerts = jit_compile, alerts
@@ -125,7 +140,7 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, jit_compile=self.jit_compile)
+        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
         restored = self._pending is not None
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -145,10 +160,14 @@ class Engine:
         variables: Sequence[Any] | None,
         loss_scale: Any = None,
         *,
+        optimizer: Any = None,
+        follow: bool = False,
         skips_itself: bool = False,
         sums: str = distribution.PART,
     ) -> tuple[list[Gradient | None], Decision]:
         """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
+
+        `follow`: the update comes next, and `weights.settle` after it.
 
         `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
         `sums`: of the replicas, see `distribution`.
@@ -160,33 +179,42 @@ class Engine:
                 f"monitor {self._name!r} was given {len(grads)} gradients and all are None; "
                 "the loss does not depend on the variables: is the forward pass inside the tape?"
             )
-        tensors = [_convert(grads[i]) for i in present]
-        named = None if variables is None else [variables[i] for i in present]
-        self._ensure_built(tensors, named, loss_scaled=skips_itself)
+        variable_of = [None] * len(grads) if variables is None else variables
+        tensors = [_nothing(v) if g is None else _convert(g) for g, v in zip(grads, variable_of)]
+        self._ensure_built(tensors, variables, loss_scaled=skips_itself)
+        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(tensors, multiple, skips_itself, sums)
+            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(tensors, multiple, skips_itself, sums)
+            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums)
         out: list[Gradient | None] = list(grads)
-        for i, g in zip(present, scaled):
-            out[i] = g
+        for i in present:
+            out[i] = scaled[i]
         return out, decision
 
     def _clip_eagerly(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, skips_itself, sums)
-        # read, judge, write belong together: two threads on one monitor take turns
-        with self.turn:
-            return self._eager(grads, loss_scale, skips_itself, sums)
+            return self._step(grads, loss_scale, signals, skips_itself, sums)
+        return self._eager(grads, loss_scale, signals, skips_itself, sums)
 
     def _step(
-        self, grads: list[Gradient], loss_scale: tf.Tensor | None, skips_itself: bool, sums: str
+        self,
+        grads: list[Gradient],
+        loss_scale: tf.Tensor | None,
+        signals: tf.Tensor,
+        skips_itself: bool,
+        sums: str,
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.on_device, self.guard.policy
@@ -202,8 +230,9 @@ class Engine:
             grads = [_gradients.clamped_part(part, g, limit) for part, g in zip(grads, whole)]
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        new_state, scale, numbers = built.program().step(built.vector(), norms, applied)
-        built.state.assign(new_state)
+        with turns.one_at_a_time(self.run_id) as wrote:
+            new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
+            wrote(built.state.assign(new_state))
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
@@ -246,10 +275,8 @@ class Engine:
         """What a checkpoint keeps: the fingerprint, "" before the first step, and the state."""
         if self.on_device is None:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
-        if tf.executing_eagerly():
-            state = tf.convert_to_tensor(self.on_device.state)
-        else:  # a SavedModel is written, from a graph that captures nothing
-            state = tf.constant(read_outside(self.on_device.state))
+        # a SavedModel is written from a graph that captures nothing
+        state = self.on_device.pack() if tf.executing_eagerly() else tf.constant(outside_of_graphs(self.on_device.pack))
         return {"layout": tf.constant(self.on_device.fingerprint), "state": state}
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
@@ -296,3 +323,13 @@ def _convert(gradient: Any) -> Gradient:
     if isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.convert_to_tensor(gradient)
+
+
+def _nothing(variable: Any) -> Gradient:
+    """In place of a gradient that is None: its norm is zero, and it costs no pass over the variable."""
+    shape = getattr(variable, "shape", None)
+    shape = None if shape is None else tuple(shape)
+    if shape == () or (shape is not None and distribution.replicas() > 1):
+        return tf.zeros(shape)  # that can be summed over the replicas
+    rows = [0] if shape is None else [0, *shape[1:]]
+    return tf.IndexedSlices(tf.zeros(rows), tf.zeros([0], tf.int32), None if shape is None else tf.constant(shape))

@@ -8,6 +8,7 @@ in as numbers, what it wants done to them comes out as numbers. docs/decisions/0
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,19 @@ import tensorflow as tf
 from gradwatch.core.guard import COLUMNS, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.sketch import BUCKETS
-from gradwatch.core.xp import NUMPY
+from gradwatch.core.xp import HUGE, NUMPY, TINY
 from gradwatch.tf.ops import TENSORFLOW, Fused, Traced
 
 Path = tuple[str, ...]
 Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of count_below)
 
 _HISTORY = ("history",)
+
+#: What `signals` says where something is not known: a step under tf.debugging.enable_check_numerics may meet no NaN.
+NO_REACH, NO_LOSS, NO_RATIO = 0.0, 3e38, -1.0
+#: The weights' norm of an optimizer for which reach does not apply.
+ANY_REACH = 3e38
+NO_SIGNALS = (NO_REACH, 1.0, NO_LOSS, NO_RATIO)
 
 
 def _is_big(path: Path, shape: tuple[int, ...]) -> bool:
@@ -92,6 +99,13 @@ def program(guard: Guard, num_variables: int, *, jit_compile: bool) -> FusedGuar
         return _programs[key]
 
 
+def reach(xp: Any, weights: Any, rate: Any) -> Any:
+    """weights / rate, 0 where one of them is not a positive number that can be divided; `ANY_REACH` stays."""
+    # a comparison with NaN is false
+    good = (weights > 0.0) & (rate >= TINY) & (rate <= HUGE)
+    return xp.where(good, xp.minimum(weights / xp.where(good, rate, 1.0), ANY_REACH), NO_REACH)
+
+
 class FusedGuard:
     """`guard.step` over the packed state vector.
 
@@ -116,12 +130,22 @@ class FusedGuard:
         self._namespace = Fused if jit_compile else Traced
         self._scalars = tf.function(self._scalar_part, jit_compile=jit_compile or None, autograph=False)
 
-    def step(self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """(state after the step, scale, the other numbers of the Decision, shape [8])."""
+    def step(
+        self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor, signals: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """(state after the step, scale, the other numbers of the Decision, shape [8]).
+
+        Args:
+          signals: the weights' norm, learning_rate / (1 - momentum), the loss of the step before and the newest
+            update ratio, shape [4], finite: `NO_REACH`, `ANY_REACH`, `NO_LOSS` and `NO_RATIO` are codes for what
+            `Norms` has NaN and Inf. None: nothing is known.
+        """
+        if signals is None:
+            signals = tf.constant(NO_SIGNALS)
         pieces = tf.split(vector, self._sizes)
         small, big = pieces[: len(self._small)], dict(zip(self._big, pieces[len(self._small) :]))
         reads = self._read(vector, big)
-        small, told, *several = self._scalars(small, reads, norms, None if applied is norms else applied)
+        small, told, *several = self._scalars(small, reads, norms, None if applied is norms else applied, signals)
         scale, numbers, row, *entries = tf.split(told, [1, 8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
         scale = several[0] if several else tf.reshape(scale, [])
         indices, factors = entries[::2], entries[1::2]
@@ -136,7 +160,12 @@ class FusedGuard:
         return tf.concat([tf.gather(vector, places), *[count[None] for count in counts]], 0)
 
     def _scalar_part(
-        self, small: Sequence[tf.Tensor], reads: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None
+        self,
+        small: Sequence[tf.Tensor],
+        reads: tf.Tensor,
+        norms: tf.Tensor,
+        applied: tf.Tensor | None,
+        signals: tf.Tensor,
     ) -> tuple[Any, ...]:
         """(small fields, numbers [, a scale for each variable]), all of them used: TensorFlow compiles a program anew
         for a caller that leaves an output unused or gives a constant."""
@@ -147,7 +176,16 @@ class FusedGuard:
             fields = tf.unstack(tf.reshape(vector, [len(group), *group[0].shape]))
             leaves.update({field.path: value for field, value in zip(group, fields)})
         applied = norms if applied is None else applied
-        state, decision = self._guard.step(xp, self.layout.build(leaves), norms, applied)
+        weights, rate, loss, ratio = tf.unstack(signals)
+        state, decision = self._guard.step(
+            xp,
+            self.layout.build(leaves),
+            norms,
+            applied,
+            reach=reach(xp, weights, rate),
+            loss=xp.where(loss > HUGE, math.nan, loss),
+            update_ratio=ratio,
+        )
         [row] = _at(state, _HISTORY).written
         entries = [number for path in self._sketches for number in _at(state, path).written]
         several = [decision.scale] if decision.scale.shape.rank else []
@@ -167,5 +205,14 @@ class FusedGuard:
         leaves = {path: _at(initial, path) for path in small}
         leaves |= {path: _Outside(path, read) for path in self._big}
         variables = np.zeros(len(initial["last"]["layer_norms"]), np.float32)
-        self._guard.step(_without_big(type(NUMPY)), self.layout.build(leaves), variables, variables)
+        known = NUMPY.number(1.0)
+        self._guard.step(
+            _without_big(type(NUMPY)),
+            self.layout.build(leaves),
+            variables,
+            variables,
+            reach=known,
+            loss=known,
+            update_ratio=known,
+        )
         return sorted(reads, key=lambda key: isinstance(key[1], float))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import time
@@ -14,13 +15,19 @@ import tensorflow as tf
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, NothingToWatch
-from gradwatch.telemetry.reader import reader
-from gradwatch.tf import hook
+from gradwatch.reading.reader import reader
+from gradwatch.tf import compat, fits, options
 from gradwatch.tf.monitor import Monitor
 
 logger = logging.getLogger("gradwatch")
 
 _LOOK_SECONDS = 1.0  # between two reads of the learning rate from the device
+
+#: Kinds of anomaly that a training does not survive for long, beside NaN, and what the gradients then are.
+_LOST = {"explosion": "exploding", "saturated": "clipped or dropped in most steps"}
+
+#: Attributes that belong to one fit, as they are before it.
+_NO_RUN: dict[str, Any] = {"_optimizer": None, "_function": None, "_scope": None, "_looked": 0.0}
 
 
 class KerasCallback(keras.callbacks.Callback):
@@ -30,12 +37,17 @@ class KerasCallback(keras.callbacks.Callback):
     `History`, and reports loss and learning rate to the exporters.
 
     Args:
-      monitor: the `gradwatch.Monitor` to use; None makes one with its defaults.
+      monitor: the `gradwatch.Monitor` to use; None makes one from the options.
       optimizer: the optimizer to watch; None is the one given to `model.compile`. A model whose train_step has
         several takes a callback for each, with monitors of different names.
       backup_dir: keep the monitor's state in this folder at the end of each epoch and go on from it: the
         partner of `keras.callbacks.BackupAndRestore`, which does not carry it. Deleted when the training ends.
-      stop_after: end the training once an explosion or NaN gradients have lasted this many steps; None never.
+      stop_after: end the training once an explosion, saturated clipping or NaN gradients have lasted this many
+        steps; None never.
+      **monitor_options: those of `Monitor`: name, policy, detectors, on_nonfinite, ..., in place of `monitor`.
+
+    A copy (`copy.deepcopy`, `pickle`) has the same configuration and begins with no run; a deep copy watches the same
+    `optimizer`.
 
     Raises:
       ConfigError: an argument is not what it should be.
@@ -49,34 +61,41 @@ class KerasCallback(keras.callbacks.Callback):
         optimizer: Any = None,
         backup_dir: str | None = None,
         stop_after: int | None = None,
+        **monitor_options: Any,
     ) -> None:
         super().__init__()
-        if monitor is not None and not isinstance(monitor, Monitor):
-            raise ConfigError(f"monitor must be a gradwatch.Monitor, got {monitor!r}")
-        self.monitor = Monitor() if monitor is None else monitor
+        options.check(monitor, monitor_options, "gradwatch.KerasCallback")
+        self.monitor = options.monitor_from(monitor, monitor_options)
         self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
         self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
         if optimizer is not None and not hasattr(optimizer, "apply_gradients"):
             raise ConfigError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
         self._given = optimizer
-        self._optimizer: Any = None
-        self._scope: hook.Scope | None = None
-        self._before: hook.Scope | None = None
-        self._looked = 0.0
+        vars(self).update(_NO_RUN)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), **_NO_RUN, **compat.RUN_OF_A_CALLBACK}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KerasCallback:
+        memo[id(self._given)] = self._given  # a copy of it would train nothing
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        vars(new).update(copy.deepcopy(self.__getstate__(), memo))
+        return new
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._optimizer = self._given if self._given is not None else self.model.optimizer
         if self.backup is not None and self.backup.exists():
             self.monitor.load(self.backup)
-        before = hook.attached(self._optimizer)
-        # an earlier fit that was interrupted never detached
-        self._before = None if before is None or before.monitor is self.monitor else before
-        self._scope = hook.attach(self._optimizer, self.monitor)
-        # a train function traced by an earlier fit is unwatched
-        self.model.make_train_function(force=True)
+        self._function = fits.watched_train_function(self.model)
+        self._scope = self._function.join(self.params, self._optimizer, self.monitor)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._function is not None:
+            self._function.announce()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._scope is not None and not (self._scope.seen or self._scope.clipped_by_hand):
+        if self._scope is not None and not self._scope.seen:
             self._detach()
             raise NothingToWatch(
                 f"monitor {self.monitor.name!r} saw no gradient in the first batch: the model's train_step does not "
@@ -86,7 +105,8 @@ class KerasCallback(keras.callbacks.Callback):
         if logs is None:
             return
         if "loss" in logs:
-            self.monitor.report(loss=logs["loss"])
+            # for the exporters alone: this is the mean of the epoch so far, the policy has the batch's own
+            self.monitor._host.reported["loss"] = float(logs["loss"])
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             rate = _learning_rate(self._optimizer)
@@ -122,9 +142,10 @@ class KerasCallback(keras.callbacks.Callback):
         return False
 
     def _detach(self) -> None:
-        hook.detach(self._optimizer, self._before)
-        # a later fit without the callback must not stay watched
-        self.model.train_function = None
+        """Leave the fit; what is left on the model watches nobody."""
+        if self._function is not None and self._scope is not None:
+            self._function.leave(self._scope)
+        vars(self).update(_NO_RUN)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._detach()
@@ -141,18 +162,24 @@ class KerasCallback(keras.callbacks.Callback):
     def _stop_if_lost(self, now: Snapshot) -> None:
         if self.stop_after is None or self.model.stop_training:
             return
-        explosion = now.last_explosion
-        lasted = now.steps - explosion.step + 1 if explosion is not None and now.active["explosion"] else 0
-        worst = max(lasted, now.nonfinite_streak)
-        if worst >= self.stop_after:
+        lasted = {kind: _steps_of_episode(now, kind) for kind in _LOST}
+        lasted["nonfinite"] = now.nonfinite_streak
+        worst = max(lasted, key=lambda kind: lasted[kind])
+        if lasted[worst] >= self.stop_after:
             logger.error(
                 "monitor %r stops the training at step %d: the gradients have been %s for %d steps",
                 now.name,
                 now.steps,
-                "NaN or Inf" if now.nonfinite_streak == worst else "exploding",
-                worst,
+                {"nonfinite": "NaN or Inf", **_LOST}[worst],
+                lasted[worst],
             )
             self.model.stop_training = True
+
+
+def _steps_of_episode(now: Snapshot, kind: str) -> int:
+    """How many steps the present episode of this kind has lasted, 0 where there is none."""
+    began = now.last_events.get(kind)
+    return now.steps - began.step + 1 if began is not None and now.active.get(kind, False) else 0
 
 
 def _file_name(name: str) -> str:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from gradwatch.tf import compat
+
 
 def roots() -> list[type]:
     """The classes at the roots of tf-keras' optimizers; none where tf-keras is not in use."""
@@ -39,14 +41,6 @@ def sums(keywords: Mapping[str, Any]) -> bool:
 
 def summed_already(optimizer: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that tell `apply_gradients` not to sum."""
-    if hasattr(optimizer, "_create_all_weights"):
+    if compat.is_legacy_family(optimizer):
         return {**keywords, "experimental_aggregate_gradients": False}
     return {**keywords, "skip_gradients_aggregation": True}
-
-
-def build(optimizer: Any, variables: list[Any]) -> None:
-    """Make the slots, if they are not there yet."""
-    if hasattr(optimizer, "_create_all_weights"):
-        optimizer._create_all_weights(variables)
-    else:
-        optimizer.build(variables)

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core import decode, policies
+from gradwatch.core import checks, decode, policies
 from gradwatch.core import detectors as _detectors
 from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, LayoutError
-from gradwatch.telemetry import reader
+from gradwatch.reading import reader
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
@@ -58,6 +58,9 @@ class Monitor(tf.Module):
       on_alert: called with a `gradwatch.Alert` from a host thread, or a list of such callables.
       jit_compile: compile the guard's small update with XLA (it costs less per step); False where there is
         no XLA.
+      update_limit: the share of their norm by which an update may move the weights, > 0; a longer update is scaled
+        back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
+        update left them. None for no limit.
 
     Raises:
       ConfigError: an argument is not what it should be.
@@ -73,6 +76,7 @@ class Monitor(tf.Module):
         on_explosion: str = "clip",
         on_alert: Callable[[Any], None] | Sequence[Callable[[Any], None]] | None = None,
         jit_compile: bool = True,
+        update_limit: float | None = None,
     ) -> None:
         super().__init__()
         if name is None:
@@ -88,7 +92,20 @@ class Monitor(tf.Module):
             on_explosion,
         )
         self._host = _HostSide(_sinks(on_alert))
-        self._engine = Engine(self, guard, jit_compile=bool(jit_compile), alerts=bool(self._host.alert_sinks))
+        if update_limit is not None:
+            update_limit = checks.number(
+                "update_limit",
+                update_limit,
+                above=0.0,
+                hint="a share of the weights' norm as 0.05, or None for no limit",
+            )
+        self._engine = Engine(
+            self,
+            guard,
+            jit_compile=bool(jit_compile),
+            alerts=bool(self._host.alert_sinks),
+            update_limit=update_limit,
+        )
 
     @property
     def _hidden(self) -> Engine:
@@ -126,7 +143,7 @@ class Monitor(tf.Module):
         return self._host.alert_sinks
 
     def clip(
-        self, grads: Sequence[Gradient | None], variables: Sequence[Any] | None = None
+        self, grads: Sequence[Gradient | None], variables: Sequence[Any] | None = None, optimizer: Any = None
     ) -> tuple[list[Gradient | None], Decision]:
         """Watch and clip a list of gradients: one step.
 
@@ -134,7 +151,9 @@ class Monitor(tf.Module):
 
         Args:
           grads: tensors, IndexedSlices or None, in the order of the variables.
-          variables: their variables, for the names in reports; optional.
+          variables: their variables, for the names in reports and for `reach`; optional.
+          optimizer: who will apply the gradients, for `reach`, which needs the variables too; without it no policy
+            can know how far a step carries the weights.
 
         Returns:
           (the gradients to apply, in the same order and of the same kinds; a `Decision` of tensors)
@@ -142,14 +161,19 @@ class Monitor(tf.Module):
         Raises:
           NothingToWatch: all gradients are None.
           LayoutError: the variables are others than at the first step.
-          ConfigError: grads is not a list of gradients, variables has another length, or the monitor is to skip
-            updates: who calls `clip` makes the update, and nobody else can drop it.
+          ConfigError: grads is not a list of gradients, variables has another length, or the monitor is to skip or
+            limit updates: who calls `clip` makes the update, and nobody else can change it.
         """
         _refuse_skip(self.guard)
+        if self._engine.weights.limit is not None:
+            raise ConfigError(
+                f"update_limit={self._engine.weights.limit:g} needs to see the update, which monitor.clip does not; "
+                "use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, or leave update_limit out"
+            )
         _variables.check_gradients(grads)
         named = _variables.listed(variables, len(grads))
         self._engine.explicit_calls += 1
-        return self._engine.clip(list(grads), named)
+        return self._engine.clip(list(grads), named, optimizer=optimizer)
 
     def read(self) -> MonitorReading:
         """Snapshot and history of one instant, read off the device in one go; safe from any thread."""
@@ -163,7 +187,8 @@ class Monitor(tf.Module):
     def history(self) -> dict[str, np.ndarray]:
         """The last 1,024 steps as numpy arrays, oldest first.
 
-        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip).
+        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach
+        and update_ratio (the newest that was known before the step; both NaN where they are not known).
         """
         return decode.history(self._engine.tree())
 
@@ -175,18 +200,26 @@ class Monitor(tf.Module):
             paths=self._engine.paths,
             extra=dict(self._host.reported),
             loss_scale=self._engine.loss_scale_now(),
+            **self._engine.weights.read(self._engine.paths),
         )
 
     def report(self, **numbers: float) -> None:
         """Tell the exporters a number that the training knows: loss=..., learning_rate=...
 
+        `loss` goes to the policy too, which gets it at the next step.
+
         Args:
-          **numbers: values of the host: numbers, numpy scalars or eager tensors of one element.
+          **numbers: values of the host: numbers, numpy scalars or eager tensors of one element. `loss` may be a
+            tensor inside a `tf.function`; the policy gets it there, the exporters do not.
 
         Raises:
-          ConfigError: a value is no number, or a tensor inside a graph, which has no value yet.
+          ConfigError: a value is no number, or another than `loss` is a tensor inside a graph, which has no value yet.
         """
-        self._host.reported.update({key: _number(key, x) for key, x in numbers.items()})
+        loss = numbers.get("loss")
+        values = {key: _number(key, x) for key, x in numbers.items() if not (key == "loss" and _is_symbolic(x))}
+        if loss is not None:
+            self._engine.weights.report(loss)
+        self._host.reported.update(values)
 
     def reset(self) -> None:
         """Start over as before the first step, with the same options: statistics, counters, history, reports.
@@ -218,6 +251,7 @@ class Monitor(tf.Module):
             "on_explosion": guard.on_explosion,
             "on_alert": list(self._host.alert_sinks),
             "jit_compile": self._engine.jit_compile,
+            "update_limit": self._engine.weights.limit,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -253,6 +287,8 @@ class Monitor(tf.Module):
         if save_type == "savedmodel" and self._engine.on_device is not None:
             # the functions that are exported capture it
             children["gradwatch_state"] = self._engine.on_device.state
+            weights = self._engine.on_device.weights
+            children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
         return children
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
@@ -290,8 +326,12 @@ def _refuse_skip(guard: Guard) -> None:
             )
 
 
+def _is_symbolic(value: Any) -> bool:
+    return bool(tf.is_tensor(value) and tf.is_symbolic_tensor(value))
+
+
 def _number(key: str, value: Any) -> float:
-    if tf.is_symbolic_tensor(value):
+    if _is_symbolic(value):
         raise ConfigError(
             f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
             f"report it there: monitor.report({key}=float(step(...)))"

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradwatch.tf import legacy
+from gradwatch.tf import compat, updates
 
 
 def apply_or_keep(
@@ -24,13 +24,9 @@ def apply_or_keep(
 ) -> Any:
     """`update(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
     with tf.init_scope():
-        if legacy.is_old(optimizer):
-            legacy.build(optimizer, variables or [])
-        elif not optimizer.built:
-            optimizer.build(variables)
-    targets = list(variables if variables is not None else optimizer._trainable_variables)
-    slots = optimizer.variables() if callable(optimizer.variables) else optimizer.variables
-    before = saved([*targets, *slots])
+        updates.build(optimizer, variables)
+    targets = variables if variables is not None else compat.trainable_variables(optimizer)
+    before = saved([*targets, *updates.slots(optimizer)])
     result = update(optimizer, grads, variables)
     restore_where(keep, before)
     return result
@@ -38,7 +34,7 @@ def apply_or_keep(
 
 def saved(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
     """The variables (Keras' or TensorFlow's) with their present values."""
-    distinct = {id(v): v for v in map(_tf_variable, variables)}
+    distinct = {id(v): v for v in map(updates.tf_variable, variables)}
     return [(v, tf.identity(tf.convert_to_tensor(v))) for v in distinct.values()]
 
 
@@ -46,8 +42,3 @@ def restore_where(keep: tf.Tensor, before: list[tuple[tf.Variable, tf.Tensor]]) 
     """Undo all that was assigned since `saved`, where `keep` (a boolean scalar) is true."""
     for v, value in before:
         v.assign(tf.where(keep, value, tf.convert_to_tensor(v)))
-
-
-def _tf_variable(variable: Any) -> Any:
-    value = getattr(variable, "value", variable)
-    return variable if callable(value) else value

@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.tf
 
 efficacy = pytest.importorskip("efficacy")
+import finals  # noqa: E402
 import peers  # noqa: E402
 import tasks  # noqa: E402
 
@@ -74,9 +75,9 @@ def test_a_scale_of_zero_drops_a_nan_and_any_other_keeps_it():
     assert np.all(np.isnan(trainer.params[0][1]))
 
 
-@pytest.mark.parametrize("name", list(efficacy.EVERY))
+@pytest.mark.parametrize("name", list(finals.EVERY))
 def test_every_task_starts_with_finite_loss_and_gradients_of_every_parameter(name):
-    task = efficacy.EVERY[name]()
+    task = finals.EVERY[name]()
     trainer = efficacy.Trainer(task, task.rates[0], runs=2, seed=3)
     loss, score, norms, weights, _ = trainer.gradients(*task.batch(np.random.default_rng(0), 0))
     assert np.all(np.isfinite(loss))
@@ -100,59 +101,6 @@ def test_a_run_that_ends_no_better_than_it_began_has_diverged():
         assert dead["steps_lost"] > 90
 
 
-def lines():
-    """Two cells, two seeds: "mine" is 1 % worse than the best constant in one and better in the other."""
-    finals = {
-        (0.1, "none"): (1.00, 1.00),
-        (0.1, "fixed 1"): (1.10, 1.30),
-        (0.1, "mine"): (1.01, 1.01),
-        (1.0, "none"): (4.0, 4.0),
-        (1.0, "fixed 1"): (2.00, 2.20),
-        (1.0, "mine"): (1.80, 4.0),
-    }
-    return [
-        {
-            "task": "rnn-sgd",
-            "rate": rate,
-            "method": method,
-            "seed": seed,
-            "steps": 10,
-            "final": final,
-            "diverged": final >= 4,
-            "clipped_last_half": 0.1,
-            "steps_lost": 3,
-        }
-        for (rate, method), values in finals.items()
-        for seed, final in enumerate(values)
-    ]
-
-
-def test_the_oracle_is_the_best_constant_of_each_cell_and_none_is_one():
-    cells = efficacy.Cells(lines(), 10)
-    assert [cells.oracle(*cell) for cell in cells.cells] == ["none", "fixed 1"]
-    g = efficacy.goals(cells, "mine")
-    assert [row["ratio"] for row in g["cells"]] == [pytest.approx(1.01), pytest.approx(2.9 / 2.1)]
-    assert g["within_2_percent"] == 0.5
-    assert g["better"] == 0
-    assert g["died"] == 1
-    assert g["worst_over_none_where_none_is_best"] == pytest.approx(1.01)
-
-
-def test_a_group_counts_once_every_method_of_its_task_has_run():
-    found = lines()
-    cells = efficacy.Cells(found[:-1], 10)
-    assert cells.incomplete == [(found[-1]["task"], found[-1]["rate"], found[-1]["seed"])]
-    assert [len(cells.values(*cell, name)) for cell in cells.cells for name in cells.names] == [2, 2, 2, 1, 1, 1]
-    # a method that only one task has makes no other task incomplete, and may be that task's oracle
-    guarded = [
-        {**x, "task": "digits", "method": "fixed 1, NaN dropped", "final": 0.5} for x in found if x["rate"] == 0.1
-    ]
-    cells = efficacy.Cells([*found, *[{**x, "task": "digits"} for x in found], *guarded], 10)
-    assert len(cells.incomplete) == 2
-    assert cells.oracle("digits", 0.1) == "fixed 1, NaN dropped"
-    assert cells.oracle("rnn-sgd", 0.1) == "none"
-
-
 def test_constants_with_a_guard_run_where_the_data_hold_nan():
     guarded = [name for name in efficacy.methods("digits") if name.endswith("NaN dropped")]
     assert len(guarded) == len(efficacy.CONSTANTS)
@@ -162,55 +110,24 @@ def test_constants_with_a_guard_run_where_the_data_hold_nan():
     assert rule.step(np.array([3.0, 4.0]), 1.0).scale == pytest.approx(0.02, rel=1e-6)
 
 
-def test_norms_are_kept_of_healthy_runs_without_clipping_only(tmp_path):
-    calm = np.random.default_rng(0).lognormal(0, 0.3, 1000).tolist()
-    run = {"task": "digits", "method": "none", "seed": 0, "rate": 0.1, "final": 1.0, "diverged": False, "norms": calm}
-    runs = [
-        run,
-        {**run, "seed": 1, "norms": [*calm[:500], *[100 * x for x in calm[:500]]]},  # rises for good
-        {**run, "seed": 2, "norms": [*calm[:-1], math.inf]},
-        {**run, "rate": 0.2, "final": 1.01},
-        {**run, "rate": 0.4, "final": 1.2},  # past the best rate, and worse
-        {**run, "rate": 0.05, "final": 1.5},
-        {**run, "rate": 0.05, "seed": 1, "final": 2.0, "diverged": True},
-        {**run, "seed": 3, "method": "fixed 1"},
-    ]
-    path = tmp_path / "norms.npz"
-    efficacy.save_norms(runs, path)
-    with np.load(path) as file:
-        assert set(file.files) == {"digits-0.1-0", "digits-0.2-0", "digits-0.05-0"}
-        assert file["digits-0.1-0"] == pytest.approx(np.array(calm), rel=1e-6)
-
-
-def test_the_report_marks_what_died():
-    text = efficacy.report(efficacy.Cells(lines(), 10))
-    mine = next(line for line in text.splitlines() if line.startswith("| mine"))
-    assert "(1 of 2 died)**" in mine
-    assert "1.01" in mine
-
-
-def test_learning_rate_sensitivity_is_the_mean_excess_over_the_best_rate():
-    cells = efficacy.Cells(lines(), 10)
-    assert efficacy.sensitivity(cells, "rnn-sgd", "none") == pytest.approx((1 + 4) / 2 - 1)
-
-
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     """Finished groups are not trained again; a line cut off by the stop is."""
     trained = []
 
     def train(task, rate, seed, rules, steps):
         trained.append((rate, seed, tuple(rules)))
-        run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "diverged": False, "clipped_last_half": 0.0}
-        return [{"method": m, **run, "steps_lost": 0, "group_seconds": 0.0} for m in rules]
+        run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "untrained": 2.0, "diverged": False}
+        return [{"method": m, **run, "clipped_last_half": 0.0, "steps_lost": 0, "group_seconds": 0.0} for m in rules]
 
     monkeypatch.setattr(efficacy, "train", train)
-    monkeypatch.setattr(efficacy, "save_norms", lambda lines: pytest.fail("it replaces the published norms"))
-    file, output = tmp_path / "lines.jsonl", tmp_path / "out.json"
+    monkeypatch.setattr(efficacy.runs, "save_norms", lambda lines: pytest.fail("it replaces the published norms"))
+    file, output = tmp_path / "out.jsonl", tmp_path / "out.json"
     flags = ["--tasks", "digits", "--seeds", "1", "--steps", "5", "--methods", "none,fixed 1"]
-    monkeypatch.setattr(sys, "argv", ["efficacy.py", *flags, "--lines", str(file), "--output", str(output)])
+    monkeypatch.setattr(sys, "argv", ["efficacy.py", *flags, "--output", str(output)])
     efficacy.main()
     assert len(trained) == 4
     kept = file.read_text().splitlines()
+    output.unlink()
     file.write_text("\n".join(kept[:3]) + "\n" + kept[3][:20])
     trained.clear()
     efficacy.main()
@@ -220,10 +137,34 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
         (0.1, ("none", "fixed 1")),
     ]
     trained.clear()
+    file.unlink()  # what is published is enough
     efficacy.main()
     assert not trained
-    assert len(json.loads(output.read_text())["cells"]) == 8
+    assert len(json.loads(output.read_text())["rows"]) == 8
     capsys.readouterr()
+
+
+def test_a_method_that_is_forgotten_is_trained_again_and_no_other(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(task, rate, seed, rules, steps):
+        trained.extend(rules)
+        run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "untrained": 2.0, "diverged": False}
+        return [{"method": m, **run, "clipped_last_half": 0.0, "steps_lost": 0, "group_seconds": 0.0} for m in rules]
+
+    monkeypatch.setattr(efficacy, "train", train)
+    flags = ["--tasks", "heavy-tails", "--seeds", "1", "--steps", "5", "--methods", "none,fixed 1"]
+    command = ["efficacy.py", *flags, "--output", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    efficacy.main()
+    trained.clear()
+    monkeypatch.setattr(sys, "argv", [*command, "--forget", "fixed 1"])
+    efficacy.main()
+    assert trained == ["fixed 1"] * 4
+    monkeypatch.setattr(sys, "argv", [*command, "--forget", "fixed 7"])
+    with pytest.raises(SystemExit):
+        efficacy.main()
+    assert "fixed 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", efficacy.OURS)
@@ -274,3 +215,32 @@ def test_the_gradients_written_by_hand_are_those_of_automatic_differentiation(la
         found.append((states, *tape.gradient(loss, [inputs, w])))
     for expected, got in zip(*found):
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_rule_on_tensors_trains_beside_the_others_and_touches_its_own_run_only(optimizer):
+    """Oracle: the rules alone in a trainer of their own; the runs beside them are those of a trainer without them."""
+    import tensor_peers
+
+    def train(**rules):
+        task = tasks.TASKS["heavy-tails"]()._replace(optimizer=optimizer)
+        return {x["method"]: x for x in efficacy.train(task, 0.003, 0, rules, steps=60)}
+
+    def own():
+        return {"clippy": tensor_peers.Clippy(0.0, 1e-3), "dog": tensor_peers.DoG(1e-4)}
+
+    many = train(none=peers.Unclipped(), **own(), fixed=peers.Fixed(0.1))
+    for expected in (*train(**own()).values(), *train(none=peers.Unclipped(), fixed=peers.Fixed(0.1)).values()):
+        assert many[expected["method"]]["final"] == pytest.approx(expected["final"], rel=1e-4)
+        assert many[expected["method"]]["clipped"] == pytest.approx(expected["clipped"], abs=0.02)
+    assert many["none"]["clipped"] == 0
+    assert many["clippy"]["clipped"] > 0.2
+    assert many["dog"]["clipped"] > 0
+    assert len({round(x["final"], 4) for x in many.values()}) == 4
+
+
+def test_peers_are_trained_where_they_are_defined():
+    assert {"StableAdamW", "GradientStabilizer"} <= set(efficacy.methods("transformer"))
+    assert not {"StableAdamW", "GradientStabilizer"} & set(efficacy.methods("rnn-sgd"))
+    assert {"AGC", "Clippy", "DoG as a bound"} <= set(efficacy.methods("rnn-sgd")) & set(efficacy.methods("rnn-adam"))
+    assert "StableAdamW" in efficacy.methods()

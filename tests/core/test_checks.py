@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradwatch.core import checks, detectors, policies
+from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Guard
 from gradwatch.errors import ConfigError
 
@@ -144,9 +145,10 @@ def test_numbers_of_other_libraries_are_numbers():
     ((None, ()), "policy must come from gradwatch.policies"),
     ((1.0, ()), "policy must come from gradwatch.policies"),
     ((policies.percentile, ()), "policy must come from gradwatch.policies"),
-    ((policies.observe(), ("spike",)), "detectors must come from gradwatch.detectors"),
+    ((policies.observe(), ("spikes",)), "unknown detector 'spikes'; there are: spike, trend"),
+    ((policies.observe(), (detectors.spike,)), "detectors must come from gradwatch.detectors"),
     ((policies.observe(), None), "detectors must come from gradwatch.detectors"),
-    ((policies.observe(), (detectors.spike()._replace(kind="odd"),)), "a detector's kind must be one of 'explosion'"),
+    ((policies.observe(), (Detector("odd", "mine()", dict, print),)), "a detector's kind must be one of 'nonfinite'"),
     ((policies.observe(), (), "ignore"), "on_nonfinite must be one of 'zero', 'skip', 'propagate', got 'ignore'"),
     ((policies.observe(), (), None, "zero"), "on_explosion must be one of 'clip', 'skip', 'observe', got 'zero'"),
     ((policies.value(1.0), (), None, "observe"), "cannot be kept by policies.value"),
@@ -158,6 +160,13 @@ def test_a_guard_of_wrong_parts_is_refused(arguments, says):
 
 def test_one_detector_needs_no_list():
     assert len(Guard(policies.observe(), detectors.spike()).detectors) == 1
+
+
+def test_a_guard_takes_detectors_as_texts_too():
+    assert Guard("observe", "spike(6)").detectors == (detectors.spike(6),)
+    mixed = ["spike(false_alarms_per_million=10)", detectors.trend(), "nonfinite(patience=3)"]
+    made = detectors.spike(false_alarms_per_million=10), detectors.trend(), detectors.nonfinite(patience=3)
+    assert Guard("percentile(95)", mixed) == Guard(policies.percentile(95), made)
 
 
 def test_messages_name_the_choices():

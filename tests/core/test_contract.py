@@ -129,5 +129,7 @@ def test_an_impure_policy_is_refused():
 
 
 def test_a_detector_of_an_unknown_kind_is_refused():
+    spike = detectors.spike()
+    odd = detectors.Detector("surprise", "odd()", spike.init, spike.update)
     with pytest.raises(AssertionError, match="kind must be one of"):
-        testing.check_detector(detectors.spike()._replace(kind="surprise"), tensorflow=False)
+        testing.check_detector(odd, tensorflow=False)

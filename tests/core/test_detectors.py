@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -23,43 +26,93 @@ def stream(steps=400, sigma=0.3, seed=0):
 
 
 class Level:
-    """Winsorised running mean and variance of the log norm, in float64."""
+    """Winsorised running mean and variance of the log norm with its start, in float64."""
 
-    def __init__(self, window, winsorise, min_std=0.1):
-        self.window, self.winsorise, self.min_std = window, winsorise, min_std
-        self.mean, self.var, self.n = 0.0, 0.25, 0
+    def __init__(self, window, winsorise, min_std=0.1, warmup=25):
+        self.window, self.winsorise, self.min_std, self.warmup = window, winsorise, min_std, warmup
+        self.mean, self.var, self.n, self.wild = 0.0, 0.25, 0.0, False
 
     @property
     def std(self):
         return max(math.sqrt(self.var), self.min_std)
 
+    @property
+    def start_margin(self):
+        return min(max(5 * self.std, math.log(12)), math.log(30))
+
     def z(self, x):
         return (math.log(x) - self.mean) / self.std if self.n else 0.0
 
     def learn(self, x):
+        off = math.log(x) - self.mean if self.n else 0.0
+        start = self.n < self.warmup
+        if start and abs(off) > self.start_margin:
+            self.mean += 0.1 * min(off, math.log(30)) if off > 0 else 0.25 * off
+            self.n, self.wild = self.n + 0.25, True
+            return
         reach = self.winsorise * self.std
-        d = min(max(math.log(x) - self.mean, -reach), reach) if self.n else 0.0
-        self.mean = self.mean + d / min(self.n + 1, self.window) if self.n else math.log(x)
-        self.var += (d * d - self.var) / min(self.n + 2, self.window)
+        d = min(max(off, -reach), reach)
+        share = 1 / 3 if self.wild else 1.0
+        before = self.mean
+        self.mean = before + d / min(max((self.n + 1) * share, 1), self.window) if self.n else math.log(x)
+        self.var += (d * d - self.var) / min(max((self.n + 2) * share, 1), self.window)
+        if start:
+            self.var = min(self.var, (math.log(30) / 5) ** 2)
         self.n += 1
 
 
-def test_spike_is_a_zscore_on_the_winsorised_level_of_the_log_norm():
-    norms = streams.spike(stream(), 200, 40.0, 3) * 1e-5
-    got = replay.detector(detectors.spike(), norms)
+class Anchor:
+    """Where the run was when it was healthy: follows the mean at once in one direction, slowly in the other."""
+
+    def __init__(self, level, nearest):
+        self.level, self.nearest, self.at = level, nearest, 0.0
+
+    def follow(self, seen_before):
+        slowly = max(1 / (seen_before + 9), 1e-4)
+        limit = self.at + slowly if self.nearest is min else self.at - slowly
+        self.at = self.nearest(self.level.mean, limit) if seen_before else self.level.mean
+
+
+def judge_as_documented(norms, z_max=5.0):
+    """(alarm, threshold) of `spike` at each step, out of its docstring."""
     level = Level(200, 2.5)
-    for t, x in enumerate(norms):
-        z, threshold = level.z(x), math.exp(level.mean + 5.0 * level.std)
-        if t < 25:
-            assert not got.alarm[t]
-            assert got.threshold[t] == math.inf
-        else:
-            assert got.alarm[t] == (z > 5.0)
-            assert got.score[t] == pytest.approx(z, abs=1e-4)
-            assert got.threshold[t] == pytest.approx(threshold, rel=1e-4)
-            assert got.alarm[t] == (x > got.threshold[t]), "threshold and alarm say the same"
+    low = Anchor(level, min)
+    out = []
+    for x in norms:
+        margin = z_max * level.std if level.n >= 25 else level.start_margin
+        log_threshold = min(level.mean + margin, low.at + math.log(1000)) if level.n else math.inf
+        out.append((math.log(x) > log_threshold, math.exp(log_threshold)))
+        before = level.n
         level.learn(x)
-    assert got.alarm[200:203].all()
+        low.follow(before)
+    return out
+
+
+GROWN = np.exp(np.minimum(0.05 * np.maximum(np.arange(700) - 300, 0), 30.0))
+WILD_START = np.concatenate([[4.0, 52, 3e3, 2e5, 52, 4, 0.05], np.ones(60)])
+
+
+@pytest.mark.parametrize("norms", [
+    streams.spike(stream(), 200, 40.0, 3) * 1e-5,
+    stream(700) * GROWN,
+    stream(67, sigma=0.2) * WILD_START,
+], ids=["spike", "growth", "wild start"])  # fmt: skip
+def test_spike_is_a_zscore_with_a_start_and_an_anchor(norms):
+    got = replay.detector(detectors.spike(), norms)
+    expected = judge_as_documented(np.asarray(norms, np.float32).astype(float))
+    assert got.threshold[0] == math.inf
+    assert not got.alarm[0]
+    assert got.threshold[1:] == pytest.approx([threshold for _, threshold in expected[1:]], rel=2e-3)
+    assert got.alarm.tolist() == [alarm for alarm, _ in expected]
+    assert np.array_equal(got.alarm, np.asarray(norms, np.float32) > got.threshold), "threshold and alarm say the same"
+
+
+def test_the_score_is_the_z_of_the_log_norm():
+    norms = stream()
+    score, level = replay.detector(detectors.spike(), norms).score, Level(200, 2.5)
+    for t, x in enumerate(norms):
+        assert score[t] == pytest.approx(level.z(x), abs=1e-4)
+        level.learn(x)
 
 
 def test_trend_is_a_cusum_slowed_down_by_the_correlation_of_neighbours():
@@ -92,11 +145,14 @@ def test_vanishing_asks_for_a_deep_fall_that_lasts():
     norms[500:520] *= 0.02  # not deep enough
     got = replay.detector(detectors.vanishing(), norms)
     level, streak, expected = Level(1000, 2.5), 0, []
+    high = Anchor(level, max)
     for t, x in enumerate(norms):
-        low = t >= 25 and math.log(x) < level.mean - max(6.0 * level.std, math.log(100.0))
+        deep = level.mean - max(6.0 * level.std, math.log(100.0))
+        low = t >= 25 and math.log(x) < max(deep, high.at - math.log(1000.0))
         streak = streak + 1 if low else 0
         expected.append(streak >= 5)
         level.learn(x)
+        high.follow(t)
     assert np.array_equal(got.alarm, expected)
     assert np.flatnonzero(got.alarm).tolist() == [404, 405, 406, 407]
 
@@ -139,12 +195,12 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize("case", HEALTHY)
-def test_fewer_than_one_false_alarm_in_30000_healthy_steps(case):
+def test_fewer_than_one_false_alarm_in_30000_healthy_steps_after_the_start(case):
     # docs/detectors.md has the measured rates; they are 0.1 in 10,000 steps and below
     norms = HEALTHY[case]()
     for name in ("spike", "trend", "vanishing"):
         detector = DETECTORS[name]()
-        alarm = replay.detector(detector, norms).alarm
+        alarm = replay.detector(detector, norms).alarm[25:]
         rate = 1e4 * replay.episodes(alarm, detector.cooldown_steps) / alarm.size
         assert rate <= 0.33, f"{name}: {rate:.2f} episodes in 10,000 steps"
 
@@ -185,14 +241,18 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
         h = math.log(n / (big_n * 50e-6))
         z_max = 0.75 + (h / b if c == 0 else (-b + math.sqrt(b * b + 4 * c * h)) / (2 * c))
         z = level.z(value)
-        alarm = t >= 25 and z > z_max
+        z_max = max(z_max, 3 * 0.1 / level.std)
+        margin = z_max * level.std if t >= 25 else level.start_margin
+        alarm = t >= 1 and math.log(value) > level.mean + margin
         assert got.alarm[t] == alarm, t
-        if t >= 25:
-            assert got.threshold[t] == pytest.approx(math.exp(level.mean + z_max * level.std), rel=2e-3)
+        if t >= 1:
+            assert got.threshold[t] == pytest.approx(math.exp(level.mean + margin), rel=2e-3)
         if calm >= 50 or (alarm and calm >= 1):
             excess, d = max(min(z, z_max) - 0.75, 0), 1 - 1 / 50_000
-            big_n, n, s1 = big_n * d + 1, n * d + (excess > 0), s1 * d + excess
-            s2, s3 = s2 * d + excess**2, s3 * d + excess**3
+            prior = 1 - d  # the prior is what never decays
+            big_n, n = big_n * d + 1 + 5 / 0.23 * prior, n * d + (excess > 0) + 5 * prior
+            s1, s2 = s1 * d + excess + 5 * prior, s2 * d + excess**2 + 10 * prior
+            s3 = s3 * d + excess**3 + 30 * prior
         calm = 0 if alarm else calm + 1
         level.learn(value)
     assert got.alarm[[700, 1100]].all()
@@ -300,7 +360,49 @@ def test_a_nan_leaves_no_trace_and_the_next_spike_is_caught(name):
         assert np.flatnonzero(replay.detector(detectors.spike(), with_nan).alarm).tolist() == [110]
 
 
-@pytest.mark.parametrize("name", ["spike", "trend", "vanishing"])
+@pytest.mark.parametrize("name", ["trend", "vanishing"])
 def test_no_alarm_before_the_warm_up_is_over(name):
     norms = np.where(np.arange(60) % 2, 1e-6, 1e6)
     assert not replay.detector(DETECTORS[name](warmup_steps=30), norms).alarm[:30].any()
+
+
+# -- values -------------------------------------------------------------------------------------------------
+
+MADE = [
+    detectors.spike(),
+    detectors.spike(6, window=500, cooldown_steps=20),
+    detectors.spike(false_alarms_per_million=10),
+    detectors.trend(0.5, decision=12),
+    detectors.vanishing(8, 1000, patience=2),
+    detectors.nonfinite(patience=3, cooldown_steps=50),
+    detectors.saturated(0.8, window=100),
+]
+
+
+@pytest.mark.parametrize("made", MADE, ids=repr)
+def test_a_detector_is_a_value(made):
+    for again in (eval(repr(made), vars(detectors)), detectors.parse(repr(made)), copy.deepcopy(made)):
+        assert again == made
+        assert hash(again) == hash(made)
+    assert pickle.loads(pickle.dumps(made)) == made
+    assert detectors.parse(made) is made
+    assert all(made != other for other in MADE if other is not made)
+
+
+def test_detectors_that_differ_in_what_is_not_shown_first_are_not_equal():
+    assert detectors.nonfinite(cooldown_steps=50) != detectors.nonfinite()
+    assert detectors.spike(min_std=0.2) != detectors.spike()
+    assert detectors.spike() == detectors.spike(5.0)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("spike(0)", "z_max must be > 0"),
+    ("spike(5, patience=3)", "spike takes z_max"),
+    ("spikes", "unknown detector 'spikes'; there are: spike, trend, vanishing, nonfinite, saturated"),
+    ("spike; import os", "a detector is a name with plain numbers"),
+    ("__import__('os')", "unknown detector"),
+    ("", "a detector is a name with plain numbers"),
+])  # fmt: skip
+def test_a_text_that_is_no_detector_is_refused(text, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        detectors.parse(text)

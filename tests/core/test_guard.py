@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from gradwatch.core import decode, detectors, policies
+from gradwatch.core import counters, decode, detectors, policies
 from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import BOUNDS, COUNTERS, HISTORY, LIMB, Guard
-from gradwatch.core.snapshot import KINDS
-from gradwatch.core.xp import NUMPY
+from gradwatch.core.layout import Layout
+from gradwatch.core.snapshot import FOLLOWERS, KINDS, Event
+from gradwatch.core.xp import LARGEST, NUMPY
 from gradwatch.testing import streams
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -50,7 +51,7 @@ class Run:
         self.state = {**self.state, "count": count}
 
     def counter(self, name):
-        return decode._counters(self.state)[name]
+        return counters.exact(self.state["count"])[name]
 
 
 def healthy(steps=60, seed=0):
@@ -162,7 +163,8 @@ def test_scope_variable_scales_each_variable_and_tells_the_joint_bound():
 
 def test_scope_variable_without_a_bound_yet_reads_as_inf():
     run = Run(Guard(policies.per_variable(), ())).feed([[1.0, 8.0, 3.0]])
-    assert run.last.clip_norm == INF
+    assert run.snapshot().clip_norm == INF
+    assert run.last.clip_norm == np.float32(LARGEST)
     assert run.snapshot().verdict == "pass"
 
 
@@ -245,7 +247,8 @@ def test_history_is_empty_before_the_first_step_and_then_oldest_first():
     assert all(len(column) == 0 for column in decode.history(run.state).values())
     run.feed([1.0, 4.0, NAN])
     history = decode.history(run.state)
-    assert list(history) == ["step", "norm", "applied_norm", "clip_norm", "threshold", "score", "verdict"]
+    assert list(history) == ["step", "norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach",
+                             "update_ratio"]  # fmt: skip
     assert history["step"].tolist() == [1, 2, 3]
     assert history["norm"][:2].tolist() == [1.0, 4.0]
     assert np.isnan(history["norm"][2])
@@ -352,11 +355,11 @@ def test_several_detectors_of_one_kind_alarm_together():
 # -- what a reader sees -------------------------------------------------------------------------------------
 
 
-def test_an_unused_monitor_reads_as_calm_zeros():
+def test_an_unused_monitor_reads_as_calm_and_knows_no_norm():
     guard = Guard(policies.percentile(), detectors.default())
     shot = decode.snapshot(guard, guard.init(0), name="m", paths=())
     assert shot.steps == 0
-    assert shot.norm == 0.0
+    assert math.isnan(shot.norm)
     assert shot.clip_norm == INF
     assert shot.explosion_threshold == INF
     assert shot.vanishing_threshold == 0.0
@@ -404,7 +407,8 @@ def test_the_state_keeps_its_structure_and_stays_readable_whatever_comes_in():
         run.feed([x])
         assert {path: np.shape(leaf) for path, leaf in _leaves(run.state)} == example
         shot = run.snapshot()
-        assert all(math.isfinite(q) for q in shot.quantiles.values())
+        # NaN, which was first, is no norm to have quantiles of, and neither is zero
+        assert all(math.isfinite(q) == (shot.max_norm > 0) for q in shot.quantiles.values())
         assert math.isfinite(shot.norm_sum)
         assert math.isfinite(shot.score)
 
@@ -412,3 +416,170 @@ def test_the_state_keeps_its_structure_and_stays_readable_whatever_comes_in():
 def _leaves(tree, path=()):
     for name, x in tree.items():
         yield from _leaves(x, (*path, name)) if isinstance(x, dict) else [((*path, name), x)]
+
+
+# -- finite numbers -----------------------------------------------------------------------------------------
+
+HOSTILE = (NAN, INF, 0.0, 1e-45, 1e-40, 1e-30, 1.0, 1e15, 1e30, 1e36, 2e38, 3.4e38)
+GUARDS = {
+    "default": Guard(policies.percentile(), detectors.default()),
+    "propagate": Guard(policies.observe(), detectors.default(), "propagate", "observe"),
+    "skip": Guard(policies.zscore(), detectors.default(), "skip", "skip"),
+    "per variable": Guard(policies.per_variable(), detectors.default(), "propagate"),
+    "auto": Guard(policies.auto(), (detectors.spike(false_alarms_per_million=10), detectors.saturated())),
+    "value": Guard(policies.value(0.5), ()),
+}
+
+
+def hostile_walks():
+    rng = np.random.default_rng(8)
+    calm = healthy(30)[:, None] * [0.5, 0.3, 0.8]
+    for first in HOSTILE:
+        yield np.concatenate([np.full((2, 3), first), calm[:6]])
+        yield np.concatenate([calm[:3], np.full((3, 3), first), [[1.0, first, 1.0]], calm[:2]])
+    yield np.concatenate([calm, rng.choice(HOSTILE, (60, 3))])
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_no_number_of_the_state_is_ever_nan_or_inf(name):
+    guard = GUARDS[name]
+    layout = Layout(guard.init(3))
+    assert np.all(np.isfinite(layout.pack(NUMPY, guard.init(3))))
+    for walk in hostile_walks():
+        run = Run(guard)
+        for row in walk.astype(np.float32):
+            with np.errstate(over="raise", divide="raise", invalid="raise"):
+                run.feed([row], applied=np.minimum(row, np.float32(0.1)))
+            assert np.all(np.isfinite(layout.pack(NUMPY, run.state))), row
+            finite = ("scale", "clip_norm", "threshold", "score", "verdict", "explosion", "finite")
+            assert all(np.all(np.isfinite(getattr(run.last, field))) for field in finite)
+
+
+def test_what_was_nan_or_inf_reads_as_it_was():
+    run = Run(Guard(policies.observe(), detectors.default()))
+    for x in (1.0, NAN, INF, 2e38):
+        run.feed([[x, 1.0, 1.0]])
+        shot = run.snapshot()
+        for got in (shot.norm, shot.applied_norm, shot.layer_norms["dense/kernel"]):
+            assert got == pytest.approx(x, nan_ok=True, rel=1e-6) or (x == 1.0 and got == pytest.approx(3**0.5))
+        assert shot.clip_norm == INF
+    history = decode.history(run.state)
+    assert np.isnan(history["norm"][1])
+    assert history["norm"][2] == INF
+    assert history["norm"][3] == np.float32(2e38)
+    assert np.all(history["clip_norm"] == INF)
+    assert history["threshold"][0] == INF
+    assert np.all(np.isfinite(history["threshold"][1:]))
+
+
+@pytest.mark.parametrize(("row", "detail"), [
+    ([NAN, 1.0, INF], "NaN"),
+    ([INF, 1.0, 1.0], "Inf"),
+    ([2e38, 1.0, 1.0], "overflow"),
+    ([3.4e38, 3.4e38, 3.4e38], "overflow"),
+    ([9e35, 9e35, 9e35], "overflow"),
+])  # fmt: skip
+def test_an_overflow_is_told_from_nan_and_from_inf(row, detail):
+    run = Run(Guard(policies.fixed(1.0), detectors.default())).feed([1.0, row])
+    event = run.snapshot().last_events["nonfinite"]
+    assert event.detail == detail
+    assert event.norm == pytest.approx({"NaN": NAN, "Inf": INF}.get(detail, event.norm), nan_ok=True)
+    assert detail != "overflow" or 1e36 < event.norm < INF
+    assert sum(event.shares.values()) == pytest.approx(1.0)
+
+
+# -- one story ----------------------------------------------------------------------------------------------
+
+
+def exploding_then(*later):
+    return Run(Guard(policies.percentile(), detectors.default())).feed([*healthy(202), 1e3, 1e5, 1e8, *later])
+
+
+def test_a_nan_that_follows_an_explosion_says_which_one():
+    shot = exploding_then(NAN).snapshot()
+    assert shot.last_explosion.step == 203
+    assert shot.last_events["nonfinite"].step == 206
+    assert shot.last_events["nonfinite"].follows == 203
+    assert shot.last_explosion.follows is None
+
+
+@pytest.mark.parametrize(("calm", "follows"), [(0, 203), (30, 203), (49, 203), (60, None)])
+def test_a_nan_long_after_an_explosion_is_a_story_of_its_own(calm, follows):
+    event = exploding_then(*healthy(calm, seed=1), NAN).snapshot().last_events["nonfinite"]
+    assert event.follows == follows
+
+
+def test_a_nan_without_an_explosion_follows_nothing():
+    assert (
+        Run(Guard(policies.fixed(1.0), detectors.default()))
+        .feed([1.0, NAN])
+        .snapshot()
+        .last_events["nonfinite"]
+        .follows
+        is None
+    )
+
+
+def test_a_rate_that_kills_in_the_first_steps_is_one_story_too():
+    # a two-layer transformer at rate 0.3
+    run = Run(Guard(policies.percentile(), detectors.default()))
+    shot = run.feed([4.0, 52.0, 3e3, 6e5, 1e7, 2e9, 1e11, 8e12, 1e13, NAN]).snapshot()
+    assert shot.explosions == 1
+    assert shot.last_explosion.step == 2
+    assert shot.last_events["nonfinite"].follows == 2
+
+
+def test_saturated_clipping_that_follows_an_explosion_says_so():
+    shot = exploding_then(*[NAN] * 60).snapshot()
+    assert shot.active["saturated"]
+    assert shot.last_events["saturated"].follows == 203
+
+
+@pytest.mark.parametrize(("row", "culprits"), [
+    ([NAN, 1.0, 1.0], ["dense/kernel"]),
+    ([NAN, 1.0, NAN], ["dense/kernel", "out/kernel"]),
+    ([NAN, NAN, NAN], []),
+])  # fmt: skip
+def test_shares_that_say_nothing_name_nobody(row, culprits):
+    event = Run(Guard(policies.fixed(1.0), detectors.default())).feed([1.0, row]).snapshot().last_events["nonfinite"]
+    assert list(event.culprits) == culprits
+
+
+def test_shares_of_four_percent_name_nobody():
+    paths = [f"w{i}" for i in range(25)]
+    guard = Guard(policies.fixed(1.0), detectors.default())
+    state, _ = guard.step(NUMPY, guard.init(25), np.full(25, NAN, np.float32))
+    event = decode.snapshot(guard, state, name="m", paths=paths).last_events["nonfinite"]
+    assert event.shares["w0"] == pytest.approx(0.04)
+    assert event.culprits == {}
+    assert Event("explosion", 1, 1.0, 1.0, {"only": 1.0}).culprits == {"only": 1.0}
+
+
+# -- loss scaling -------------------------------------------------------------------------------------------
+
+
+def test_under_loss_scaling_the_default_becomes_patient_and_a_persons_setting_stays():
+    mine = detectors.nonfinite(cooldown_steps=50), detectors.nonfinite(patience=2)
+    assert Guard(policies.percentile(), mine).under_loss_scaling().detectors == mine
+    [patient] = Guard(policies.percentile(), "nonfinite").under_loss_scaling().detectors
+    assert patient == detectors.nonfinite(patience=10)
+
+
+def test_a_detector_of_ones_own_with_the_name_of_ours_is_left_alone():
+    mine = Detector("nonfinite", detectors.nonfinite().name, lambda n: {}, lambda xp, s, n: (s, ~n.finite, {}))
+    assert Guard(policies.percentile(), mine).under_loss_scaling().detectors == (mine,)
+
+
+# -- one truth ----------------------------------------------------------------------------------------------
+
+
+def test_kinds_are_ordered_by_severity_and_whatever_ranks_them_agrees():
+    assert KINDS == ("nonfinite", "explosion", "saturated", "vanishing", "trend")
+    assert set(FOLLOWERS) < set(KINDS)
+
+
+def test_warmup_is_the_detectors_whatever_the_policy_does():
+    warming = Run(Guard(policies.fixed(1.0), detectors.spike())).feed([1.0] * 25)
+    assert warming.snapshot().warmup
+    assert not warming.feed([1.0]).snapshot().warmup
+    assert math.isfinite(warming.snapshot().explosion_threshold), "there is one from the second step on"

@@ -49,7 +49,7 @@ def test_size_does_not_depend_on_the_number_of_steps_and_little_on_the_variables
     guard = Guard(policies.percentile(), detectors.default())
     small, large = Layout(guard.init(1)).size, Layout(guard.init(101)).size
     assert small < 12_000, "about 45 kB"
-    assert large - small == 100 * 6, "last norm, level, and shares of four kinds"
+    assert large - small == 100 * 7, "last norm, level, and shares of five kinds"
 
 
 def test_fingerprints_differ_where_structure_or_shapes_do():

@@ -61,3 +61,32 @@ def test_norms_above_1e36_count_as_infinite(values):
     assert not got.finite
     assert got.total == 0
     assert got.raw > HUGE
+
+
+@pytest.mark.parametrize(
+    ("given", "reach"),
+    [(None, math.nan), (math.nan, math.nan), (0.0, math.nan), (-1.0, math.nan), (-math.inf, math.nan)]
+    + [(1e-30, 1e-30), (2.5, 2.5), (1e36, 1e36), (1e37, math.inf), (3.4e38, math.inf), (math.inf, math.inf)],
+)  # fmt: skip
+def test_reach_is_positive_or_inf_or_nan_whatever_was_given(given, reach):
+    got = norms.of(NUMPY, np.ones(2, np.float32), None if given is None else np.float32(given)).reach
+    assert np.shape(got) == ()
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.float32(reach), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"),
+    [(None, math.nan), (math.nan, math.nan), (math.inf, HUGE), (-math.inf, -HUGE), (0.0, 0.0), (-2.0, -2.0)],
+)
+def test_the_loss_of_the_step_before_is_finite_or_nan(given, loss):
+    got = norms.of(NUMPY, np.ones(2, np.float32), loss=None if given is None else np.float32(given)).loss
+    assert np.shape(got) == ()
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.float32(loss), rtol=1e-6)
+
+
+def test_norms_made_without_reach_and_loss_say_that_they_are_not_known():
+    made = norms.Norms(*of(3.0, 4.0)[:7])
+    assert math.isnan(made.reach)
+    assert math.isnan(made.loss)

@@ -27,7 +27,8 @@ import keras
 import tensorflow as tf
 
 import gradwatch
-from gradwatch.telemetry import prometheus, reader
+from gradwatch.exporters import prometheus
+from gradwatch.reading import reader
 
 FACTORS = {"calm": 1.0, "explode": 1e5, "nan": float("nan"), "vanish": 1e-5}
 PAUSE_SECONDS = 0.03

@@ -19,9 +19,9 @@ from as_grafana import ALL, View, annotation_times
 from servers import Prometheus, installed, prometheus, training, wait_until
 
 from gradwatch import grafana
+from gradwatch.exporters.metrics import METRICS
 from gradwatch.grafana import fleet, health
 from gradwatch.grafana.readme import walk
-from gradwatch.telemetry.metrics import METRICS
 
 pytestmark = pytest.mark.timeout(300)  # the training is set up in the first test
 

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "telemetry"))
 from fake import FakeMonitor
 
 import gradwatch
-from gradwatch.telemetry import reader as reader_module
-from gradwatch.telemetry.prometheus import serve
+from gradwatch.exporters.prometheus import serve
+from gradwatch.reading import reader as reader_module
 
 for module in ("bokeh", "websocket", "PIL"):
     if importlib.util.find_spec(module) is None:

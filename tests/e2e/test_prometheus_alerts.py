@@ -297,7 +297,9 @@ def test_amtool_accepts_the_shipped_configuration(exported):
         ("environment=production severity=critical", "on-call,team"),
         ("environment=production severity=warning", "team"),
         ("environment=staging severity=critical", "team"),
-        ("severity=critical", "nobody"),
+        ("severity=critical", "team"),
+        ("environment= severity=warning", "team"),
+        ("environment=staging-2 severity=critical", "nobody"),
         ("environment=laptop severity=critical", "nobody"),
     ],
 )

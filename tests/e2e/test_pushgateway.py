@@ -17,7 +17,7 @@ JOB = """
 import sys
 import keras, tensorflow as tf
 import gradwatch
-from gradwatch.telemetry.push import push
+from gradwatch.exporters.push import push
 
 gateway, instance, name, end = sys.argv[1:]
 model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])

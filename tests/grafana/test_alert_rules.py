@@ -11,7 +11,7 @@ from grafana_boards import BOARDS, panels, parse, selectors
 
 from gradwatch.grafana import alertmanager, rule_tests, rules
 from gradwatch.grafana.queries import series
-from gradwatch.telemetry import alerts as in_process
+from gradwatch.reading import alerts as in_process
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
@@ -24,6 +24,7 @@ CATALOGUE = {
     "GradwatchGradientTrend": ("", "warning"),
     "GradwatchGradientNonFinite": ("", "critical"),
     "GradwatchGradientVanishing": ("10m", "warning"),
+    "GradwatchUpdatesSaturated": ("2m", "critical"),
     "GradwatchClippingSaturated": ("15m", "warning"),
     "GradwatchClipNormDrift": ("5m", "warning"),
     "GradwatchTrainingStalled": ("1m", "critical"),
@@ -106,6 +107,7 @@ def test_what_alertmanager_mutes_is_as_the_catalogue_says():
         "GradwatchGradientNonFinite": [
             "GradwatchGradientExplosion",
             "GradwatchGradientExplosionSustained",
+            "GradwatchUpdatesSaturated",
             "GradwatchClippingSaturated",
         ],
         "GradwatchGradientExplosionSustained": ["GradwatchGradientExplosion"],

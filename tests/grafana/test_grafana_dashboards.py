@@ -7,9 +7,9 @@ import re
 import pytest
 
 from gradwatch.core.snapshot import KINDS
+from gradwatch.exporters.metrics import METRICS
 from gradwatch.grafana import fleet, health, rules
 from gradwatch.grafana.readme import walk
-from gradwatch.telemetry.metrics import METRICS
 
 HEALTH = health.dashboard()
 FLEET = fleet.dashboard()

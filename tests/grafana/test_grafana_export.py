@@ -12,8 +12,8 @@ import yaml
 
 from gradwatch import grafana
 from gradwatch.errors import MissingExtra
+from gradwatch.exporters.ports import DEFAULT_PORT
 from gradwatch.grafana import alertmanager, stack
-from gradwatch.telemetry.prometheus import DEFAULT_PORT
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "grafana"
@@ -48,7 +48,7 @@ def test_alerts_link_to_the_runbook_that_the_caller_names(tmp_path):
 
 def test_without_pyyaml_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(MissingExtra, match=r"gradwatch\[grafana\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[grafana\]"):
         grafana.files()
 
 
@@ -121,7 +121,8 @@ def test_grafana_finds_the_dashboards_where_compose_mounts_them():
 
 
 def test_prometheus_scrapes_the_port_that_gradwatch_serves_on_by_default():
-    assert stack.targets() == [{"targets": [f"127.0.0.1:{DEFAULT_PORT}"]}]
+    [target] = stack.targets()
+    assert target["targets"] == [f"127.0.0.1:{DEFAULT_PORT}"]
     [job] = stack.prometheus()["scrape_configs"]
     assert job["job_name"] == "gradwatch"
     assert Path("prometheus/targets/local.json").match("prometheus/" + job["file_sd_configs"][0]["files"][0])

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from gradwatch.telemetry import health as health_module
-from gradwatch.telemetry.reader import reader as process_reader
+from gradwatch.reading import health as health_module
+from gradwatch.reading.reader import reader as process_reader
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ package.__path__ = [{str(ROOT / "gradwatch")!r}]
 
 EXIT = """
 from telemetry.fake import FakeMonitor
-from gradwatch.telemetry import reader
+from gradwatch.reading import reader
 monitor = FakeMonitor()
 monitor.alert_sinks.append(lambda alert: print("ALERT", alert.kind, flush=True))
 reader.set_interval(30)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from telemetry.fake import FakeMonitor
 
-from gradwatch.core.snapshot import KINDS
-from gradwatch.telemetry.alerts import CRITICAL_EXPLOSION_SECONDS, CRITICAL_STREAK_STEPS, Alert, alerts_between
-from gradwatch.telemetry.reader import Reading
+from gradwatch.core.snapshot import KINDS, Event
+from gradwatch.reading.alerts import CRITICAL_EXPLOSION_SECONDS, CRITICAL_STREAK_STEPS, Alert, alerts_between
+from gradwatch.reading.reading import Reading
 
 
 def reading(monitor: FakeMonitor, at: float = 1000.0, began: dict[str, float] | None = None) -> Reading:
@@ -68,7 +68,7 @@ def test_the_message_says_what_where_who_what_was_done_and_what_next():
         "kernel (80%)",
         "bias (20%)",
         "clipped the norm to 1",
-        "Look next",
+        "Look at the batch of that step and at the learning rate",
     ):
         assert part in alert.message
 
@@ -204,6 +204,101 @@ def test_as_json_is_strict_json_even_without_a_finite_number(norm, text):
     assert again["norm"] == text
     assert again["threshold"] == "Infinity"
     assert (again["kind"], again["step"], again["phase"]) == ("nonfinite", 3, "fired")
+
+
+def alert_after(*events, **state):
+    """The last alert that these calls on a monitor give, a look after each."""
+    monitor, before, told = FakeMonitor(**state), None, []
+    for event in events:
+        event(monitor)
+        after = reading(monitor)
+        told += alerts_between(before, after, monitor.history)
+        before = after
+    return told[-1]
+
+
+def test_a_nan_that_follows_an_explosion_says_so_and_names_nobody():
+    @dataclass(frozen=True)
+    class Following(Event):
+        follows: int = 0
+
+    event = Following("nonfinite", 206, math.nan, math.inf, {f"layer{i}": 1 / 25 for i in range(25)}, follows=203)
+    monitor = FakeMonitor(steps=205)
+    monitor.begin("nonfinite", math.nan, verdict="zero")
+    monitor.state = replace(monitor.state, last_events={**monitor.state.last_events, "nonfinite": event})
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert "It follows the explosion at step 203: lower the learning rate." in alert.message
+    assert "square root" not in alert.message
+    assert "%" not in alert.message
+    assert "layer" not in alert.message
+
+
+def test_equal_shares_are_a_count():
+    shares = {f"layer{i}": 1 / 25 for i in range(25)}
+    alert = alert_after(lambda m: m.begin("nonfinite", math.nan, verdict="zero", **shares))
+    assert "In all 25 variables." in alert.message
+    assert "4%" not in alert.message
+    some = {**dict.fromkeys(("a", "b"), 0.5), **dict.fromkeys(("c", "d"), 0.0)}
+    alert = alert_after(lambda m: m.begin("nonfinite", math.nan, verdict="zero", **some))
+    assert "In 2 of 4 variables: a, b." in alert.message
+
+
+def test_shares_of_which_none_is_a_tenth_are_not_a_list():
+    shares = {f"layer{i}": (0.05 if i == 7 else 0.95 / 39) for i in range(40)}
+    alert = alert_after(lambda m: m.begin("explosion", **shares))
+    assert "Spread over 40 variables; the largest share is 5% (layer7)." in alert.message
+
+
+@pytest.mark.parametrize(
+    ("norm", "title", "said"),
+    [
+        (2e38, "gradient overflow", "norm 2e+38, which overflows float32"),
+        (math.inf, "Inf in the gradients", "norm inf"),
+        (math.nan, "NaN or Inf in the gradients", "norm nan"),
+    ],
+)
+def test_a_norm_too_large_for_float32_is_an_overflow_and_not_a_nan(norm, title, said):
+    alert = alert_after(lambda m: m.begin("nonfinite", norm, math.inf, verdict="zero"))
+    assert alert.message.startswith(f"{title} at step 1 of run: {said}")
+    assert alert.title.startswith(f"{title} (run")
+    assert ("learning rate" in alert.message) == (norm == 2e38)
+
+
+def test_an_explosion_says_whether_the_norm_grew_or_jumped():
+    grown = [lambda m, norm=2.0**k: m.step(norm) for k in range(5)]
+    alert = alert_after(*grown, lambda m: m.begin("explosion", norm=32.0))
+    assert "grew 32 times over 5 steps" in alert.message
+    assert alert.advice == "Lower the learning rate."
+    calm = [lambda m: m.step(1.0), lambda m: m.step(0.9)] * 3
+    alert = alert_after(*calm, lambda m: m.begin("explosion", norm=90.0))
+    assert "grew 100 times in one step" in alert.message
+    assert alert.advice == "Look at the batch of that step."
+
+
+def test_the_advice_is_given_once_in_a_run_and_again_when_it_turns_critical():
+    monitor, before, advice, messages = FakeMonitor(), None, [], []
+    for _ in range(4):
+        monitor.begin("vanishing")
+        monitor.end("vanishing")
+        after = reading(monitor)
+        (alert,) = alerts_between(before, after, monitor.history)
+        advice.append(alert.advice)
+        messages.append(alert.message)
+        before = after
+    assert "activations" in advice[0]
+    assert advice[1:] == [""] * 3
+    assert "Episode 4 of its kind in this run." in messages[3]
+    monitor.begin("nonfinite", math.nan, verdict="zero")
+    before = reading(monitor)
+    nan_steps(monitor, CRITICAL_STREAK_STEPS)
+    (critical,) = alerts_between(before, reading(monitor), monitor.history)
+    assert "checkpoint" in critical.advice
+
+
+def test_the_title_names_the_run_where_it_has_a_name():
+    alert = Alert("explosion", "default", 3, 9.0, 5.0, "message", "warning", 1000.0, run_name="lm-77")
+    assert alert.title == "gradient explosion (default of lm-77)"
+    assert alert.as_json()["run_name"] == "lm-77"
 
 
 # -- from the monitor to the sinks and the log -----------------------------------------------------------

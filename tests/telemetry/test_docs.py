@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gradwatch.telemetry import alerts, httpd, notify, prometheus, push, reader, text
+from gradwatch import reading
+from gradwatch.exporters import exposition, httpd, notify, ports, prometheus, push
+from gradwatch.reading import alerts, text
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["prometheus.md", "notifications.md"]
@@ -48,7 +50,7 @@ def test_every_call_on_the_page_fits_its_function(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_metric_on_the_page_exists(name):
-    from gradwatch.telemetry.metrics import BY_NAME
+    from gradwatch.exporters.metrics import BY_NAME
 
     assert set(re.findall(r"\bgradwatch_[a-z_]+", page(name))) <= set(BY_NAME)
 
@@ -56,15 +58,18 @@ def test_every_metric_on_the_page_exists(name):
 def test_the_limits_on_the_page_of_the_endpoint_are_those_of_the_code():
     said = " ".join(page("prometheus.md").split())
     for words in (
-        f"port {prometheus.DEFAULT_PORT}",
-        f"A request has {httpd.REQUEST_SECONDS:g} seconds to arrive",
-        f"a connection {httpd.RESPONSE_SECONDS:g} to end",
-        f"a request {httpd.REQUEST_BYTES // 1024} KiB",
-        f"at most {httpd.MOST_CONNECTIONS} connections",
-        f"after a burst of {httpd.BURST}, at most {httpd.REQUESTS_PER_SECOND:g} requests a second",
-        f"at most {prometheus.MOST_LAYERS}",
+        f"port {ports.DEFAULT_PORT}",
+        f"TLS handshake included | {httpd.REQUEST_SECONDS:g} seconds |",
+        f"made and taken | {httpd.RESPONSE_SECONDS:g} seconds |",
+        f"size of a request | {httpd.REQUEST_BYTES // 1024} KiB |",
+        f"a whole request | {httpd.MOST_IDLE};",
+        f"wait for their answer | {httpd.MOST_CONNECTIONS};",
+        f"threads that make answers | {httpd.MOST_THREADS},",
+        f"requests a second | {httpd.BURST} at once, {httpd.REQUESTS_PER_SECOND:g} in the long run |",
+        f"connections a second | {httpd.CONNECTION_BURST:,} at once, {httpd.CONNECTIONS_PER_SECOND:g} in the long",
+        f"at most {exposition.MOST_LAYERS}",
         f"longer than {text.LABEL_LIMIT} characters",
-        ", ".join(f"`{name}`" for name in prometheus.WORKER_VARIABLES),
+        ", ".join(f"`{name}`" for name in ports.WORKER_VARIABLES),
     ):
         assert words in said
 
@@ -91,5 +96,5 @@ def test_the_fields_on_the_page_are_those_of_an_alert():
 
 
 def test_the_functions_of_the_reader_on_the_page_exist():
-    for name in re.findall(r"gradwatch\.telemetry\.reader\.(\w+)", page("prometheus.md")):
-        assert callable(getattr(reader, name))
+    for name in re.findall(r"gradwatch\.reading\.(\w+)", page("prometheus.md")):
+        assert callable(getattr(reading, name))

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from fake import FakeMonitor
 
-from gradwatch.telemetry import live
-from gradwatch.telemetry.live.curves import MOST_BINS, Curves, thin
-from gradwatch.telemetry.live.store import CURVES, Store
+from gradwatch.exporters import live
+from gradwatch.exporters.live.curves import MOST_BINS, Curves, thin
+from gradwatch.exporters.live.store import CURVES, Store
 
 HOSTILE = '</script><script>alert(1)</script>"\n\x1b[31m' + "x" * 10_000
 
@@ -170,7 +170,7 @@ def test_the_numbers_are_those_of_the_snapshot(reader, store):
     assert number(data, "clip_norm") == snapshot.clip_norm
     assert number(data, "explosion_threshold") == snapshot.explosion_threshold
     assert number(data, "clip_ratio") == 1.0
-    assert data["layers"] == [["b", 4.0, 0.64], ["a", 3.0, 0.36]]
+    assert data["layers"] == [["b", 4.0, 0.64, "b"], ["a", 3.0, 0.36, "a"]]
     assert sum(data["histogram"]["count"]) == 1
     assert data["histogram"]["left"][0] < 3.25 <= data["histogram"]["right"][0]
 
@@ -214,6 +214,45 @@ def test_a_page_that_comes_later_still_marks_what_happened_before(reader):
     (event,) = store.page()["events"]
     assert (event["kind"], event["step"], event["norm"]) == ("nonfinite", 2, "NaN")
     store.close()
+
+
+def test_before_the_first_step_no_number_pretends_to_be_a_norm(reader, store):
+    run = Run(quantiles={0.5: math.nan}, norm=math.nan, applied_norm=math.nan, max_norm=math.nan)
+    reader.register(run)
+    reader.poll_now()
+    numbers = {row[0]: row[2:] for row in store.page()["numbers"]}
+    for name in ("norm", "applied_norm", "max_norm", "quantile_0.5", "verdict"):
+        assert numbers[name] == ["text", "none yet"], name
+    run.step(3.0, quantiles={0.5: 3.0}, max_norm=3.0)
+    reader.poll_now()
+    numbers = {row[0]: row[3] for row in store.page()["numbers"]}
+    assert [numbers[name] for name in ("norm", "applied_norm", "max_norm", "quantile_0.5")] == [3.0] * 4
+
+
+def test_a_page_that_is_asked_for_while_a_first_reading_is_taken_waits_for_the_next(reader, store):
+    asked = []
+
+    class Asking(Run):
+        def history(self):
+            if reader.readings():
+                asked.append(store.page())
+            return super().history()
+
+    run = Asking()
+    reader.register(run)
+    run.step()
+    reader.poll_now()
+    assert "run_id" not in asked[0]
+    assert store.page()["run_id"] == run.run_id
+
+
+def test_long_layer_names_are_shown_by_what_tells_them_apart(reader, store):
+    names = [f"my_transformer/encoder/block_{i}/attention/query_projection/kernel:0" for i in range(5)]
+    run = Run(layer_norms=dict.fromkeys(names, 1.0))
+    reader.register(run)
+    run.step()
+    reader.poll_now()
+    assert {row[0]: row[3] for row in store.page()["layers"]} == {n: f"…/block_{i}/…" for i, n in enumerate(names)}
 
 
 def test_alerts_and_layers_are_bounded(reader, store):
@@ -397,7 +436,7 @@ def test_numbers_that_json_does_not_know_become_texts(reader, page):
 
     data = json.loads(ask(page, "/data.json")[2], parse_constant=refuse)
     assert [number(data, name) for name in ("norm", "applied_norm", "score")] == ["NaN", "Infinity", "-Infinity"]
-    assert data["layers"][0] == ["bad", "NaN", None]
+    assert data["layers"][0] == ["bad", "NaN", None, "bad"]
 
 
 @pytest.mark.parametrize(
@@ -436,7 +475,7 @@ def test_without_the_extra_the_page_says_how_to_install_it_and_gathers_nothing(r
     page = live.LivePage()
     status, _, body = ask(page)
     assert status == "200 OK"
-    assert b"pip install 'gradwatch[live]'" in body
+    assert b"pip install '.[live]'" in body
     assert b"/metrics" in body
     assert ask(page, "/data.json")[0] == "404 Not Found"
     assert reader._listeners == ()

@@ -10,9 +10,9 @@ import pytest
 from telemetry.fake import BOUNDS, FakeMonitor, snapshot
 
 from gradwatch.core.snapshot import KINDS
-from gradwatch.telemetry.health import CHANNELS, COMPONENTS, OUTCOMES, SCRAPE_COMPONENTS, Health
-from gradwatch.telemetry.metrics import BY_NAME, LABELS, METRICS, Buckets, markdown
-from gradwatch.telemetry.reader import Reading
+from gradwatch.exporters.metrics import BY_NAME, LABELS, METRICS, Buckets, markdown
+from gradwatch.reading.health import CHANNELS, COMPONENTS, OUTCOMES, SCRAPE_COMPONENTS, Health
+from gradwatch.reading.reading import Reading
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,7 +154,7 @@ def test_the_histogram_is_the_one_of_the_device():
 
 def test_the_docs_page_is_current():
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert page == markdown(), "run: python -m gradwatch.telemetry.metrics > docs/metrics.md"
+    assert page == markdown(), "run: python -m gradwatch.exporters.metrics > docs/metrics.md"
 
 
 def test_the_labels_a_grouping_key_must_not_use_are_all_known():

@@ -16,9 +16,9 @@ from telemetry.fake import FakeMonitor
 from telemetry.processes import EXIT, run_script
 
 from gradwatch.errors import ConfigError, MissingExtra
-from gradwatch.telemetry import notify
-from gradwatch.telemetry.alerts import Alert
-from gradwatch.telemetry.notify import Apprise, SendError, Slack, Webhook, channel_for
+from gradwatch.exporters import notify
+from gradwatch.exporters.notify import Apprise, SendError, Slack, Webhook, channel_for
+from gradwatch.reading.alerts import Alert
 
 SECRET = "T00-B00-s3cr3t"
 
@@ -74,7 +74,7 @@ def receiver():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(notify, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(notify.channel, "_FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_apprise_sends_to_the_services_it_knows(receiver, counted):
 
 def test_without_apprise_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "apprise", None)
-    with pytest.raises(MissingExtra, match=r"gradwatch\[notify\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[notify\]"):
         Apprise("json://localhost")
 
 
@@ -180,7 +180,7 @@ def test_a_dead_endpoint_is_given_up_after_the_attempts_and_counted(counted, hea
 
 def test_the_pauses_between_attempts_grow(monkeypatch, receiver):
     pauses = []
-    monkeypatch.setattr(notify.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(notify.channel.random, "uniform", lambda low, high: 1.0)
     receiver.answers = [(500, {})] * 4
     channel = Webhook(receiver.url, attempts=4)
     channel._ending.wait = lambda seconds: pauses.append(seconds)
@@ -191,7 +191,7 @@ def test_the_pauses_between_attempts_grow(monkeypatch, receiver):
 @pytest.mark.parametrize(("asked", "waited"), [("5", 5.0), ("1e9", 60.0), ("-3", 0.01), ("tomorrow", 0.01)])
 def test_the_pause_a_server_asks_for_is_kept_within_reason(monkeypatch, receiver, asked, waited):
     pauses = []
-    monkeypatch.setattr(notify.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(notify.channel.random, "uniform", lambda low, high: 1.0)
     receiver.answers = [(429, {"Retry-After": asked})]
     channel = Webhook(receiver.url)
     channel._ending.wait = lambda seconds: pauses.append(seconds)
@@ -244,7 +244,7 @@ def test_one_kind_is_said_once_in_a_while_and_the_next_message_says_how_many_wer
     assert len(receiver.got) == 1
     assert counted("webhook") == {"sent": 1, "failed": 0, "suppressed": 4}
     real = time.monotonic
-    monkeypatch.setattr(notify.time, "monotonic", lambda: real() + 301)
+    monkeypatch.setattr(notify.channel.time, "monotonic", lambda: real() + 301)
     channel(alert())
     monkeypatch.undo()
     assert channel.flush(5)
@@ -389,7 +389,7 @@ def test_the_last_message_is_sent_when_the_process_ends(receiver, kind):
         pytest.importorskip("apprise")
     url = receiver.url if kind == "Webhook" else receiver.url.replace("http", "json", 1)
     done = run_script(
-        f"from gradwatch.telemetry.notify import {kind}\nchannel = {kind}({url!r})\n"
+        f"from gradwatch.exporters.notify import {kind}\nchannel = {kind}({url!r})\n"
         + EXIT.replace("reader.set_interval", "monitor.alert_sinks.append(channel)\nreader.set_interval")
     )
     assert done.returncode == 0, done.stderr
@@ -399,7 +399,7 @@ def test_the_last_message_is_sent_when_the_process_ends(receiver, kind):
 def test_a_dead_endpoint_does_not_hold_up_the_end_of_the_process():
     began = time.monotonic()
     done = run_script(
-        "from gradwatch.telemetry import notify\nnotify._EXIT_SECONDS = 0.5\n"
+        "from gradwatch.exporters import notify\nnotify.channel._EXIT_SECONDS = 0.5\n"
         + EXIT.replace(
             "reader.set_interval",
             "monitor.alert_sinks.append(notify.Webhook('http://127.0.0.1:1/x', attempts=50))\nreader.set_interval",

@@ -23,9 +23,12 @@ from telemetry.fake import FakeMonitor
 from telemetry.processes import run_script
 
 from gradwatch.errors import ConfigError, ServeError
-from gradwatch.telemetry import prometheus
-from gradwatch.telemetry.metrics import METRICS
-from gradwatch.telemetry.prometheus import MOST_LAYERS, serve, worker_index
+from gradwatch.exporters import exposition
+from gradwatch.exporters.exposition import MOST_LAYERS
+from gradwatch.exporters.metrics import METRICS
+from gradwatch.exporters.ports import worker_index
+from gradwatch.exporters.prometheus import serve
+from gradwatch.reading.run_name import run_name
 
 HOSTILE = ['quo"te', "back\\slash", "line\nbreak", "<script>alert(1)</script>", "{}", "x" * 10_000, "\x00\x1b[31m"]
 
@@ -138,8 +141,8 @@ def test_a_new_reading_is_in_the_next_scrape(reader, server):
 
 def test_a_storm_of_scrapes_formats_once(reader, monkeypatch):
     formatted = []
-    original = prometheus.Collector.collect
-    monkeypatch.setattr(prometheus.Collector, "collect", lambda self: formatted.append(1) or original(self))
+    original = exposition.Collector.collect
+    monkeypatch.setattr(exposition.Collector, "collect", lambda self: formatted.append(1) or original(self))
     with serve(0) as server:
         for _ in range(20):
             get(server.metrics_url)
@@ -182,10 +185,35 @@ def test_layers_are_shown_only_when_asked_for(reader, server):
     assert b"gradwatch_layer_gradient_norm{" not in get(server.metrics_url)
 
 
+def test_update_ratio_and_reach_are_shown_once_they_are_known(reader, server):
+    names = [b"gradwatch_update_ratio{", b"gradwatch_layer_update_ratio{", b"gradwatch_reach_norm{"]
+    show(reader, monitor := FakeMonitor(reach=float("inf")))
+    text = get(server.metrics_url)
+    assert [name in text for name in names] == [False, False, False]
+    monitor.state = FakeMonitor(reach=42.0, update_ratio=0.0025, layer_update_ratio={"a": 0.01}).state
+    reader.poll_now()
+    found = samples(get(server.metrics_url))
+    by_name = {
+        key[0]: value for key, value in found.items() if key[0] in ("gradwatch_update_ratio", "gradwatch_reach_norm")
+    }
+    assert by_name == {"gradwatch_update_ratio": 0.0025, "gradwatch_reach_norm": 42.0}
+
+
+def test_the_update_ratios_of_layers_are_those_of_the_chosen_layers(reader):
+    layers = {f"layer{i}": float(i) for i in range(1000)}
+    # a variable that is zero has a norm but no share
+    shares = {name: x / 1e3 for name, x in layers.items() if x}
+    show(reader, monitor := FakeMonitor(layer_norms=layers, layer_update_ratio=shares))
+    assert len(monitor.state.layer_update_ratio) == 999
+    collector = exposition.Collector(layers=3)
+    (family,) = (f for f in collector.collect() if f.name == "gradwatch_layer_update_ratio")
+    assert {s.labels["layer"]: s.value for s in family.samples} == {"layer500": 0.5, "layer999": 0.999}
+
+
 def test_layers_are_capped_and_spread_over_the_model_and_stay_the_same(reader):
     monitor = FakeMonitor(layer_norms={f"layer{i}": float(i) for i in range(1000)})
     show(reader, monitor)
-    collector = prometheus.Collector(layers=3)
+    collector = exposition.Collector(layers=3)
 
     def shown():
         (family,) = (f for f in collector.collect() if f.name == "gradwatch_layer_gradient_norm")
@@ -200,7 +228,7 @@ def test_layers_are_capped_and_spread_over_the_model_and_stay_the_same(reader):
 @pytest.mark.parametrize("layers", [-1, MOST_LAYERS + 1])
 def test_more_layers_than_the_cap_are_refused(layers):
     with pytest.raises(ConfigError, match=f"between 0 and {MOST_LAYERS}"):
-        prometheus.Collector(layers)
+        exposition.Collector(layers)
 
 
 def test_a_value_that_cannot_be_read_is_left_out_and_counted(reader, health, server):
@@ -238,7 +266,8 @@ def test_the_front_page_points_to_the_metrics_and_nothing_else_is_served(server)
     for path in ("/metrics/", "/../etc/passwd", "/favicon.ico"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(server.url + path)
-        assert refused.value.code == 404
+        with refused.value:
+            assert refused.value.code == 404
 
 
 def test_a_page_of_ones_own_takes_every_path_but_the_metrics(reader):
@@ -258,8 +287,9 @@ def test_a_page_that_fails_is_an_error_500_and_counted(reader, health):
     before = health.scrape_errors()["http"]
     with serve(0, page=page) as server, pytest.raises(urllib.error.HTTPError) as failed:
         get(server.url)
-    assert failed.value.code == 500
-    assert b"broken page" not in failed.value.read()
+    with failed.value:
+        assert failed.value.code == 500
+        assert b"broken page" not in failed.value.read()
     assert health.scrape_errors()["http"] > before
 
 
@@ -371,7 +401,10 @@ def test_the_target_file_names_the_endpoint_and_goes_with_it(reader, tmp_path):
     assert path.suffix == ".json"
     assert path.stat().st_mode & 0o777 == 0o644
     (entry,) = json.loads(path.read_text())
-    assert entry == {"targets": [f"trainer-1.example:{server.port}"], "labels": {"__scheme__": "http"}}
+    assert entry == {
+        "targets": [f"trainer-1.example:{server.port}"],
+        "labels": {"__scheme__": "http", "run": run_name()},
+    }
     server.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -391,7 +424,7 @@ def test_a_forked_child_neither_holds_the_port_nor_closes_the_parents_server(tmp
 import os, time, urllib.request, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
-from gradwatch.telemetry.prometheus import serve
+from gradwatch.exporters.prometheus import serve
 folder = Path({str(tmp_path)!r})
 with serve(0, file_sd=folder) as server:
     child = os.fork()

@@ -13,7 +13,7 @@ from telemetry.fake import FakeMonitor
 from telemetry.processes import EXIT, run_script
 
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.push import push
+from gradwatch.exporters.push import push
 
 SECRET = "s3cr3t"
 
@@ -126,7 +126,7 @@ def test_the_grouping_key_is_the_path(gateway, monitor, job, key, path):
 
 
 def test_the_default_key_is_this_host(gateway, monitor, monkeypatch):
-    monkeypatch.setattr("gradwatch.telemetry.push.socket.gethostname", lambda: "trainer-1")
+    monkeypatch.setattr("gradwatch.exporters.push.socket.gethostname", lambda: "trainer-1")
     push(f"http://{gateway.address}/").close()
     assert gateway.paths[0] == "/metrics/job/gradwatch/instance/trainer-1"
 
@@ -139,7 +139,7 @@ def test_a_key_that_would_overwrite_a_label_of_the_metrics_is_refused(label):
 
 @pytest.mark.parametrize("label", ["", "with space", "__reserved", "1st", "a/b", 7])
 def test_a_key_that_is_no_label_name_is_refused(label):
-    with pytest.raises(ConfigError, match="no label name"):
+    with pytest.raises(ConfigError, match="not a label name"):
         push("localhost:9091", grouping_key={label: "x"})
 
 
@@ -181,7 +181,7 @@ def test_a_gateway_that_is_down_is_counted_and_logged_once_and_hurts_nobody(moni
     "end", ["", "raise RuntimeError('crash')", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT)"]
 )
 def test_the_last_numbers_are_pushed_however_the_program_ends(gateway, end):
-    script = EXIT + f"from gradwatch.telemetry.push import push\npush({gateway.address!r})\nmonitor.step()\n"
+    script = EXIT + f"from gradwatch.exporters.push import push\npush({gateway.address!r})\nmonitor.step()\n"
     run_script(f"{script}import os, signal\n{end}")
     assert 'gradwatch_steps_total{monitor="run"} 2.0' in gateway.bodies[-1]
     assert 'gradwatch_run_active{monitor="run"} 0.0' in gateway.bodies[-1]

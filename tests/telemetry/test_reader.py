@@ -13,7 +13,8 @@ from telemetry.fake import FakeMonitor
 from telemetry.processes import EXIT, run_script
 
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.reader import DURATION_BOUNDS, Reader
+from gradwatch.reading.reader import Reader
+from gradwatch.reading.reading import DURATION_BOUNDS
 
 
 def wait_until(condition, seconds: float = 5.0) -> bool:
@@ -311,7 +312,7 @@ def test_the_last_alerts_are_delivered_when_the_process_dies_of_an_exception():
 def test_a_hanging_device_does_not_hang_the_end_of_the_process():
     began = time.monotonic()
     done = run_script(
-        EXIT + "import time, gradwatch.telemetry.reader as r; r._EXIT_SECONDS = 0.3\n"
+        EXIT + "import time, gradwatch.reading.reader as r; r._EXIT_SECONDS = 0.3\n"
         "monitor.snapshot = lambda: time.sleep(60)"
     )
     assert done.returncode == 0

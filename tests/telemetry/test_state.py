@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradwatch.telemetry.state import state_of
+from gradwatch.reading.state import state_of
 
 CALM = {"steps": 100, "running": True, "warmup": False, "active": {}, "idle_seconds": 1.0}
 
@@ -19,7 +19,8 @@ CALM = {"steps": 100, "running": True, "warmup": False, "active": {}, "idle_seco
         ({"active": {"explosion": True, "trend": True}, "warmup": True}, "exploding", "critical"),
         ({"active": {"vanishing": True}}, "vanishing", "warning"),
         ({"active": {"trend": True}}, "growing", "warning"),
-        ({"idle_seconds": 61.0, "warmup": True}, "no step for 61 s", "warning"),
+        ({"idle_seconds": 599.0}, "healthy", "ok"),
+        ({"idle_seconds": 601.0, "warmup": True}, "no step for 601 s", "warning"),
         ({"warmup": True}, "warming up", "info"),
     ],
 )

@@ -14,8 +14,7 @@ from fake import FakeMonitor
 
 from gradwatch.core.snapshot import VERDICTS
 from gradwatch.errors import ConfigError
-from gradwatch.telemetry.steps import StepCursor
-from gradwatch.telemetry.tensorboard import (
+from gradwatch.exporters.tensorboard import (
     ALERTS,
     CLIP_SHARE,
     HISTOGRAM,
@@ -25,6 +24,7 @@ from gradwatch.telemetry.tensorboard import (
     TensorBoard,
     folder_name,
 )
+from gradwatch.reading.steps import StepCursor
 
 pytestmark = pytest.mark.tf
 
@@ -204,7 +204,7 @@ def test_the_end_of_the_process_writes_the_last_step_of_a_real_training_without_
         import sys
         sys.modules["tensorboard"] = None  # importing it now raises ImportError
         import keras, tensorflow as tf, gradwatch
-        from gradwatch.telemetry.tensorboard import TensorBoard
+        from gradwatch.exporters.tensorboard import TensorBoard
         model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
         optimizer = keras.optimizers.SGD(1e-3)
         @gradwatch.watch(name="real")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradwatch.telemetry.text import LABEL_LIMIT, clean, redact
+from gradwatch.reading.text import LABEL_LIMIT, clean, redact, short_names
 
 HOSTILE = [
     "line\nbreak",
@@ -49,3 +49,38 @@ def test_two_names_never_become_one():
 )
 def test_a_url_is_shown_without_what_may_be_secret(url, shown):
     assert redact(url) == shown
+
+
+LONG = [f"my_transformer/encoder/block_{i}/attention/query_projection/kernel:0" for i in range(12)]
+
+
+def test_long_names_are_shown_by_what_tells_them_apart():
+    assert list(short_names(LONG).values()) == [f"…/block_{i}/…" for i in range(12)]
+
+
+def test_names_that_fit_are_left_alone():
+    names = ["dense/kernel:0", "dense/bias:0"]
+    assert short_names(names) == dict(zip(names, names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        LONG,
+        [*LONG, "my_transformer/encoder/block_1/attention/query_projection/bias:0"],
+        [f"{'x' * 50}{i}{'y' * 50}" for i in range(30)],
+        [f"{'x' * 50}{i}/{'y' * 50}" for i in range(30)],
+        ["a" * 200],
+        ["a/b", "a/b/c", "a" * 100],
+        ["", "/", "//", "a" * 100],
+        ["line\nbreak" * 20, "line\tbreak" * 20],
+        [],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("limit", [16, 28, 40])
+def test_shortened_names_are_short_printable_and_still_different(names, limit):
+    short = short_names(names, limit)
+    assert list(short) == names
+    assert len(set(short.values())) == len(names)
+    assert all(len(text) <= limit and text.isprintable() for text in short.values())

@@ -24,18 +24,19 @@ support.two_logical_cpus()
 def nobody_keeps_watching():
     """A watched step that ends or fails must leave nothing behind that watches others."""
     yield
-    from gradwatch.tf import hook
+    from gradwatch.tf import watchers
 
-    assert hook._context.get() is None
-    assert not hook._applying.get()
-    assert not any(hook._inner.values())
+    assert watchers._context.get() is None
+    assert not watchers._inside.get()
+    assert not watchers._replicas_inside
+    assert not watchers._entered
 
 
 @contextlib.contextmanager
 def guards_that_share_their_program():
     """Tracing the guard is most of what a tiny training costs. It is a pure function: equal ones share it."""
     from gradwatch.core.layout import Layout
-    from gradwatch.tf import fused
+    from gradwatch.tf import engine, fused
 
     made, cache = fused.FusedGuard, {}
 
@@ -45,11 +46,11 @@ def guards_that_share_their_program():
             cache[key] = made(guard, initial, jit_compile=jit_compile)
         return cache[key]
 
-    fused.FusedGuard = shared
+    fused.FusedGuard = engine.FusedGuard = shared
     try:
         yield
     finally:
-        fused.FusedGuard = made
+        fused.FusedGuard = engine.FusedGuard = made
 
 
 @pytest.fixture(scope="session", autouse=True)

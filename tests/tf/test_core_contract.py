@@ -15,6 +15,7 @@ from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.policies import COMBINATORS, POLICIES
 from gradwatch.core.xp import NUMPY
 from gradwatch.testing import conformance, streams
+from gradwatch.tf import fused
 from gradwatch.tf.fused import FusedGuard
 
 
@@ -140,3 +141,40 @@ def test_compilers_keep_what_rounding_drops_from_the_sum_of_norms(jit_compile):
         vector, _, _ = fused(vector, row, row)
     snapshot = decode.snapshot(guard, layout.unpack(NUMPY, np.asarray(vector)), name="m", paths="a")
     assert snapshot.norm_sum == 1e8 + 10.0
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["tf.function", "XLA"])
+@pytest.mark.parametrize(
+    ("signals", "reach", "loss"),
+    [
+        (None, math.nan, math.nan),
+        ([fused.NO_REACH, fused.NO_LOSS], math.nan, math.nan),
+        ([fused.ANY_REACH, -1.5], math.inf, -1.5),
+        ([12.0, 0.0], 12.0, 0.0),
+    ],
+)
+def test_a_policy_on_the_device_gets_the_reach_and_the_loss_that_finite_codes_stand_for(
+    signals, reach, loss, jit_compile
+):
+    def update(xp, state, norms):
+        seen = {
+            "reach_known": xp.number(xp.is_finite(norms.reach)),
+            "reach_any": xp.number(norms.reach > 1e38),
+            "reach": xp.where(xp.is_finite(norms.reach), norms.reach, 0.0),
+            "loss_known": xp.number(xp.is_finite(norms.loss)),
+            "loss": xp.where(xp.is_finite(norms.loss), norms.loss, 0.0),
+        }
+        return seen, norms.total * 0.0 + 1.0, {}
+
+    names = ("reach_known", "reach_any", "reach", "loss_known", "loss")
+    zeros = dict.fromkeys(names, np.zeros((), np.float32))
+    guard = Guard(policies.Policy("listens()", lambda n: dict(zeros), update), ())
+    state = guard.init(2)
+    on_device = FusedGuard(guard, state, jit_compile=jit_compile)
+    vector = tf.constant(on_device.layout.pack(NUMPY, state))
+    rows = tf.ones([2])
+    vector, _, _ = on_device.step(vector, rows, rows, None if signals is None else tf.constant(signals))
+    seen = on_device.layout.unpack(NUMPY, vector.numpy())["policy"]
+    expected = [math.isfinite(reach), reach == math.inf, reach if math.isfinite(reach) else 0.0]
+    expected += [math.isfinite(loss), loss if math.isfinite(loss) else 0.0]
+    assert [float(seen[name]) for name in names] == [float(x) for x in expected]

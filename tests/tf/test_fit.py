@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
+import pickle
 import warnings
 
 import keras
@@ -10,10 +13,12 @@ import loops
 import numpy as np
 import pytest
 import support
+import tensorflow as tf
 
 import gradwatch
+from gradwatch.core.snapshot import Event
 from gradwatch.errors import NothingToWatch
-from gradwatch.tf import hook
+from gradwatch.tf import hook, watchers
 
 X, Y = (np.concatenate([np.asarray(b[i]) for b in support.batches(6)]) for i in (0, 1))
 
@@ -48,19 +53,241 @@ def test_two_callbacks_one_after_the_other_watch_their_own_fit():
 
 
 def test_a_fit_watched_after_an_interrupted_one_goes_back_to_unwatched():
-    class Interrupt(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            raise KeyboardInterrupt
-
     net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
     with pytest.raises(KeyboardInterrupt):
-        fit(net, callback, Interrupt())
+        fit(net, callback, Interrupt("on_train_batch_end"))
     fit(net, callback)
     steps = callback.monitor.snapshot().steps
     assert steps == 7
     fit(net)
     assert callback.monitor.snapshot().steps == steps
-    assert hook.attached(net.optimizer) is None
+    assert watchers.attached(net.optimizer) is None
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ends the fit with an error at the start of training, in the first batch, or at the end of the first epoch."""
+
+    def __init__(self, when):
+        super().__init__()
+        setattr(self, when, self._interrupt)
+
+    def _interrupt(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+def tiny(**options):
+    """A callback whose clipping stops a training for all to see."""
+    return gradwatch.KerasCallback(support.monitor(gradwatch.policies.fixed(1e-6)), **options)
+
+
+DEATHS = ("on_train_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end", "on_train_end")
+
+
+@pytest.mark.parametrize("when", DEATHS)
+@pytest.mark.parametrize("eagerly", [False, True], ids=["function", "run_eagerly"])
+def test_nothing_is_left_of_a_callback_whose_fit_died_whoever_comes_next(when, eagerly):
+    def train(*fits):
+        net = support.model()
+        net.compile(support.sgd(), "mse", jit_compile=False, run_eagerly=eagerly)
+        for callbacks in fits:
+            try:
+                fit(net, *callbacks)
+            except KeyboardInterrupt:
+                net.set_weights(support.model().get_weights())
+        return support.weights(net)
+
+    def dying():
+        dead = tiny()
+        # the one that ends the fit stands where ours has just heard of it, or has not heard of its end
+        return dead, [Interrupt(when), dead] if when == "on_train_end" else [dead, Interrupt(when)]
+
+    dead, callbacks = dying()
+    support.assert_close(train(callbacks, []), train([]))
+    assert dead.monitor.snapshot().steps <= 6
+    # a new callback ends well in between, and the fit after it is its own
+    dead, callbacks = dying()
+    second = gradwatch.KerasCallback(support.monitor(gradwatch.policies.observe()))
+    support.assert_close(train(callbacks, [second], []), train([], []))
+    assert second.monitor.snapshot().steps == 6
+    assert dead.monitor.snapshot().steps <= 6
+
+
+@pytest.mark.parametrize("call", ["train_on_batch", "custom loop", "evaluate"])
+def test_after_a_fit_that_died_other_ways_to_train_are_unwatched(call):
+    nets = [compiled(), compiled()]
+    dead = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        fit(nets[0], dead, Interrupt("on_train_batch_end"))
+    steps = dead.monitor.snapshot().steps
+    nets[0].set_weights(support.model().get_weights())
+    for net in nets:
+        if call == "train_on_batch":
+            net.train_on_batch(X, Y)
+        elif call == "custom loop":
+            support.train_step(net, net.optimizer)(X, Y)
+        else:
+            net.evaluate(X, Y, verbose=0)
+    support.assert_same(support.weights(nets[0]), support.weights(nets[1]))
+    assert dead.monitor.snapshot().steps == steps
+
+
+def test_an_error_of_a_watched_fit_is_not_raised_again_by_a_plain_one():
+    net, other = compiled(), support.model()
+    monitor = support.monitor()
+    monitor.clip([tf.ones_like(v) for v in other.trainable_variables], other.trainable_variables)
+    with pytest.raises(gradwatch.errors.LayoutError):
+        fit(net, gradwatch.KerasCallback(monitor))
+    fit(net)
+    assert monitor.snapshot().steps == 1
+
+
+def test_a_train_function_that_is_made_anew_during_the_fit_is_watched_too():
+    class Unfreeze(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.make_train_function(force=True)
+
+    net, callback = compiled(), gradwatch.KerasCallback(support.monitor())
+    fit(net, callback, Unfreeze(), epochs=2)
+    assert callback.monitor.snapshot().steps == 12
+    fit(net)
+    assert callback.monitor.snapshot().steps == 12
+
+
+# -- one fit after another --------------------------------------------------------------------------------
+
+
+class Traced(keras.Sequential):
+    """Counts how often its train step is traced."""
+
+    traces = 0
+
+    def train_step(self, data):
+        type(self).traces += 1
+        return super().train_step(data)
+
+
+def traced(**options):
+    Traced.traces = 0
+    net = support.model(kind=Traced)
+    net.compile(**{"optimizer": support.sgd(), "loss": "mse", "jit_compile": False, **options})
+    return net
+
+
+def test_a_fit_is_not_traced_again_when_nothing_has_changed():
+    net, callback = traced(), gradwatch.KerasCallback(support.monitor())
+    fit(net, callback)
+    once = Traced.traces
+    for _ in range(3):
+        fit(net, callback)
+    assert Traced.traces == once
+    assert callback.monitor.snapshot().steps == 24
+    fit(net)
+    plain = Traced.traces
+    fit(net)
+    fit(net, callback)
+    assert Traced.traces == plain
+    assert callback.monitor.snapshot().steps == 30
+
+
+CHANGES = {
+    "compile": lambda net: net.compile(support.sgd(0.5), "mae", jit_compile=False),
+    "run_eagerly": lambda net: setattr(net, "run_eagerly", True),
+    "steps_per_execution": lambda net: setattr(net, "steps_per_execution", 3),
+    "trainable": lambda net: setattr(net.layers[0], "trainable", False),
+    "train function": lambda net: net.make_train_function(force=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_fit_after_a_change_trains_as_an_unwatched_one_does(change):
+    def train(*callbacks):
+        net = compiled()
+        fit(net, *callbacks)
+        change(net)
+        fit(net, *callbacks)
+        return support.weights(net)
+
+    callback = gradwatch.KerasCallback(support.monitor(gradwatch.policies.observe()))
+    got = train(callback)
+
+    # what a model without a train function of before does: it has none to keep
+    def anew():
+        net = compiled()
+        fit(net)
+        net.train_function = None
+        change(net)
+        fit(net)
+        return support.weights(net)
+
+    support.assert_close(got, anew())
+    assert callback.monitor.snapshot().steps == 12
+
+
+def test_another_monitor_watches_the_next_fit_alone():
+    net, first = compiled(), gradwatch.KerasCallback(support.monitor())
+    fit(net, first)
+    second = gradwatch.KerasCallback(support.monitor())
+    fit(net, second)
+    fit(net, first)
+    assert [c.monitor.snapshot().steps for c in (first, second)] == [12, 6]
+
+
+# -- copies -----------------------------------------------------------------------------------------------
+
+
+def test_a_deep_copy_of_a_callback_is_configured_as_it_is_and_begins_with_no_run():
+    net = compiled()
+    callback = gradwatch.KerasCallback(support.monitor(name="run"), optimizer=net.optimizer, stop_after=7)
+    fit(net, callback)
+    twin = copy.deepcopy(callback)
+    assert (twin.stop_after, twin.monitor.name, twin.monitor is callback.monitor) == (7, "run", False)
+    assert twin.monitor.guard.policy.name == callback.monitor.guard.policy.name
+    assert twin.monitor.snapshot().steps == 0
+    fit(net, twin)
+    assert (callback.monitor.snapshot().steps, twin.monitor.snapshot().steps) == (6, 6)
+
+
+def test_a_callback_pickles():
+    callback = gradwatch.KerasCallback(name="run", policy=gradwatch.policies.percentile(80), stop_after=7)
+    fit(compiled(), callback)
+    twin = pickle.loads(pickle.dumps(callback))
+    assert (twin.stop_after, twin.monitor.name, twin.monitor.snapshot().steps) == (7, "run", 0)
+    fit(compiled(), twin)
+    assert twin.monitor.snapshot().steps == 6
+
+
+def test_copies_of_one_callback_watch_a_search_of_several_models():
+    """As KerasTuner does: each trial gets a deep copy of the callbacks that `search` was given."""
+    original = gradwatch.KerasCallback(**support.monitor_options())
+    for _ in range(2):
+        net, twin = compiled(), copy.deepcopy(original)
+        fit(net, twin)
+        assert twin.monitor.snapshot().steps == 6
+    assert original.monitor.snapshot().steps == 0
+
+
+def test_a_callback_takes_the_options_of_a_monitor():
+    callback = gradwatch.KerasCallback(**support.monitor_options(name="mine", on_nonfinite="skip"))
+    fit(compiled(), callback)
+    assert callback.monitor.name == "mine"
+    assert callback.monitor.guard.on_nonfinite == "skip"
+    assert callback.monitor.snapshot().steps == 6
+
+
+def test_saturated_clipping_counts_for_stop_after(monkeypatch):
+    callback = gradwatch.KerasCallback(support.monitor(), stop_after=3)
+    fit(compiled(), callback)
+    seen = callback.monitor.snapshot()
+    event = Event("saturated", step=2, norm=1e9, threshold=1.0, shares={})
+    dead = dataclasses.replace(
+        seen, active={**seen.active, "saturated": True}, last_events={**seen.last_events, "saturated": event}
+    )
+    callback.monitor.reset()
+    net = compiled()
+    monkeypatch.setattr(type(callback.monitor), "snapshot", lambda self: dead)
+    fit(net, callback, epochs=5)
+    assert net.stop_training
 
 
 def test_what_watch_attached_is_watched_again_after_the_fit():
@@ -117,7 +344,8 @@ def test_trap_25_the_state_of_an_unwatched_optimizer_loads_into_a_watched_one(tm
     old.save_weights(tmp_path / "w.weights.h5")
     new = compiled(keras.optimizers.Adam(0.01))
     new.optimizer.build(new.trainable_variables)
-    hook.attach(new.optimizer, support.monitor())
+    hook.install()
+    watchers.attach(new.optimizer, watchers.Scope(support.monitor()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         new.load_weights(tmp_path / "w.weights.h5")
@@ -246,7 +474,7 @@ def test_a_callback_that_would_be_blind_raises_in_the_first_batch_and_lets_go():
     with pytest.raises(NothingToWatch, match="one callback for each"):
         fit(gan, callback)
     assert callback.monitor.snapshot().steps == 0
-    assert hook.attached(gan.optimizer) is None
+    assert watchers.attached(gan.optimizer) is None
     fit(gan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_an_optimizer_class_with_its_own_apply_is_watched_once():
         (lambda: gradwatch.watch(optimizer={"g": support.sgd()}, monitor=support.monitor())(lambda: 0), "monitor="),
         (lambda: gradwatch.watch(on_nonfinite="ignore")(lambda: 0), "propagate"),
         (lambda: gradwatch.watch(on_explosion="stop")(lambda: 0), "observe"),
-        (lambda: gradwatch.watch(detectors="spike")(lambda: 0), "detectors"),
+        (lambda: gradwatch.watch(detectors="spyke")(lambda: 0), "detector"),
         (lambda: gradwatch.watch(on_alert=3)(lambda: 0), "callable"),
         (lambda: gradwatch.Monitor(policies.percentile(90)), "name"),
         (lambda: gradwatch.Monitor("a", "percentile(0.9)"), "write 90"),
@@ -183,15 +184,115 @@ def test_wrong_arguments_are_refused_at_once_with_what_to_do(make, message):
         make()
 
 
-def test_a_policy_may_be_given_by_its_text():
-    step = gradwatch.watch(policy="median(2, window=50)", name="texts")(lambda: 0)
-    assert step.monitor.guard.policy == policies.median(2, window=50)
-    assert gradwatch.Monitor("texts", "percentile").guard.policy == policies.percentile()
+@pytest.mark.parametrize("take", [lambda **o: gradwatch.watch(**o)(lambda: 0), gradwatch.KerasCallback])
+def test_an_unknown_option_names_the_known_ones(take):
+    with pytest.raises(ConfigError, match=r"'on_nan'.*on_nonfinite"):
+        take(on_nan="zero")
 
 
-def test_an_unknown_option_names_the_known_ones():
-    with pytest.raises((TypeError, ConfigError), match="on_nan"):
-        gradwatch.watch(on_nan="zero")(lambda: 0)
+def test_options_beside_a_monitor_are_refused_and_their_defaults_are_not():
+    with pytest.raises(ConfigError, match="policy, on_nonfinite"):
+        gradwatch.KerasCallback(support.monitor(), policy=policies.observe(), on_nonfinite="zero")
+    gradwatch.KerasCallback(support.monitor(), policy=None, name=None, on_explosion="clip")
+
+
+# -- what is no train step --------------------------------------------------------------------------------
+
+
+class Trainer:
+    def step(self):
+        pass
+
+
+async def train_async():
+    pass
+
+
+async def train_async_generator():
+    yield
+
+
+def train_generator():
+    yield
+
+
+class Generating:
+    def __call__(self):
+        yield
+
+
+WATCHED = support.watch()(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Trainer, "class Trainer; decorate its method"),
+        (lambda: train_async, "async def.*plain function"),
+        (lambda: train_async_generator, "async def"),
+        (lambda: train_generator, "generator function.*before each yield"),
+        (lambda: functools.partial(train_generator), "generator function"),
+        (lambda: Generating(), "generator function"),
+        (lambda: support.model(), "the model 'sequential.*KerasCallback"),
+        (lambda: keras.layers.Dense(1), "the model"),
+        (lambda: support.sgd(), "watch decorates a train step"),
+        (lambda: WATCHED, "watched already"),
+        (lambda: tf.function(WATCHED), "watched already"),
+        (lambda: functools.partial(WATCHED), "watched already"),
+        (lambda: functools.wraps(WATCHED)(lambda: WATCHED()), "watched already"),
+        (lambda: support.watch()(tf.function(lambda: None)), "watched already"),
+        (lambda: Method().step, "watched already"),
+        (lambda: vars(Method)["step"], "watched already"),
+    ],
+)
+def test_what_is_no_train_step_is_refused_when_it_is_decorated(make, message):
+    with pytest.raises(ConfigError, match=message):
+        gradwatch.watch(make())
+
+
+class Method:
+    @support.watch()
+    def step(self):
+        pass
+
+
+class Callable:
+    def __init__(self):
+        self.train = support.train_step(support.model(), support.sgd())
+
+    def __call__(self, x, y):
+        return self.train(x, y)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Callable(),
+        lambda: Callable().__call__,
+        lambda: functools.partial(Callable()),
+    ],
+    ids=["callable object", "bound method", "partial"],
+)
+def test_whatever_can_be_called_and_trains_is_watched(make):
+    step = support.watch()(make())
+    step(*DATA[0])
+    assert step.monitor.snapshot().steps == 1
+
+
+def test_a_notebook_cell_that_wraps_train_on_batch_and_runs_twice_is_told_what_helps():
+    net = support.model()
+    net.compile(support.sgd(), "mse", jit_compile=False)
+
+    def cell():
+        step = support.watch()(lambda x, y: net.train_on_batch(x, y))
+        step(*DATA[0])
+        return step.monitor.snapshot().steps
+
+    assert cell() == 1
+    with pytest.raises(NothingToWatch, match=r"model\.make_train_function\(force=True\)"):
+        cell()
+    net.make_train_function(force=True)
+    assert cell() == 1
 
 
 @pytest.mark.parametrize("mode", support.PLAIN_MODES.values())

@@ -1,150 +1,318 @@
-"""`auto`: the gain is found as TCP finds the capacity of a line."""
+"""`auto`: how far a step may carry the weights, found by the run itself.
+
+The rule is the smallest of a few bounds. Each is a function of its own below, with its formula, in natural logarithms;
+the docstring of `auto` puts them together.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from gradwatch.core import checks, sketch
 from gradwatch.core.norms import Norms
-from gradwatch.core.policies.base import Policy, State, Update, bounds, clamp, learned, one_more
-from gradwatch.core.xp import Namespace
+from gradwatch.core.policies.base import Policy, State, Update, bounds, clamp, one_more
+from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
 
-_REST, _TOGETHER, _SETTLED, _OFFSET = 5.0, 20.0, 20.0, 10.0
+# Of the displacement bound
+PATIENCE = 50.0  # steps without a better loss after which the run no longer gets better
+SETTLING = 300.0  # such steps after which the share has shrunk by the square root of two
+
+# Of the loss and of the level of the norms beside it
+_MEMORY = 50.0  # steps of the running level
+_WINSORISE = 2.5  # deviations at which a loss is clamped before it enters
+_FIRST = 10.0  # steps whose level is the loss at the start, and whose median is the first level of the norms
+_BETTER = 0.005  # a level this much lower is a better one
+_DRIFT = 0.0005  # how fast the best loss and the level of the norms may be forgotten, per step
+
+# Of alarm and backoff
+_TOGETHER = 20.0  # two outliers within so many steps are an alarm
+_REST = 5.0  # steps after an alarm in which another one belongs to it, and nothing grows
+_LEAST_GAIN = 0.03
+_PROBE, _OFFSET = 0.12, 10.0
+
+FIRST_STEP = 0.003  # share of the reach in the first step, when no norm and no loss is known
+RELEASE = 0.0003  # growth of the bound of the first gradients per step
+
+
+# -- the bounds ---------------------------------------------------------------------------------------------
+
+
+def quantile_bound(xp: Namespace, log_median: Array, factor: float) -> Array:
+    """log(factor * P_50(norms before t)): no step reaches far beyond the usual one."""
+    return log_median + math.log(factor)
+
+
+def displacement_bound(
+    xp: Namespace, log_reach: Array, log_gain: Array, stalled: Array, share: float, least: float
+) -> Array:
+    """log(gain * rho * reach), rho = max(least, share / sqrt(1 + stalled / 300)): a share of the weights' own length.
+
+    Args:
+      log_reach: of `Norms.reach`, shape ().
+      log_gain: of the alarms, at most 0, shape ().
+      stalled: steps in which the loss did not get better, or in which it is not known, shape ().
+    """
+    rho = xp.maximum(share / xp.sqrt(1.0 + stalled / SETTLING), least)
+    return log_gain + xp.log(rho) + log_reach
+
+
+def descent_bound(
+    xp: Namespace,
+    log_reach: Array,
+    log_weights: Array,
+    log_first: Array,
+    log_best: Array,
+    log_level: Array,
+    trust: float,
+) -> Array:
+    """log(trust * sqrt(L_0 * L) / (G * |w|) * reach): no step may promise to take away more than the loss there is.
+
+    Moved by a share s of their length along the gradient, the weights lower the loss by s * |w| * G, says the linear
+    model. Where that is more than the whole loss, the model no longer holds, and such steps lead a net to places from
+    which it does not come back.
+
+    Args:
+      log_weights: of `Norms.weights`, shape ().
+      log_first, log_best: of L_0, the loss at the start, and L, the best level of the loss since.
+      log_level: of G, the level of the norms, shape ().
+
+    Source: Polyak's step size (Polyak 1987, Introduction to Optimization; Loizou et al. 2021, arXiv 2002.10542), with
+    an optimum of zero. The mean of L_0 and L, and the level G, are ours.
+    """
+    return math.log(trust) + 0.5 * (log_first + log_best) - log_level - log_weights + log_reach
+
+
+def first_gradients_bound(xp: Namespace, state: State, log_median: Array, seen: Array, share: float) -> Array:
+    """log(share * median of the first ten norms), growing by 0.03 % a step from then on.
+
+    An optimizer that divides by the root of its second moment hardly feels how long the gradients are, but it remembers
+    the first and largest ones for a thousand steps. Held at one length from the first step on, all weigh the same. The
+    growth is slower than the second moment forgets (beta_2 = 0.999), so that it lengthens no step by more than a
+    quarter.
+    """
+    return xp.where(seen <= _FIRST, log_median + math.log(share), state["log_first_norms"] + RELEASE)
+
+
+# -- what they are made of ----------------------------------------------------------------------------------
+
+
+def loss_level(xp: Namespace, state: State, loss: Array) -> dict[str, Array]:
+    """The running level of the log loss, winsorised; the level at the start and the best one; steps without a better.
+
+    With l the log loss, n counting the losses, m = min(n, 50) and d = clip(l - level, -2.5 std, 2.5 std):
+
+        level += d / m;  var += (d^2 - var) / m;  first = level while n <= 10
+        best = min(best + 0.0005, level);  stalled += 1 where `level` set no record for 50 steps
+
+    A loss that is not known leaves all but `stalled`, which counts it. A loss of 0 or less has no logarithm: from then
+    on the loss counts as not known.
+    """
+    known = (loss > TINY) & (state["signed"] < 0.5)
+    count = xp.where(known, one_more(xp, state["losses"]), state["losses"])
+    begins = state["losses"] < 0.5
+    log_loss = xp.log(xp.where(known, loss, 1.0))
+    level, var = state["level"], state["var"]
+    reach = _WINSORISE * xp.sqrt(xp.maximum(var, 0.01))
+    d = xp.where(begins, 0.0, xp.minimum(xp.maximum(log_loss - level, -reach), reach))
+    memory = xp.minimum(count, _MEMORY)
+    new_level = xp.where(begins, log_loss, level + d / xp.maximum(memory, 1.0))
+    better = begins | (new_level < state["record"] - _BETTER)
+    since = xp.where(better, 0.0, one_more(xp, state["since"]))
+    new = {
+        "losses": count,
+        "level": new_level,
+        "var": var + (d * d - var) / xp.maximum(memory, 1.0),
+        "first_loss": xp.where(count <= _FIRST, new_level, state["first_loss"]),
+        "best": xp.where(begins, new_level, xp.minimum(state["best"] + _DRIFT, new_level)),
+        "record": xp.where(better, new_level, state["record"]),
+        "since": since,
+    }
+    new = {name: xp.where(known, value, state[name]) for name, value in new.items()}
+    waits = ~known | ((since > PATIENCE) & (count > PATIENCE))
+    new["stalled"] = xp.where(waits, one_more(xp, state["stalled"]), state["stalled"])
+    new["signed"] = xp.where(loss <= 0.0, 1.0, state["signed"])
+    return new
+
+
+def norm_level(xp: Namespace, state: State, log_median: Array, best: Array, started: Bool) -> Array:
+    """log G: the median of the norms, which may fall only as fast as the loss: G_t = max(P_50, G_{t-1} L_t / L_{t-1}).
+
+    Norms that fall while the loss does not are a net that dies, not one that has learned. 0.05 % a step is forgotten.
+    """
+    fall = _DRIFT + xp.where(state["losses"] > 0.5, xp.maximum(state["best"] - best, 0.0), 0.0)
+    return xp.where(started & (state["started"] > 0.5), xp.maximum(log_median, state["norm_level"] - fall), log_median)
+
+
+def alarm_and_backoff(
+    xp: Namespace, state: State, norms: Norms, log_median: Array, started: Bool, alarm: float, backoff: float
+) -> dict[str, Array]:
+    """Two norms beyond alarm * P_50 within 20 steps are an alarm, which multiplies the gain by `backoff`, once a burst.
+
+    Five steps after the last one the gain grows by the factor 1 + 0.12 / (n + 10) a step, about as n^0.12, n the steps
+    since the alarm, up to 1.
+    """
+    outlier = started & (state["seen"] > _FIRST) & (norms.log > log_median + math.log(alarm))
+    alarmed = outlier & (state["alone"] < _TOGETHER)
+    resting = state["calm"] <= _REST
+    calm = xp.where(alarmed, 0.0, one_more(xp, state["calm"]))
+    gain = state["log_gain"]
+    lower = xp.maximum(gain + math.log(backoff), math.log(_LEAST_GAIN))
+    higher = xp.minimum(gain + xp.log(1.0 + _PROBE / (calm + _OFFSET)), 0.0)
+    grows = ~alarmed & (calm > _REST)
+    return {
+        "alone": xp.where(outlier, 0.0, one_more(xp, state["alone"])),
+        "calm": calm,
+        "log_gain": xp.where(alarmed & ~resting, lower, xp.where(grows, higher, gain)),
+    }
+
+
+# -- the policy ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class auto(Policy):
-    """Clip the global norm at a gain times a base; the gain is found as TCP finds the capacity of a line.
+    """Clip the global norm so that no step carries the weights too far: no number to tune.
 
-    clip_norm_t = gain_t * base_t; in the first step, before any norm, it is 0 or `minimum`.
+    Which bounds hold depends on what is known of the optimizer (`Norms.reach`); clip_norm_t is the smallest of them.
 
-    - base_t is P_50(norms before t), the recent median. From step 20 on it rises by the factor e^rise a step at most,
-      so that an explosion cannot carry it along; it falls freely. When norms have stood out for more than `window`
-      steps, never 20 apart, that is the new normal: it is P_50 again until they no longer do.
-    - A norm stands out when it exceeds L * base_t, and two that stand out within 20 steps are an alarm: one alone is
-      a bad batch more often than a step too long. The first slow_start_steps / 5 steps raise none: the weights hardly
-      move then, and what scatters is the data. L begins at `alarm`; from step 11 to the end of those it is at least
-      twice each norm / base, 25 at most. Then it grows by 15 % with each burst of alarms and shrinks by e^-rise a calm
-      step, down to `alarm`: alarms that come whatever the gain is say nothing about it.
-    - Slow start, until the first alarm: gain = most * ((n + 10) / (slow_start_steps + 10))^3, n the steps so far that
-      raised none, so that the first gradients, the largest and the least meant, move little and leave little in
-      Adam's second moment.
-    - At an alarm the gain is multiplied by `backoff`; a burst of alarms (five steps apart or less) takes it to a tenth
-      at most. Five steps after the last alarm it grows by 5 % a step to `backoff` times what it was before the burst,
-      or was about to return to. From there on, with n the steps since the last alarm, it grows by the factor
-      1 + probe / (n + 10) + rise a step, about as n^probe, up to `most`: a gain that failed once is left slowly.
+    SGD, with or without momentum, whose update is linear in the gradient:
 
-    With the gain at `most` it clips only what stands out of the recent norms. It was designed on four small tasks and
-    does not always find a gain that training bears: docs/policies.md says where it failed.
+    - quantile bound: factor * P_50(norms before t);
+    - displacement bound: gain_t * rho_t * reach_t, with reach = (1 - momentum) * |w| / learning_rate, the norm which,
+      sustained, moves the weights by their own length in a step. rho = max(least_share, share / sqrt(1 + s_t / 300)),
+      s_t the steps in which the loss found no better level for 50 steps; every step counts where no loss is known.
+      gain_t is 1 until an alarm: two norms beyond `alarm` times the median within 20 steps multiply it by `backoff`,
+      once a burst, and it grows back as n^0.12, n the calm steps;
+    - descent bound: trust * sqrt(L_0 L_t) / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
+      since, and G_t the level of the norms, which falls no faster than the loss. It holds where the step returns a
+      loss that is positive.
+
+    In the first step, when nothing is known of norms and loss, a linear optimizer is given 0.003 of the reach.
+
+    Adam and its kin, which divide by the root of their second moment:
+
+    - quantile bound, and first gradients: `first` times the median of the first ten norms, growing by 0.03 % a step.
+      The first step is held back whole: its gradient would stay in the second moment for a thousand steps.
+
+    An optimizer that is neither, or not known (`Monitor.clip` without `optimizer=`): the quantile bound alone, from the
+    second step on.
 
     Args:
-      most: largest gain, in multiples of the median, > 0.
-      slow_start_steps: steps until the gain is at `most`, if nothing happens, >= 1.
-      window: steps remembered, >= 2, as in `percentile`.
-      alarm: multiple of the base from which on a norm stands out, > 1; norms enter winsorised at L times the base.
+      factor: multiple of the median, >= 1.05.
+      window: steps that the median remembers, >= 2.
+      share: of the reach that a step may use in the beginning, > 0.
+      least_share: of the reach, to which it falls where the loss stands still, in (0, share].
+      trust: share of the loss that a step may promise to take away, > 0; 0.5 is half of it.
+      first: share of the median of the first ten norms (Adam and its kin), > 0.
+      alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter winsorised at 3 times it.
       backoff: factor of the gain at an alarm, in (0, 1).
-      probe: exponent of the growth after an alarm, > 0.
-      rise: growth of the base a step at most, in natural logarithms, and least of the gain after an alarm, > 0;
-        0.0001 doubles in 7,000 steps.
-      minimum, maximum: as in `percentile`.
+      minimum, maximum: bounds of clip_norm, None for none.
 
     Raises:
       ConfigError: an argument is out of range.
 
-    Sources: slow start and multiplicative decrease are Jacobson's (1988, "Congestion avoidance and control",
-    SIGCOMM); the slow growth above what failed is in the spirit of CUBIC (Ha, Rhee, Xu 2008). The rule is ours.
+    Example:
+      >>> from gradwatch import policies
+      >>> policies.auto(maximum=10.0)
+      auto(2, maximum=10)
+
+    Sources: the bounds are ours but for the idea of the descent bound, Polyak's step size (1987; Loizou et al. 2021,
+    arXiv 2002.10542), and of the quantile bound, icefall's ScaledAdam. How they were found, and where they still fail:
+    docs/policies.md.
     """
 
-    most: float = 2.0
-    slow_start_steps: int = field(default=600, kw_only=True)
+    factor: float = 2.0
     window: int = field(default=300, kw_only=True)
-    alarm: float = field(default=3.0, kw_only=True)
-    backoff: float = field(default=0.7, kw_only=True)
-    probe: float = field(default=0.12, kw_only=True)
-    rise: float = field(default=0.0001, kw_only=True)
+    share: float = field(default=0.1, kw_only=True)
+    least_share: float = field(default=0.03, kw_only=True)
+    trust: float = field(default=0.5, kw_only=True)
+    first: float = field(default=0.03, kw_only=True)
+    alarm: float = field(default=5.0, kw_only=True)
+    backoff: float = field(default=0.5, kw_only=True)
     minimum: float | None = field(default=None, kw_only=True)
     maximum: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        share = checks.number("share", self.share, above=0, most=1, hint="it is a share of the reach, 0.1 and not 10")
         minimum, maximum = bounds(self.minimum, self.maximum)
         self._store(
-            most=checks.number("most", self.most, above=0),
-            slow_start_steps=checks.count("slow_start_steps", self.slow_start_steps),
-            window=checks.window("window", self.window),
-            alarm=checks.number("alarm", self.alarm, above=1),
+            factor=checks.multiple("factor", self.factor, least=1.05),
+            window=checks.count("window", self.window, least=2),
+            share=share,
+            least_share=checks.number("least_share", self.least_share, above=0, most=share, hint="at most share"),
+            trust=checks.number("trust", self.trust, above=0),
+            first=checks.number("first", self.first, above=0, most=1, hint="it is a share of the first norms"),
+            alarm=checks.multiple("alarm", self.alarm, least=1.05),
             backoff=checks.number("backoff", self.backoff, above=0, below=1),
-            probe=checks.number("probe", self.probe, above=0),
-            rise=checks.number("rise", self.rise, above=0),
             minimum=minimum,
             maximum=maximum,
         )
 
-    @property
-    def _log_start(self) -> float:
-        return math.log(self.most) + 3.0 * math.log(_OFFSET / (self.slow_start_steps + _OFFSET))
-
     def init(self, num_variables: int) -> State:
         zero = np.zeros((), np.float32)
+        names = (
+            *("seen", "log_gain", "norm_level", "started", "log_first_norms"),
+            *("losses", "level", "first_loss", "best", "record", "since", "stalled", "signed"),
+        )
         return {
             "sketch": sketch.init(),
-            "log_base": zero,
-            "log_level": np.full((), math.log(self.alarm), np.float32),
-            "log_gain": np.full((), self._log_start, np.float32),
-            "log_known": zero,  # the gain to which it may return at once
-            "climbed": zero,  # steps of the slow start
-            "calm": zero,  # steps since the last alarm
-            "alone": np.full((), _TOGETHER, np.float32),  # steps since a norm stood out
-            "storm": zero,  # steps in which norms stood out again and again
-            "alarmed": zero,
-            "seen": zero,
+            **dict.fromkeys(names, zero),
+            "var": np.full((), 0.25, np.float32),
+            "alone": np.full((), _TOGETHER, np.float32),
+            "calm": np.full((), 1e6, np.float32),
         }
 
     def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
-        log_most, log_backoff, log_alarm = math.log(self.most), math.log(self.backoff), math.log(self.alarm)
-        log_deaf, listened = max(log_alarm, math.log(25.0)), self.slow_start_steps / 5
-        log_gain, log_known, seen = state["log_gain"], state["log_known"], state["seen"]
-        started, alarmed = seen > 0.0, state["alarmed"] > 0.0
-        log_median = sketch.log_quantile(xp, state["sketch"], 0.5)
-        risen = xp.minimum(log_median, state["log_base"] + self.rise)
-        log_base = xp.where((seen >= _SETTLED) & (state["storm"] <= self.window), risen, log_median)
-        clip_norm = xp.where(started, xp.exp(log_base + log_gain), 0.0)
+        seen = state["seen"]
+        started = seen > 0.0
+        log_median = xp.where(started, sketch.log_quantile(xp, state["sketch"], 0.5), 0.0)
+        losses = loss_level(xp, state, norms.loss)
+        level = norm_level(xp, state, log_median, losses["best"], started)
+        log_first = first_gradients_bound(xp, state, log_median, seen, self.first)
 
-        log_level = state["log_level"]
-        stands_out = started & (norms.log > log_base + log_level)
-        over = stands_out & (state["alone"] < _TOGETHER) & (seen >= listened)
-        alone = xp.where(stands_out, 0.0, one_more(xp, state["alone"]))
-        resting = alarmed & (state["calm"] < _REST)
-        highest = xp.where(alarmed, xp.maximum(log_gain, log_known), log_gain)
-        log_known = xp.where(over & ~resting, highest + log_backoff, log_known)
-        calm = xp.where(over, 0.0, one_more(xp, state["calm"]))
-        climbed = xp.where(over, state["climbed"], one_more(xp, state["climbed"]))
-        rate = xp.where(log_gain < log_known, 0.05, self.probe / (calm + _OFFSET) + self.rise)
-        cube = self._log_start + 3.0 * xp.log((climbed + _OFFSET) / _OFFSET)
-        grown = xp.minimum(xp.where(alarmed, log_gain + xp.log(1.0 + rate), cube), log_most)
-        fallen = xp.maximum(log_gain + log_backoff, log_known - math.log(10.0 * self.backoff))
-        moved = xp.where(over, fallen, xp.where(resting, log_gain, grown))
-        heard = xp.where((seen >= _OFFSET) & (seen < listened), norms.log - log_base + math.log(2.0), log_alarm)
-        raised = xp.where(over & ~resting, log_level + 0.15, xp.where(over, log_level, log_level - self.rise))
-        level = xp.where(seen < listened, xp.maximum(log_level, heard), xp.maximum(raised, log_alarm))
-        ceiling = xp.where(started, log_base + log_level, norms.log)
-        new = {
-            "log_base": log_base,
-            "log_level": xp.minimum(level, log_deaf),
-            "log_gain": moved,
-            "log_known": log_known,
-            "climbed": climbed,
-            "calm": calm,
-            "alone": alone,
-            "storm": xp.where(alone < _TOGETHER, one_more(xp, state["storm"]), 0.0),
-            "alarmed": xp.where(over, 1.0, state["alarmed"]),
-            "seen": one_more(xp, seen),
-        }
-        entered = sketch.update(
-            xp, state["sketch"], xp.minimum(norms.log, ceiling), norms.enters, 1.0 - 1.0 / self.window
+        # comparisons with NaN are false
+        linear, adaptive = norms.reach <= HUGE, norms.reach > HUGE
+        log_reach = xp.log(xp.where(linear, norms.reach, 1.0))
+        log_weights = xp.log(xp.where(norms.weights > TINY, norms.weights, 1.0))
+        quantile = quantile_bound(xp, log_median, self.factor)
+        displacement = displacement_bound(
+            xp, log_reach, state["log_gain"], losses["stalled"], self.share, self.least_share
         )
-        old = {name: state[name] for name in new}
-        after = {"sketch": entered, **learned(xp, norms.enters, new, old)}
-        return after, clamp(xp, clip_norm, self.minimum, self.maximum), {"gain": xp.exp(log_gain)}
+        descent = descent_bound(xp, log_reach, log_weights, losses["first_loss"], losses["best"], level, self.trust)
+        trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)
+        length = xp.where(trusted, xp.minimum(displacement, descent), displacement)
+        length = xp.where(started, xp.minimum(length, quantile), log_reach + math.log(FIRST_STEP))
+        held = xp.where(started, xp.minimum(quantile, log_first), math.log(TINY))
+        unknown = xp.where(started, quantile, math.log(HUGE))
+        log_bound = xp.where(linear, length, xp.where(adaptive, held, unknown))
+        clip_norm = xp.exp(xp.minimum(log_bound, math.log(HUGE)))
+        clip_norm = xp.where(started | linear, clip_norm, xp.where(adaptive, 0.0, math.inf))
+
+        backed = alarm_and_backoff(xp, state, norms, log_median, started, self.alarm, self.backoff)
+        ceiling = xp.where(started, log_median + math.log(3.0), norms.log)
+        entered: dict[str, Any] = {
+            **losses,
+            **backed,
+            "seen": one_more(xp, seen),
+            "norm_level": level,
+            "started": xp.where(started, 1.0, 0.0),
+            "log_first_norms": log_first,
+        }
+        log_norm = xp.minimum(norms.log, ceiling)
+        entered["sketch"] = sketch.update(xp, state["sketch"], log_norm, norms.enters, 1.0 - 1.0 / self.window)
+        new = {name: _taught(xp, norms, entered, state, name) for name in state}
+        # what is left of a usual norm, by intent
+        info = {"gain": xp.exp(xp.minimum(log_bound - log_median, 0.0))}
+        shown = {"quantile": (started, quantile), "displacement": (linear, displacement), "descent": (trusted, descent)}
+        for name, (holds, bound) in shown.items():
+            info[f"{name}_bound"] = xp.exp(xp.where(holds, xp.minimum(bound, math.log(HUGE)), math.log(HUGE)))
+        return new, clamp(xp, clip_norm, self.minimum, self.maximum), info
+
+
+def _taught(xp: Namespace, norms: Norms, new: State, old: State, name: str) -> Any:
+    """The sketch takes care itself of a step that must not teach."""
+    return new[name] if name == "sketch" else xp.where(norms.enters, new[name], old[name])

@@ -1,0 +1,234 @@
+"""The norm rises: `spike` in a step, `trend` over many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from gradwatch.core import checks, tail
+from gradwatch.core.detectors.base import Detector, State, Update
+from gradwatch.core.detectors.level import DECADES, Level, anchor, as_norm
+from gradwatch.core.norms import Norms
+from gradwatch.core.xp import LARGEST, Array, Bool, Namespace
+from gradwatch.errors import ConfigError
+
+_Z_MAX = 5.0  # of `spike` without a budget
+_LEAST_Z = 3.0  # with one, in units of min_std
+_CALM = 50  # so many steps after an alarm the tail learns nothing but new alarms
+_WINSORISE = 2.5  # deviations at which the level of `trend` clamps
+
+
+@dataclass(frozen=True, repr=False)
+class spike(Detector):
+    """An explosion: the log norm stands `z_max` robust standard deviations above its running mean.
+
+    z_t = (log norm_t - mean_{t-1}) / std_{t-1}, alarm where log norm_t exceeds
+    min(mean + z_max * std, low + log 1000); `Snapshot.explosion_threshold` is the exponential of that. Mean and
+    variance forget exponentially and take each log norm winsorised at `winsorise` deviations. `low` is the run's
+    anchor in its own healthy past, which a drift cannot take along as it takes the mean.
+
+    From the second norm until `warmup_steps` have been seen the alarm is for norms 12 to 30 times the mean so far
+    (12 in a calm start), so that decades of growth are seen at once and a wild start does not teach the level.
+    `gradwatch.core.detectors.level` has the formulas, docs/detectors.md how often healthy starts raise it.
+
+    With a budget of false alarms z_max is learned: the z that one healthy step in 1,000,000 / budget exceeds, from the
+    tail of z (`gradwatch.core.tail`). What passes it enters the tail clamped at it, once for each cluster. Until some
+    hundred steps have been seen z_max is about 10, from a prior that is heavier than training and that keeps its
+    weight. z_max * std is never less than 3 * min_std: on a calm run the budget is not used up.
+
+    Args:
+      z_max: standard deviations of the log norm, > 0; None is 5 without a budget.
+      false_alarms_per_million: of the steps of a healthy run, > 0 and < 1e5; in place of z_max.
+      window: steps remembered, >= 2.
+      warmup_steps: norms observed before z_max counts, >= 2; a wild one counts as a quarter.
+      winsorise: deviations at which a log norm is clamped before it enters, > 1.
+      min_std: the standard deviation is at least this, > 0; 0.1 with z_max = 5 means that no norm below
+        1.6 times the usual one is ever called an explosion (1.35 times with a budget).
+      memory: steps that the tail remembers, >= window; with a budget only.
+      cooldown_steps: calm steps that end an episode, >= 1.
+
+    Raises:
+      ConfigError: an argument is out of range, or z_max and a budget are both given.
+
+    Example:
+      >>> from gradwatch import detectors
+      >>> detectors.spike(6, window=500)
+      spike(6, window=500)
+
+    Sources: a z-score on winsorised statistics (Huber 1981, chapter 6, proposal 2 in one step), on the log of
+    the norm; ZClip (arXiv 2504.02507) is the same idea on the norm itself. One peak for each cluster: Coles 2001,
+    section 5.3. Start and anchor are ours.
+    """
+
+    z_max: float | None = None
+    false_alarms_per_million: float | None = field(default=None, kw_only=True)
+    window: int = field(default=200, kw_only=True)
+    warmup_steps: int = field(default=25, kw_only=True)
+    winsorise: float = field(default=2.5, kw_only=True)
+    min_std: float = field(default=0.1, kw_only=True)
+    memory: int = field(default=50_000, kw_only=True)
+    cooldown_steps: int = field(default=10, kw_only=True)
+
+    kind: ClassVar[str] = "explosion"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        z_max, budget = self.z_max, self.false_alarms_per_million
+        if z_max is not None and budget is not None:
+            raise ConfigError(
+                f"spike takes z_max or false_alarms_per_million, got {z_max!r} and {budget!r}; "
+                "the budget sets z_max by itself"
+            )
+        if budget is None:
+            self._store(z_max=checks.number("z_max", _Z_MAX if z_max is None else z_max, above=0))
+        else:
+            budget = checks.number("false_alarms_per_million", budget, above=0, below=1e5)
+            self._store(false_alarms_per_million=budget)
+        self._store(
+            window=checks.count("window", self.window, least=2),
+            warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
+            winsorise=checks.number("winsorise", self.winsorise, above=1),
+            min_std=checks.number("min_std", self.min_std, above=0),
+            cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
+        )
+        self._store(memory=checks.count("memory", self.memory, least=self.window))
+
+    def _texts(self) -> list[str]:
+        texts = super()._texts()
+        return texts if self.z_max is not None else texts[1:]
+
+    @property
+    def _level(self) -> Level:
+        return Level(self.window, self.winsorise, self.min_std, self.warmup_steps)
+
+    @property
+    def _learned(self) -> _LearnedLimit | None:
+        budget = self.false_alarms_per_million
+        return None if budget is None else _LearnedLimit(budget / 1e6, 1.0 - 1.0 / self.memory)
+
+    def init(self, num_variables: int) -> State:
+        state = {"level": Level.init(), "low": np.zeros((), np.float32)}
+        learned = self._learned
+        return state if learned is None else {**state, "limit": learned.init()}
+
+    def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
+        level, learned = self._level, self._learned
+        held = state["level"]
+        std, ready, begun = level.std(xp, held), level.ready(held), held["seen"] > 0.0
+        limit: Any = self.z_max
+        if learned is not None:
+            limit = xp.maximum(learned.z_max(xp, state["limit"]), _LEAST_Z * self.min_std / std)
+        margin = xp.where(ready, limit * std, level.start_margin(xp, held))
+        log_threshold = xp.minimum(held["mean"] + margin, state["low"] + DECADES)
+        z = level.z(xp, held, norms)
+        judged = begun & norms.finite
+        alarm = judged & (norms.log > log_threshold)
+        after = level.update(xp, held, norms)
+        new: dict[str, Any] = {"level": after, "low": anchor(xp, state["low"], held, after, norms, falls=True)}
+        if learned is not None:
+            new["limit"] = learned.update(xp, state["limit"], xp.minimum(z, limit), alarm, norms)
+        info = {
+            "score": xp.where(judged, z, 0.0),
+            "threshold": xp.where(begun, as_norm(xp, log_threshold), LARGEST),
+            "warmup": xp.where(ready, 0.0, 1.0),
+        }
+        return new, alarm, info
+
+
+class _LearnedLimit(NamedTuple):
+    """z_max from a budget: the tail of z, and how long it has been calm."""
+
+    rate: float
+    decay: float
+
+    @staticmethod
+    def init() -> dict[str, Any]:
+        return {"tail": tail.init(), "calm": np.full((), _CALM, np.float32)}
+
+    def z_max(self, xp: Namespace, state: State) -> Array:
+        return tail.limit(xp, state["tail"], self.rate)
+
+    def update(self, xp: Namespace, state: State, z: Array, alarm: Bool, norms: Norms) -> dict[str, Any]:
+        calm = state["calm"]
+        learns = norms.enters & ((calm >= _CALM) | (alarm & (calm >= 1.0)))
+        return {
+            "tail": tail.update(xp, state["tail"], z, learns=learns, decay=self.decay),
+            "calm": xp.where(alarm, 0.0, xp.where(norms.enters, xp.minimum(calm + 1.0, 1e6), calm)),
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class trend(Detector):
+    """A slow exponential explosion: the log norm keeps standing above its running mean.
+
+    One-sided CUSUM: S_t = max(0, S_{t-1} + (min(z_t, winsorise) - drift) / v_{t-1}), alarm where S_t > decision,
+    z_t as in `spike`. v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
+    relative to independent ones; r, in [0, 0.95], is the running correlation of the last 1,000 steps without an
+    alarm. S is held at twice the decision, so that it comes back after the norm does.
+
+    Args:
+      drift: deviations above the mean that are still normal, > 0 (the reference value k).
+      decision: accumulated deviations that mean a trend, > 0 (the decision interval h).
+      window, min_std, cooldown_steps: as in `spike`.
+      warmup_steps: norms observed before the first alarm, >= 2; a wild one counts as a quarter.
+      winsorise: most deviations that one step adds, > drift: a single spike is no trend.
+
+    Raises:
+      ConfigError: an argument is out of range.
+
+    Source: Page 1954, "Continuous inspection schemes", Biometrika 41; Montgomery, Introduction to Statistical
+    Quality Control, chapter 9. The correction for correlated norms is ours: without it an AR(1) of 0.9 raises
+    four false alarms in 10,000 steps.
+    """
+
+    drift: float = 1.0
+    decision: float = 8.0
+    window: int = field(default=200, kw_only=True)
+    warmup_steps: int = field(default=25, kw_only=True)
+    winsorise: float = field(default=4.0, kw_only=True)
+    min_std: float = field(default=0.1, kw_only=True)
+    cooldown_steps: int = field(default=10, kw_only=True)
+
+    kind: ClassVar[str] = "trend"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        self._store(
+            drift=checks.number("drift", self.drift, above=0),
+            decision=checks.number("decision", self.decision, above=0),
+            window=checks.count("window", self.window, least=2),
+            warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
+            winsorise=checks.number("winsorise", self.winsorise, above=self.drift),
+            min_std=checks.number("min_std", self.min_std, above=0),
+            cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
+        )
+
+    @property
+    def _level(self) -> Level:
+        return Level(self.window, _WINSORISE, self.min_std, self.warmup_steps)
+
+    def init(self, num_variables: int) -> State:
+        return {"level": Level.init(), **dict.fromkeys(("sum", "last", "correlation"), np.zeros((), np.float32))}
+
+    def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
+        level, drift, decision = self._level, self.drift, self.decision
+        held, last, correlation = state["level"], state["last"], state["correlation"]
+        ready = level.ready(held)
+        z = level.z(xp, held, norms)
+        r = xp.minimum(xp.maximum(correlation, 0.0), 0.95)
+        grown = state["sum"] + (xp.minimum(z, self.winsorise) - drift) * (1.0 - r) / (1.0 + r)
+        grown = xp.where(ready, xp.minimum(xp.maximum(grown, 0.0), 2.0 * decision), 0.0)
+        total = xp.where(norms.finite, grown, state["sum"])
+        rising = total > decision
+        near = xp.minimum(xp.maximum(z, -_WINSORISE), _WINSORISE)
+        # slower than the level, and not while it alarms: a trend must not pass for correlation
+        correlated = correlation + (near * last - correlation) / xp.minimum(held["seen"] + 2.0, 1000.0)
+        new = {
+            "level": level.update(xp, held, norms),
+            "sum": total,
+            "last": xp.where(norms.enters, near, last),
+            "correlation": xp.where(norms.enters & ~rising, correlated, correlation),
+        }
+        threshold = as_norm(xp, held["mean"] + drift * level.std(xp, held))
+        info = {"score": total, "threshold": xp.where(ready, threshold, LARGEST)}
+        return new, ready & norms.finite & rising, info

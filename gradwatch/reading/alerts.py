@@ -1,0 +1,255 @@
+"""Alerts: what changed between two readings that a person should hear about.
+
+An alert is made on the host by comparing two readings, so the training step knows nothing of it. One
+episode gives one alert when it begins, one more if it turns critical, and one when it is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradwatch.core.snapshot import KINDS
+from gradwatch.reading import wording
+from gradwatch.reading.reading import Reading
+from gradwatch.reading.text import clean
+
+#: From "worth knowing" to "act now".
+SEVERITIES = ("info", "warning", "critical")
+
+#: A run of non-finite steps this long is critical; shorter ones are what loss scaling does to find its scale.
+CRITICAL_STREAK_STEPS = 10
+
+#: An explosion that lasts this long is critical.
+CRITICAL_EXPLOSION_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something a person should hear about. Made on a host thread, never in the training step.
+
+    Attributes:
+      kind: one of `gradwatch.core.snapshot.KINDS`.
+      monitor: name of the monitor.
+      step: optimizer step (from 1) at which the episode began; for "resolved", the last step seen.
+      norm: global gradient norm before clipping at that step; may be NaN or Inf.
+      threshold: norm beyond which the detector alarms, at that step; may be Inf.
+      message: what happened, which variables caused it, what gradwatch did, what to look at next. One line.
+      severity: one of `SEVERITIES`.
+      time: Unix seconds at which the host saw it.
+      phase: "fired" or "resolved".
+      shares: variable path -> share in [0, 1] of the anomaly, largest first (see `Event`).
+      advice: what to do or to look at next; "" for an episode of a kind that was told before in this run.
+      action: what gradwatch did with the gradients of that step; "" where that is no longer known.
+      episodes: how many episodes began since the last reading; the alert describes the newest.
+      active: whether the episode was still under way. An alert that fires active is followed by a
+        "resolved" one; one that fires inactive says so in its message, and is not.
+      run_id: of the monitor's run.
+      run_name: what a person calls the run; "" if it has no name.
+    """
+
+    kind: str
+    monitor: str
+    step: int
+    norm: float
+    threshold: float
+    message: str
+    severity: str
+    time: float
+    phase: str = "fired"
+    shares: Mapping[str, float] = field(default_factory=dict)
+    advice: str = ""
+    action: str = ""
+    episodes: int = 1
+    active: bool = True
+    run_id: str = ""
+    run_name: str = ""
+
+    @property
+    def title(self) -> str:
+        """A headline of a few words."""
+        over = " is over" if self.phase == "resolved" else ""
+        where = f"{self.monitor} of {self.run_name}" if self.run_name else self.monitor
+        return f"{wording.title(self.kind, self.norm)}{over} ({where})"
+
+    def as_json(self) -> dict[str, Any]:
+        """The alert as JSON types. NaN and Inf become the strings "NaN", "Infinity" and "-Infinity"."""
+        return {
+            "version": 1,
+            "kind": self.kind,
+            "phase": self.phase,
+            "severity": self.severity,
+            "monitor": self.monitor,
+            "run_id": self.run_id,
+            "run_name": self.run_name,
+            "step": self.step,
+            "norm": _json_number(self.norm),
+            "threshold": _json_number(self.threshold),
+            "title": self.title,
+            "message": self.message,
+            "advice": self.advice,
+            "action": self.action,
+            "episodes": self.episodes,
+            "active": self.active,
+            "time": self.time,
+            "shares": {clean(name): _json_number(share) for name, share in self.shares.items()},
+        }
+
+
+def alerts_between(
+    before: Reading | None, after: Reading, history: Callable[[], Mapping[str, Any]] | None = None
+) -> list[Alert]:
+    """The alerts that tell how `after` differs from `before`, in the order of `KINDS`.
+
+    Args:
+      before: the reading last looked at; None means a run that has not begun.
+      after: a newer reading of the same monitor.
+      history: returns the monitor's history; asked only when an episode began, for what was done at its
+        first step.
+    """
+    alerts = []
+    for kind in KINDS:
+        began = after.snapshot.anomalies.get(kind, 0) - (before.snapshot.anomalies.get(kind, 0) if before else 0)
+        was_active = before is not None and bool(before.snapshot.active.get(kind))
+        is_active = bool(after.snapshot.active.get(kind))
+        if began > 0:
+            alerts.append(_fired(before, after, kind, began, is_active, history))
+        elif was_active and not is_active:
+            alerts.append(_resolved(after, kind))
+        elif before is not None and is_active and _rank(after, kind) > _rank(before, kind):
+            alerts.append(_fired(before, after, kind, 0, True, history))
+    return alerts
+
+
+def severity_of(reading: Reading, kind: str) -> str:
+    """How urgent an episode of `kind` is, as it stands in `reading`."""
+    snapshot = reading.snapshot
+    if kind == "nonfinite":
+        if snapshot.nonfinite_streak >= CRITICAL_STREAK_STEPS:
+            return "critical"
+        return "warning" if snapshot.loss_scale is None else "info"
+    if kind == "explosion" and snapshot.active.get(kind):
+        began = reading.last_anomaly_time.get(kind, 0.0)
+        if began and snapshot.time - began >= CRITICAL_EXPLOSION_SECONDS:
+            return "critical"
+    return "warning"
+
+
+def _rank(reading: Reading, kind: str) -> int:
+    return SEVERITIES.index(severity_of(reading, kind))
+
+
+def _fired(
+    before: Reading | None,
+    reading: Reading,
+    kind: str,
+    began: int,
+    active: bool,
+    history: Callable[[], Mapping[str, Any]] | None,
+) -> Alert:
+    snapshot = reading.snapshot
+    event = snapshot.last_events.get(kind)
+    step = event.step if event else snapshot.steps
+    norm = event.norm if event else snapshot.norm
+    threshold = event.threshold if event else _threshold(reading, kind)
+    shares = dict(event.shares) if event else {}
+    severity = severity_of(reading, kind)
+    rows = history() if history is not None else None
+    action = wording.action(rows, step)
+    how, from_way = wording.way(kind, rows, step)
+    known = before is not None and before.snapshot.anomalies.get(kind, 0) > 0 and severity != "critical"
+    follows = wording.followed(event)
+    advice = (
+        ""
+        if known and not follows
+        else wording.advice(
+            kind,
+            norm,
+            event,
+            probing=kind == "nonfinite" and severity == "info",
+            lasting=severity == "critical",
+            from_way=from_way,
+        )
+    )
+
+    said = [
+        f"{wording.title(kind, norm)} at step {step} of {reading.name}: {wording.comparison(kind, norm, threshold)}."
+    ]
+    if began > 1:
+        said.append(f"{began} episodes since the last look; this is the newest.")
+    elif began and known:
+        said.append(f"Episode {snapshot.anomalies[kind]} of its kind in this run.")
+    if began == 0:
+        said.append(f"It goes on at step {snapshot.steps}{_length(reading, kind)}.")
+    elif not active:
+        said.append(f"It was over by step {snapshot.steps}.")
+    said.append(how)
+    if not follows:  # else the explosion's alert has named them
+        said.append(wording.carriers(shares))
+    if action:
+        said.append(f"gradwatch {action}.")
+    said.append(advice)
+    return Alert(
+        kind=kind,
+        monitor=reading.name,
+        step=step,
+        norm=norm,
+        threshold=threshold,
+        message=" ".join(filter(None, said)),
+        severity=severity,
+        time=snapshot.time,
+        shares=shares,
+        advice=advice,
+        action=action,
+        episodes=began,
+        active=active,
+        run_id=reading.run_id,
+        run_name=reading.run_info.get("run_name", ""),
+    )
+
+
+def _resolved(reading: Reading, kind: str) -> Alert:
+    snapshot = reading.snapshot
+    event = snapshot.last_events.get(kind)
+    threshold = _threshold(reading, kind)
+    since = f", begun at step {event.step}," if event else ""
+    return Alert(
+        kind=kind,
+        monitor=reading.name,
+        step=snapshot.steps,
+        norm=snapshot.norm,
+        threshold=threshold,
+        message=f"{wording.title(kind, event.norm if event else math.nan)}{since} is over by step {snapshot.steps} of "
+        f"{reading.name}: now {wording.comparison(kind, snapshot.norm, threshold)}.",
+        severity="info",
+        time=snapshot.time,
+        phase="resolved",
+        shares=dict(event.shares) if event else {},
+        active=False,
+        episodes=0,
+        run_id=reading.run_id,
+        run_name=reading.run_info.get("run_name", ""),
+    )
+
+
+def _threshold(reading: Reading, kind: str) -> float:
+    if kind == "vanishing":
+        return reading.snapshot.vanishing_threshold
+    return math.inf if kind in ("nonfinite", "saturated") else reading.snapshot.explosion_threshold
+
+
+def _length(reading: Reading, kind: str) -> str:
+    if kind == "nonfinite":
+        return f", {reading.snapshot.nonfinite_streak} steps without a finite gradient"
+    began = reading.last_anomaly_time.get(kind, 0.0)
+    return f", after {reading.snapshot.time - began:.0f} s" if began else ""
+
+
+def _json_number(value: float) -> float | str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return float(value)

@@ -1,0 +1,82 @@
+"""One monitor as the reader follows it: what it looked like at the last look, and what is new since."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from gradwatch.core.snapshot import KINDS, Snapshot
+from gradwatch.reading.alerts import Alert
+from gradwatch.reading.reading import DURATION_BOUNDS, Reading
+from gradwatch.reading.run_name import run_name
+from gradwatch.reading.text import clean
+
+
+class Source(Protocol):
+    """A monitor, as far as the host side knows it."""
+
+    name: str
+    run_id: str
+    run_info: Mapping[str, str]
+    host_seconds: float
+    alert_sinks: Sequence[Callable[[Alert], Any]]
+
+    def snapshot(self) -> Snapshot: ...
+
+    def history(self) -> Mapping[str, Any]: ...
+
+
+class Track:
+    """What the reader remembers of one source between two polls. Holds the source weakly."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.source = weakref.ref(source)
+        self.name = name
+        self.start = time.time()
+        self._run_name = run_name()
+        self.shown = True
+        self.active = False
+        self.rebase = False
+        self.reading: Reading | None = None
+        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
+        self.duration_sum = 0.0
+        self.logged: dict[str, tuple[float, int]] = {}  # kind -> (time of the last line, episodes kept quiet)
+
+    def _run_info(self, source: Source) -> dict[str, str]:
+        info = {str(key): clean(value) for key, value in source.run_info.items()}
+        if info.get("run_name", source.name) == source.name:  # a monitor's name says nothing about the run
+            info["run_name"] = self._run_name
+        return info
+
+    def timed(self, seconds: float) -> None:
+        for index in range(bisect_left(DURATION_BOUNDS, seconds), len(self.durations)):
+            self.durations[index] += 1
+        self.duration_sum += seconds
+
+    def read(self, source: Source, snapshot: Snapshot, restored: bool) -> Reading:
+        """The newest reading out of `snapshot` and the reading before; a restored past is not dated."""
+        before = self.reading
+        last_step_time = before.last_step_time if before else 0.0
+        last_anomaly_time = dict(before.last_anomaly_time) if before else dict.fromkeys(KINDS, 0.0)
+        if not restored:
+            if snapshot.steps != (before.snapshot.steps if before else 0):
+                last_step_time, self.active = snapshot.time, True
+            for kind in KINDS:
+                if snapshot.anomalies.get(kind, 0) > (before.snapshot.anomalies.get(kind, 0) if before else 0):
+                    last_anomaly_time[kind] = snapshot.time
+        return Reading(
+            name=self.name,
+            snapshot=snapshot,
+            run_id=clean(source.run_id),
+            run_info=self._run_info(source),
+            host_seconds=float(source.host_seconds),
+            run_start_time=self.start,
+            last_step_time=last_step_time,
+            active=self.active,
+            last_anomaly_time=last_anomaly_time,
+            duration_counts=tuple(self.durations),
+            duration_sum=self.duration_sum,
+        )

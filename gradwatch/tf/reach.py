@@ -1,0 +1,380 @@
+"""How far a step carries the weights: their norms, the reach of a gradient, the share by which they really moved.
+
+    reach = (1 - momentum) * |w| / learning_rate
+
+is the global gradient norm which, sustained, moves the weights by their own length in a step. Weights move slowly, so
+their norms are taken every `EVERY` steps only, and in the same steps the update is measured: |dw| / |w|. Both in the
+graph. docs/decisions/0008 has the measurements and the choices.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from gradwatch.core import norms as _norms
+from gradwatch.core.guard import LIMB
+from gradwatch.core.xp import HUGE, TINY, Array, Namespace
+from gradwatch.tf import compat, devices, distribution, gradients, rates
+from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
+from gradwatch.tf.ops import TENSORFLOW
+from gradwatch.tf.updates import tf_variable
+
+#: Steps between two looks at the weights.
+EVERY = 50
+
+#: How many numbers of all variables together are held to see how far they moved. A variable that has more is looked
+#: at in evenly spaced places.
+HELD = 1 << 16
+
+UNKNOWN = -1.0  # of a norm and a ratio in the state, which holds no NaN
+
+# what the state holds behind the norms and the ratios of the variables
+_SCALARS = ("rest", "ratio", "limited_low", "limited_high")
+
+
+def weight_norm(xp: Namespace, per_variable: Array) -> Array:
+    """|w| as reach and update_limit count it: the global norm of the weights, at least 1; 0 where it is not known.
+
+    |w| = max(sqrt(sum |w_i|^2), 1), and 0 when all weights are zero or the norm of one is not known.
+
+    Args:
+      per_variable: norms of the variables, shape [num_variables]; negative or NaN where it is not known.
+    """
+    # a comparison with NaN is false
+    good = (per_variable >= 0.0) & (per_variable <= HUGE)
+    total = _norms.total(xp, xp.where(good, per_variable, 0.0))
+    known = (xp.sum(xp.where(good, 0.0, 1.0)) < 0.5) & (total > TINY) & (total <= HUGE)
+    return xp.where(known, xp.maximum(total, 1.0), 0.0)
+
+
+class _Update(NamedTuple):
+    """One update under way: what is kept from before it."""
+
+    graph: Any
+    present: tuple[int, ...]  # variables with a gradient
+    due: tf.Tensor
+    before: Any  # of `HELD` places, or all the variables
+
+
+class Weights:
+    """What one monitor knows of the weights it watches, on the device.
+
+    Args:
+      limit: the share of |w| that an update may move the weights by; None for no limit.
+
+    Attributes:
+      count: how many variables have a gradient; 0 before `build`.
+      state: norms and newest ratios of the variables, then `_SCALARS`; shape [2 * count + 4].
+      loss: of the newest step, shape (); `NO_LOSS` where it is not known.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        self.limit, self.count = limit, 0
+        self._here = threading.local()  # each replica has a thread of its own
+        self._functions: dict[Any, Callable[..., Any]] = {}
+
+    def build(self, count: int) -> None:
+        """Make the variables, once it is known how many gradients there are."""
+        self.count = count
+        self._functions.clear()
+        self.initial = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
+        self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
+        self.state, self.loss = distribution.in_scope(self._make)
+
+    def _make(self) -> tuple[tf.Variable, tf.Variable]:
+        def variable(value: Any, name: str) -> tf.Variable:
+            # as the monitor's state
+            return tf.Variable(
+                value,
+                trainable=False,
+                name=name,
+                dtype=tf.float32,
+                aggregation=tf.VariableAggregation.NONE,
+                experimental_enable_variable_lifting=False,
+            )
+
+        return variable(self.initial[:-1], "gradwatch_weights"), variable(NO_LOSS, "gradwatch_loss")
+
+    # -- before the update --------------------------------------------------------------------------------
+
+    def signals(
+        self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
+    ) -> tf.Tensor:
+        """What `FusedGuard.step` wants to know beside the norms, shape [4]; looks at the weights where it is time.
+
+        Args:
+          variables: of the gradients, in their order; None when they are not known.
+          optimizer: who applies the gradients; None when that is not known.
+          present: the variables that have a gradient in this step.
+          follow: keep what `settle` needs after the update.
+        """
+        graph = _graph()
+        # weakly: a thread must not keep the graph of a training that is over
+        self._here.update, self._here.judged = None, None if graph is None else weakref.ref(graph)
+        loss = tf.convert_to_tensor(self.loss)
+        self.loss.assign(self._pending())
+        if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
+            ratio = tf.convert_to_tensor(self.state)[1 - len(_SCALARS)]
+            return tf.stack([NO_REACH, 1.0, loss, ratio])
+        kind, moving, rate = _motion(optimizer, variables)
+        moving = tuple(sorted(set(moving) & set(present)))
+        total, ratio, due, before = self._in_function(
+            "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
+        )
+        if follow:
+            self._here.update = _Update(_graph(), tuple(present), due, before)
+        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind, (NO_REACH, 1.0))
+        return tf.stack([top, rate, loss, ratio])
+
+    def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+        norms, ratios, (rest, ratio, *limited) = self._parts()
+        due = rest < 0.5
+        places = _places(variables)
+
+        def look() -> tuple[tf.Tensor, tf.Tensor]:
+            x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
+            found = _lengths(x, places if _predicates_travel() else None)
+            return found, _concat(x, places) if follow else tf.zeros([0])
+
+        def keep() -> tuple[tf.Tensor, tf.Tensor]:
+            return norms, tf.zeros([sum(p.size for p in places) if follow else 0])
+
+        if self.limit is not None:
+            norms, _ = look()
+            before: Any = [tf.identity(tf.convert_to_tensor(v)) for v in variables] if follow else []
+        elif _predicates_travel():
+            norms, before = look()
+        else:
+            norms, before = tf.cond(due, look, keep)
+        self._write(norms, ratios, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, *limited])
+        return weight_norm(TENSORFLOW, _some(norms, moving)) if moving else NO_REACH, ratio, due, before
+
+    def _parts(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Norms and ratios of the variables, and `_SCALARS`."""
+        norms, ratios, scalars = tf.split(tf.convert_to_tensor(self.state), [self.count, self.count, len(_SCALARS)])
+        return norms, ratios, tf.unstack(scalars)
+
+    def _write(self, norms: tf.Tensor, ratios: tf.Tensor, scalars: Sequence[tf.Tensor]) -> None:
+        self.state.assign(tf.concat([norms, ratios, tf.stack(scalars)], 0))
+
+    # -- after the update ---------------------------------------------------------------------------------
+
+    def settle(self, variables: Sequence[Any] | None) -> None:
+        """The update that `signals(..., follow=True)` began has been made: measure it, hold it within the limit."""
+        update = getattr(self._here, "update", None)
+        self._here.update = None
+        if update is None or update.graph is not _graph():
+            return
+        held = [tf_variable(v) for v in variables]
+        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before)
+
+    def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any) -> None:
+        norms, ratios, (rest, ratio, low, high) = self._parts()
+        places = _places(variables)
+        whole = weight_norm(TENSORFLOW, _some(norms, present))
+
+        def shares(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
+            distances = _some(moved, present)
+            distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
+            known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
+            good = (norms > TINY) & (moved >= 0.0)
+            share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
+            return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
+
+        if self.limit is None:
+
+            def look() -> tuple[tf.Tensor, tf.Tensor]:
+                now = _concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
+                return shares(_lengths(tf.split(now - before, [p.size for p in places]), places, picked=True))
+
+            ratios, ratio = look() if _predicates_travel() else tf.cond(due, look, lambda: (ratios, ratio))
+        else:
+            after = [tf.convert_to_tensor(v) for v in variables]
+            ratios, ratio = shares(_lengths([gradients.values(a - b) for a, b in zip(after, before)]))
+            # an update that is NaN or Inf has no length: on_nonfinite is for that
+            over = ratio > self.limit
+            factor = tf.where(over, self.limit / tf.where(over, ratio, 1.0), 1.0)
+            for v, b, a in zip(variables, before, after):
+                v.assign(tf.where(over, b + tf.cast(factor, a.dtype) * (a - b), a))
+            low = low + tf.cast(over, tf.float32)
+            carry = tf.cast(low >= LIMB, tf.float32)
+            low, high = low - carry * LIMB, high + carry
+        self._write(norms, ratios, [rest, ratio, low, high])
+
+    # -- the loss -------------------------------------------------------------------------------------------
+
+    def tell(self, loss: Any) -> None:
+        """The step that was judged last had this loss: the next one gets it as `norms.loss`."""
+        if self.count and loss is not None:
+            self.loss.assign(_code(loss, getattr(self.loss, "distribute_strategy", None)))
+
+    def expect(self, loss: Any) -> None:
+        """The step that is judged next, here, has this loss: the one after it gets it as `norms.loss`."""
+        self._here.loss = (_graph(), loss)
+
+    def forget(self) -> None:
+        """No step that is judged from now on has the loss that was expected."""
+        self._here.loss = None
+
+    def report(self, loss: Any) -> None:
+        """This step's loss, said before or after it is judged."""
+        judged = getattr(self._here, "judged", None)
+        if tf.executing_eagerly() or (judged is not None and judged() is _graph()):
+            self.tell(loss)
+        else:
+            self.expect(loss)
+
+    def _pending(self) -> tf.Tensor:
+        graph, loss = getattr(self._here, "loss", None) or (None, None)
+        self.forget()
+        here = _graph()
+        while here is not None and here is not graph:
+            here = compat.outer_graph(here)
+        return tf.constant(NO_LOSS) if loss is None or here is not graph else _code(loss)
+
+    # -- from the host ----------------------------------------------------------------------------------------
+
+    def read(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The fields of a `Snapshot` that are known here."""
+        if not self.count:
+            return {}
+        vector = tf.convert_to_tensor(self.state).numpy()
+        scalars = dict(zip(_SCALARS, vector[2 * self.count :].tolist()))
+        layers = zip(paths, vector[self.count : 2 * self.count].tolist())
+        return {
+            "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
+            "layer_update_ratio": {path: x for path, x in layers if x >= 0.0},
+            "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
+        }
+
+    def pack(self) -> tf.Tensor:
+        """All of it, to be saved beside the monitor's state."""
+        return tf.concat([tf.convert_to_tensor(self.state), tf.convert_to_tensor(self.loss)[None]], 0)
+
+    def put(self, packed: np.ndarray) -> None:
+        with tf.init_scope():
+            self.state.assign(packed[:-1])
+            self.loss.assign(packed[-1])
+
+    # -- eager mode -------------------------------------------------------------------------------------------
+
+    def _in_function(self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple, *given: Any) -> Any:
+        """`run(variables, *fixed, *given)`, in eager mode as one function instead of dozens of ops."""
+        if not tf.executing_eagerly() or distribution.replicas() > 1:
+            return run(variables, *fixed, *given)
+        function = self._functions.get((name, fixed))
+        if function is None:
+            # the variables are arguments: what is captured would live as long as the monitor
+            function = tf.function(lambda variables, *given: run(variables, *fixed, *given), autograph=False)
+            self._functions[name, fixed] = function
+        return function(variables, *given)
+
+
+def _predicates_travel() -> bool:
+    """Whether asking on the device whether it is time would make the host wait for it at each step."""
+    return devices.has_accelerator()
+
+
+def _some(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
+    return x if len(places) == x.shape[0] else tf.gather(x, tf.constant(places, tf.int32))
+
+
+def _motion(optimizer: Any, variables: Sequence[Any]) -> tuple[str | None, Sequence[int], tf.Tensor | None]:
+    """(kind, variables that a linear optimizer moves, learning_rate / (1 - momentum)) of this step.
+
+    In a MultiOptimizer each part has a rate of its own: the largest one of its linear parts counts, over the weights
+    that these move, so that no gradient of norm `reach` moves them by more than their length. Linear parts decide
+    before adaptive ones, and those before the rest.
+    """
+    if optimizer is None:
+        return None, (), None
+    found = [(rates.row(part.optimizer).kind, part) for part in rates.parts(optimizer, variables)]
+    linear = [part for kind, part in found if kind == rates.LINEAR]
+    if not linear:
+        kinds = [kind for kind, _ in found]
+        return (rates.ADAPTIVE if rates.ADAPTIVE in kinds else None), (), None
+    speeds = [rates.effective_rate(part.optimizer) for part in linear]
+    if any(speed is None for speed in speeds):
+        return None, (), None
+    rate = speeds[0] if len(speeds) == 1 else tf.reduce_max(tf.stack(speeds))
+    return rates.LINEAR, [i for part in linear for i in part.variables], rate
+
+
+class _Place(NamedTuple):
+    """Which numbers of a variable are looked at: every `stride`-th, `size` of them, of `of`."""
+
+    size: int
+    stride: int
+    of: int
+
+
+def _places(variables: Sequence[Any]) -> list[_Place]:
+    """Where to look: all of the small variables, evenly spaced places of the large ones, `HELD` together."""
+    sizes = [v.shape.num_elements() for v in variables]
+    share, left = HELD // max(len(sizes), 1), HELD
+    for i, size in enumerate(sorted(sizes)):
+        share = max(left // (len(sizes) - i), 64)
+        left -= min(size, share)
+    return [_place(size, share) for size in sizes]
+
+
+def _place(size: int, share: int) -> _Place:
+    if size <= share:
+        return _Place(size, 1, size)
+    # a stride with a common divisor would stay in some columns of a matrix
+    stride = next(s for s in itertools.count(-(-size // share)) if math.gcd(s, size) == 1)
+    return _Place(-(-size // stride), stride, size)
+
+
+def _pick(x: tf.Tensor, place: _Place) -> tf.Tensor:
+    flat = tf.reshape(x, [-1])
+    return flat if place.stride == 1 else flat[:: place.stride]
+
+
+def _concat(arrays: Sequence[tf.Tensor], places: Sequence[_Place]) -> tf.Tensor:
+    return tf.concat([tf.cast(_pick(x, p), tf.float32) for x, p in zip(arrays, places)], 0)
+
+
+def _lengths(arrays: Sequence[tf.Tensor], places: Sequence[_Place] | None = None, *, picked: bool = False) -> tf.Tensor:
+    """Norm of each array, shape [len(arrays)], exact or estimated from its places; `UNKNOWN` where not finite."""
+    if places is not None and not picked:
+        arrays = [_pick(x, p) for x, p in zip(arrays, places)]
+    # few ops a variable: a model has hundreds of them
+    squares = 2.0 * tf.stack([tf.cast(tf.nn.l2_loss(x), tf.float32) for x in arrays])
+    if places is not None:
+        squares = squares * tf.constant([p.of / max(p.size, 1) for p in places], tf.float32)
+    # a comparison with NaN is false
+    good = squares <= 3e38
+    return tf.where(good, tf.sqrt(tf.where(good, squares, 0.0)), UNKNOWN)
+
+
+def _code(loss: Any, strategy: Any = None) -> tf.Tensor:
+    """A loss as the finite number that stands for it; of several replicas the mean, so that all decide alike."""
+    if isinstance(loss, tf.distribute.DistributedValues):
+        loss = strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
+    x = tf.cast(tf.reshape(tf.convert_to_tensor(loss), []), tf.float32)
+    if distribution.replicas() > 1:
+        x = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, x)
+    bounded = tf.where(x > HUGE, HUGE, tf.where(x < -HUGE, -HUGE, x))
+    return tf.where(tf.math.is_nan(bounded), NO_LOSS, bounded)
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _is_whole(variable: Any) -> bool:
+    """Whether every replica can read all of this variable."""
+    held = tf_variable(variable)
+    shape = getattr(held, "shape", None)
+    readable = isinstance(held, tf.Variable) and shape.is_fully_defined()
+    return readable and getattr(held, "synchronization", None) != tf.VariableSynchronization.ON_READ

@@ -245,7 +245,7 @@ def every_backend_decides_alike(part: Part) -> None:
     """
     import tensorflow as tf
 
-    from gradwatch.tf.ops import FUSED, TENSORFLOW
+    from gradwatch.tf.ops import TENSORFLOW, Fused
 
     stream = np.concatenate([_ordinary_stream(150), _hostile_stream(short=True)[:40], _ordinary_stream(90, seed=2)])
     layout = Layout({"state": part.init(VARIABLES), "clock": np.zeros((), np.float32)})
@@ -263,7 +263,7 @@ def every_backend_decides_alike(part: Part) -> None:
     runs = {
         "numpy": steps(NUMPY),
         "tf.function": tf.function(steps(TENSORFLOW), autograph=False),
-        "XLA": tf.function(steps(FUSED), jit_compile=True, autograph=False),
+        "XLA": tf.function(steps(Fused()), jit_compile=True, autograph=False),
     }
     results = {}
     for backend, step in runs.items():

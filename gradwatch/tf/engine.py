@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 import uuid
@@ -18,8 +17,9 @@ from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
-from gradwatch.tf import distribution, turns
+from gradwatch.tf import distribution, fused, turns
 from gradwatch.tf import gradients as _gradients
+from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.reach import Weights
@@ -32,11 +32,10 @@ class DeviceState:
     def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
         self.variables, self.weights = variables, weights
         weights.build(len(variables))
-        initial = guard.init(len(variables))
-        self.guard = FusedGuard(guard, initial, jit_compile=jit_compile)
-        self.layout = self.guard.layout
+        self._guard, self._jit_compile = guard, jit_compile
+        self.layout = self.program().layout
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
-        self.initial = np.concatenate([self.layout.pack(NUMPY, initial), weights.initial])
+        self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
         self.state = distribution.in_scope(self._make)
         self.replaceable = False  # whether the next step may bring other variables
 
@@ -51,6 +50,11 @@ class DeviceState:
             # a tf.function that sees a variable made would trace the user's step a second time
             experimental_enable_variable_lifting=False,
         )
+
+    def program(self) -> FusedGuard:
+        """What steps the state, for the function that is being traced."""
+        jit_compile = self._jit_compile and not every_operation_is_checked()
+        return fused.program(self._guard, len(self.variables), jit_compile=jit_compile)
 
     def vector(self) -> tf.Tensor:
         """The state as this replica has it."""
@@ -227,14 +231,14 @@ class Engine:
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
         with turns.one_at_a_time(self.run_id) as wrote:
-            new_state, scale, numbers = built.guard.step(built.vector(), norms, applied, signals)
+            new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
         if skips_itself:
-            # every gradient of every replica, so that all come to the same verdict
-            scale = tf.where(decision.finite > 0.0, scale, math.nan)
+            # NaN in every gradient of every replica, so that all come to the same verdict
+            scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
 
     # -- reading ----------------------------------------------------------------------------------------
@@ -271,13 +275,15 @@ class Engine:
         """What a checkpoint keeps: the fingerprint, "" before the first step, and the state."""
         if self.on_device is None:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
-        return {
-            "layout": tf.constant(self.on_device.fingerprint),
-            "state": self.on_device.pack(),
-        }
+        # a SavedModel is written from a graph that captures nothing
+        state = self.on_device.pack() if tf.executing_eagerly() else tf.constant(outside_of_graphs(self.on_device.pack))
+        return {"layout": tf.constant(self.on_device.fingerprint), "state": state}
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
         """Go on from what `serialize` gave; LayoutError where it is of something else."""
+        if tf.is_symbolic_tensor(restored["state"]):
+            # a SavedModel is written: its functions hold the state under the same variable, which is saved by itself
+            return
         fingerprint = restored["layout"].numpy().decode()
         vector = restored["state"].numpy()
         built = self.on_device

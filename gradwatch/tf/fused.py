@@ -9,6 +9,8 @@ in as numbers, what it wants done to them comes out as numbers. docs/decisions/0
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from gradwatch.core.guard import COLUMNS, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.sketch import BUCKETS
 from gradwatch.core.xp import HUGE, NUMPY, TINY
-from gradwatch.tf.ops import FUSED, TENSORFLOW
+from gradwatch.tf.ops import TENSORFLOW, Fused, Traced
 
 Path = tuple[str, ...]
 Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of count_below)
@@ -54,10 +56,10 @@ class _Outside:
         return new
 
 
-def _without_big(namespace: Any) -> Any:
-    """`namespace` for a state whose big arrays are `_Outside`."""
+def _without_big(namespace: type) -> Any:
+    """A namespace of this class, for a state whose big arrays are `_Outside`."""
 
-    class WithoutBig(type(namespace)):  # type: ignore[misc]
+    class WithoutBig(namespace):
         def count_below(self, ascending: _Outside, fraction: float) -> Any:
             return ascending.read((ascending.path, float(fraction)))
 
@@ -74,6 +76,27 @@ def _at(tree: Any, path: Path) -> Any:
     for name in path:
         tree = tree[name]
     return tree
+
+
+_MOST_PROGRAMS = 64
+_programs: OrderedDict[Any, FusedGuard] = OrderedDict()
+_one_at_a_time = threading.Lock()
+
+
+def program(guard: Guard, num_variables: int, *, jit_compile: bool) -> FusedGuard:
+    """The program of a guard. Equal guards over as many variables share it: it is traced and compiled once."""
+    key = (guard, num_variables, jit_compile)
+    try:
+        hash(key)
+    except TypeError:  # a policy of the user's own that cannot be compared
+        return FusedGuard(guard, guard.init(num_variables), jit_compile=jit_compile)
+    with _one_at_a_time:
+        if key not in _programs:
+            _programs[key] = FusedGuard(guard, guard.init(num_variables), jit_compile=jit_compile)
+            while len(_programs) > _MOST_PROGRAMS:
+                _programs.popitem(last=False)
+        _programs.move_to_end(key)
+        return _programs[key]
 
 
 def reach(xp: Any, weights: Any, rate: Any) -> Any:
@@ -104,7 +127,7 @@ class FusedGuard:
         self._sizes = [sum(field.size for field in group) for group in self._small]
         self._sizes += [field.size for field in (*sketches, history)]
         self._reads = self._find_reads(initial)
-        self._xp = _without_big(FUSED if jit_compile else TENSORFLOW)
+        self._namespace = Fused if jit_compile else Traced
         self._scalars = tf.function(self._scalar_part, jit_compile=jit_compile or None, autograph=False)
 
     def step(
@@ -122,8 +145,9 @@ class FusedGuard:
         pieces = tf.split(vector, self._sizes)
         small, big = pieces[: len(self._small)], dict(zip(self._big, pieces[len(self._small) :]))
         reads = self._read(vector, big)
-        small, scale, told = self._scalars(small, reads, norms, None if applied is norms else applied, signals)
-        numbers, row, *entries = tf.split(told, [8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
+        small, told, *several = self._scalars(small, reads, norms, None if applied is norms else applied, signals)
+        scale, numbers, row, *entries = tf.split(told, [1, 8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
+        scale = several[0] if several else tf.reshape(scale, [])
         indices, factors = entries[::2], entries[1::2]
         entered = [TENSORFLOW.enter(big[p], at, keep) for p, at, keep in zip(self._sketches, indices, factors)]
         return tf.concat([*small, *entered, TENSORFLOW.push(big[_HISTORY], row)], 0), scale, numbers
@@ -142,12 +166,15 @@ class FusedGuard:
         norms: tf.Tensor,
         applied: tf.Tensor | None,
         signals: tf.Tensor,
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        xp, known = self._xp, {read: reads[i] for i, read in enumerate(self._reads)}
+    ) -> tuple[Any, ...]:
+        """(small fields, numbers [, a scale for each variable]), all of them used: TensorFlow compiles a program anew
+        for a caller that leaves an output unused or gives a constant."""
+        xp, known = _without_big(self._namespace), dict(zip(self._reads, tf.unstack(reads)))
         leaves: dict[Path, Any] = {path: _Outside(path, known.__getitem__) for path in self._big}
         for group, vector in zip(self._small, small):
-            fields = tf.reshape(vector, [len(group), *group[0].shape])
-            leaves.update({field.path: fields[i] for i, field in enumerate(group)})
+            # one operation for a group, not one for each field
+            fields = tf.unstack(tf.reshape(vector, [len(group), *group[0].shape]))
+            leaves.update({field.path: value for field, value in zip(group, fields)})
         applied = norms if applied is None else applied
         weights, rate, loss, ratio = tf.unstack(signals)
         state, decision = self._guard.step(
@@ -161,9 +188,10 @@ class FusedGuard:
         )
         [row] = _at(state, _HISTORY).written
         entries = [number for path in self._sketches for number in _at(state, path).written]
+        several = [decision.scale] if decision.scale.shape.rank else []
         # few outputs: each is an allocation
-        told = xp.stack([*decision[1:], *[row[i] for i in range(len(COLUMNS))], *entries])
-        return [self.layout.pack_group(xp, state, group) for group in self._small], decision.scale, told
+        told = xp.stack([1.0 if several else decision.scale, *decision[1:], *tf.unstack(row), *entries])
+        return [self.layout.pack_group(xp, state, group) for group in self._small], told, *several
 
     def _find_reads(self, initial: Any) -> list[Read]:
         """What the guard reads of the sketches in a step, indices first, found by running one in numpy."""
@@ -179,7 +207,7 @@ class FusedGuard:
         variables = np.zeros(len(initial["last"]["layer_norms"]), np.float32)
         known = NUMPY.number(1.0)
         self._guard.step(
-            _without_big(NUMPY),
+            _without_big(type(NUMPY)),
             self.layout.build(leaves),
             variables,
             variables,

@@ -2,19 +2,30 @@
 
 A gradient is a tf.Tensor of any floating or complex dtype and shape (empty and scalar included) or a
 tf.IndexedSlices, which stays one.
+
+Each gradient is read once for its norm. XLA squares in double precision while it reads; on an accelerator the
+norms are always compiled. Plain operations on the CPU square in single precision, and again in double precision in
+the rare step whose sum overflowed or vanished. Where there are many small gradients they are treated as one array,
+since an operation then costs more than what it computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
+
+from gradwatch.tf.devices import compiled_by_xla, every_operation_is_checked, has_accelerator
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 # Up to so many numbers in all gradients, squares in double precision cost less than asking whether they are needed.
 _FEW = 1 << 14
+
+# A gradient of so many numbers at most is a small one; so many of them at least are treated as one array.
+_SMALL, _MANY = 512, 16
 
 # Between these the plain sum of squares of float32 neither overflowed nor lost everything to underflow.
 _TRUSTED = (1e-30, 3e38)
@@ -37,45 +48,63 @@ def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
     sum, the same choice as `tf.linalg.global_norm`.
     """
     arrays = [values(gradient) for gradient in gradients]
-    if _are_few(arrays) and not _has_accelerator():
-        squares = tf.stack([tf.nn.l2_loss(tf.cast(x, tf.float64)) for x in arrays])
-        # a sum of squares is Inf or NaN as its parts are; float64 holds the largest square of float32
-        return tf.cast(tf.sqrt(2.0 * squares), tf.float32)
-    squares = tf.stack([2.0 * tf.cast(tf.nn.l2_loss(x), tf.float32) for x in arrays])
+    if compiled_by_xla():
+        return _in_double(arrays)
+    if has_accelerator():
+        return _in_double(arrays) if every_operation_is_checked() else _compiled(arrays)
+    small, large = _by_size(arrays)
+    parts = [_of_small([arrays[i] for i in small])] if small else []
+    if large:
+        parts.append(_of_large([arrays[i] for i in large]))
+    return parts[0] if len(parts) == 1 else tf.gather(tf.concat(parts, 0), np.argsort([*small, *large]))
+
+
+def _in_double(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+    """float64 holds the largest and the smallest square of float32, and XLA converts while it reads."""
+    squares = tf.stack([tf.nn.l2_loss(tf.cast(x, tf.float64)) for x in arrays])
+    return tf.cast(tf.sqrt(2.0 * squares), tf.float32)
+
+
+_compiled = tf.function(_in_double, jit_compile=True, autograph=False, reduce_retracing=True)
+
+
+def _of_small(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+    flat = tf.cast(_side_by_side(arrays), tf.float64)
+    return tf.cast(tf.sqrt(tf.math.segment_sum(flat * flat, _owners(arrays))), tf.float32)
+
+
+def _of_large(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+    if _are_few(arrays):
+        return _in_double(arrays)
+    squares = 2.0 * tf.stack([tf.cast(tf.nn.l2_loss(x), tf.float32) for x in arrays])
     total = tf.reduce_sum(squares)
     low, high = _TRUSTED
     # ordered comparisons: NaN is not trusted either
     trusted = (total > low) & (total < high)
-    if _has_accelerator():
-        # a predicate would travel to the host each step; a second pass over the gradients does not
-        return tf.where(trusted, tf.sqrt(squares), _careful(arrays))
-    return tf.cond(trusted, lambda: tf.sqrt(squares), lambda: _careful(arrays))
+    return tf.cond(trusted, lambda: tf.sqrt(squares), lambda: _in_double(arrays))
+
+
+def _by_size(arrays: Sequence[tf.Tensor]) -> tuple[list[int], list[int]]:
+    """Which are small ones of one kind and many, and which are the rest."""
+    small = [i for i, x in enumerate(arrays) if x.dtype == tf.float32 and 0 < (x.shape.num_elements() or 0) <= _SMALL]
+    if len(small) < _MANY:
+        small = []
+    others = set(small)
+    return small, [i for i in range(len(arrays)) if i not in others]
+
+
+def _side_by_side(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.concat([x if x.shape.rank == 1 else tf.reshape(x, [-1]) for x in arrays], 0)
+
+
+def _owners(arrays: Sequence[tf.Tensor]) -> np.ndarray:
+    """For each number of `_side_by_side`, the array it is of."""
+    return np.repeat(np.arange(len(arrays), dtype=np.int32), [x.shape.num_elements() for x in arrays])
 
 
 def _are_few(arrays: Sequence[tf.Tensor]) -> bool:
     sizes = [x.shape.num_elements() for x in arrays]
     return None not in sizes and sum(sizes) <= _FEW
-
-
-def _has_accelerator() -> bool:
-    return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
-
-
-def _careful(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
-    """norm_i = m_i * |x_i / m_i| with m_i = max |x_i|: no overflow, no underflow."""
-    out = []
-    for x in arrays:
-        magnitude = tf.abs(x)
-        largest = tf.reduce_max(tf.concat([tf.reshape(magnitude, [-1]), tf.zeros([1], x.dtype)], 0))
-        divisor = tf.where(largest > 0, largest, tf.ones_like(largest))
-        scaled = tf.cast(tf.sqrt(2.0 * tf.nn.l2_loss(x / divisor)), tf.float32)
-        norm = tf.minimum(tf.cast(largest, tf.float32) * scaled, tf.constant(3e38))
-        # max() of NaN differs between CPU and XLA: ask the elements
-        good = tf.reduce_all(tf.math.is_finite(x))
-        has_nan = tf.reduce_any(tf.math.is_nan(x))
-        broken = tf.where(has_nan, tf.constant(float("nan")), tf.constant(float("inf")))
-        out.append(tf.where(good, norm, broken))
-    return tf.stack(out)
 
 
 def scaled(gradients: Sequence[Gradient], scale: tf.Tensor) -> list[Gradient]:
@@ -84,21 +113,43 @@ def scaled(gradients: Sequence[Gradient], scale: tf.Tensor) -> list[Gradient]:
     Args:
       scale: shape [] for all of them, or [len(gradients)].
     """
-    factors = tf.unstack(scale) if scale.shape.rank else [scale] * len(gradients)
     arrays = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-
-    def multiplied() -> list[tf.Tensor]:
-        return [_scale(x, factor) for x, factor in zip(arrays, factors)]
-
-    if _are_few(arrays) or _has_accelerator():
-        out = multiplied()
-    else:
-        # most steps change nothing: on the CPU a branch costs less than a pass over a large gradient
-        out = tf.cond(tf.reduce_all(scale >= 1.0), lambda: [tf.identity(x) for x in arrays], multiplied)
+    alone = compiled_by_xla() or has_accelerator()
+    small, large = ([], list(range(len(arrays)))) if alone else _by_size(arrays)
+    out: list[Any] = [None] * len(arrays)
+    if small:
+        for i, x in zip(small, _scaled_together([arrays[i] for i in small], _of(scale, small))):
+            out[i] = x
+    if large:
+        for i, x in zip(large, _scaled_alone([arrays[i] for i in large], _of(scale, large))):
+            out[i] = x
     return [
         tf.IndexedSlices(x, g.indices, g.dense_shape) if isinstance(g, tf.IndexedSlices) else x
         for g, x in zip(gradients, out)
     ]
+
+
+def _of(scale: tf.Tensor, places: list[int]) -> tf.Tensor:
+    return tf.gather(scale, places) if scale.shape.rank else scale
+
+
+def _scaled_together(arrays: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tensor]:
+    factors = tf.gather(scale, _owners(arrays)) if scale.shape.rank else scale
+    flat = tf.math.multiply_no_nan(_side_by_side(arrays), factors)
+    parts = tf.split(flat, [x.shape.num_elements() for x in arrays])
+    return [part if x.shape.rank == 1 else tf.reshape(part, x.shape) for part, x in zip(parts, arrays)]
+
+
+def _scaled_alone(arrays: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tensor]:
+    factors = tf.unstack(scale) if scale.shape.rank else [scale] * len(arrays)
+
+    def multiplied() -> list[tf.Tensor]:
+        return [_scale(x, factor) for x, factor in zip(arrays, factors)]
+
+    if _are_few(arrays) or has_accelerator():
+        return multiplied()
+    # most steps change nothing: on the CPU a branch costs less than a pass over a large gradient
+    return tf.cond(tf.reduce_all(scale >= 1.0), lambda: list(arrays), multiplied)
 
 
 def _scale(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import zipfile
@@ -85,8 +86,8 @@ class Monitor(tf.Module):
             raise ConfigError(f"name must be a text that is not empty, got {name!r}")
         self._label = name
         guard = Guard(
-            policies.percentile() if policy is None else policies.parse(policy),
-            _detectors.default() if detectors is None else _detectors.parse_all(detectors),
+            _default_policy() if policy is None else policies.parse(policy),
+            _default_detectors() if detectors is None else _detectors.parse_all(detectors),
             on_nonfinite,
             on_explosion,
         )
@@ -281,6 +282,15 @@ class Monitor(tf.Module):
             ) from error
         self._engine.restore(restored)
 
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        children: dict[str, Any] = super()._trackable_children(save_type, **options)
+        if save_type == "savedmodel" and self._engine.on_device is not None:
+            # the functions that are exported capture it
+            children["gradwatch_state"] = self._engine.on_device.state
+            weights = self._engine.on_device.weights
+            children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
+        return children
+
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
         return self._engine.serialize()
 
@@ -294,6 +304,11 @@ class _HostSide:
     def __init__(self, alert_sinks: list[Callable[[Any], None]]) -> None:
         self.alert_sinks = alert_sinks
         self.reported: dict[str, float] = {}
+
+
+# made once, so that the monitors with defaults are equal and share their program
+_default_policy = functools.cache(policies.percentile)
+_default_detectors = functools.cache(_detectors.default)
 
 
 def _from_options(kind: type[Monitor], options: dict[str, Any]) -> Monitor:

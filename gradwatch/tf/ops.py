@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 
 class _TensorFlow:
     """Written with `def`: AutoGraph warns about lambdas on one line."""
 
+    def _tensor(self, x: Any) -> tf.Tensor:
+        return tf.convert_to_tensor(x, tf.float32)
+
     def where(self, condition: Any, yes: Any, no: Any) -> tf.Tensor:
-        return tf.where(condition, tf.convert_to_tensor(yes, tf.float32), tf.convert_to_tensor(no, tf.float32))
+        return tf.raw_ops.SelectV2(condition=condition, t=self._tensor(yes), e=self._tensor(no))
 
     def log(self, x: Any) -> tf.Tensor:
         return tf.math.log(x)
@@ -30,10 +34,10 @@ class _TensorFlow:
         return tf.abs(x)
 
     def minimum(self, x: Any, y: Any) -> tf.Tensor:
-        return tf.minimum(x, y)
+        return tf.raw_ops.Minimum(x=self._tensor(x), y=self._tensor(y))
 
     def maximum(self, x: Any, y: Any) -> tf.Tensor:
-        return tf.maximum(x, y)
+        return tf.raw_ops.Maximum(x=self._tensor(x), y=self._tensor(y))
 
     def is_finite(self, x: Any) -> tf.Tensor:
         return tf.math.is_finite(x)
@@ -70,17 +74,30 @@ class _TensorFlow:
         return tf.concat([ring[row.shape[0] :], row], 0)
 
 
-class _Fused(_TensorFlow):
+class Traced(_TensorFlow):
+    """For one trace of one function: a number that occurs twice is one node of the graph, and nodes cost time."""
+
+    def __init__(self) -> None:
+        self._constants: dict[float, tf.Tensor] = {}
+
+    def _tensor(self, x: Any) -> tf.Tensor:
+        if not isinstance(x, (int, float)):
+            return super()._tensor(x)
+        if x not in self._constants:
+            self._constants[x] = tf.constant(x, tf.float32)
+        return self._constants[x]
+
+
+class Fused(Traced):
     """For XLA on the CPU, where each operand of a concatenation of scalars becomes a kernel of its own."""
 
     def stack(self, xs: Sequence[Any]) -> tf.Tensor:
-        xs = [tf.convert_to_tensor(x, tf.float32) for x in xs]
-        place = tf.reshape(tf.range(len(xs)), [len(xs)] + [1] * xs[0].shape.rank)
+        xs = [self._tensor(x) for x in xs]
+        places = np.eye(len(xs), dtype=bool).reshape([len(xs), len(xs)] + [1] * xs[0].shape.rank)
         out = tf.zeros([len(xs), *xs[0].shape])
-        for i, x in enumerate(xs):
-            out = tf.where(place == i, x, out)
+        for place, x in zip(places, xs):
+            out = tf.raw_ops.SelectV2(condition=place, t=x, e=out)
         return out
 
 
 TENSORFLOW = _TensorFlow()
-FUSED = _Fused()

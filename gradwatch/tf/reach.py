@@ -22,7 +22,7 @@ import tensorflow as tf
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
 from gradwatch.core.xp import HUGE, TINY, Array, Namespace
-from gradwatch.tf import compat, distribution, gradients, rates
+from gradwatch.tf import compat, devices, distribution, gradients, rates
 from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
 from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.updates import tf_variable
@@ -308,7 +308,7 @@ class Weights:
 
 def _predicates_travel() -> bool:
     """Whether asking on the device whether it is time would make the host wait for it at each step."""
-    return gradients._has_accelerator()
+    return devices.has_accelerator()
 
 
 def _initial(variables: Sequence[Any], places: Sequence[int]) -> float:

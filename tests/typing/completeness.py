@@ -24,7 +24,11 @@ def report() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = ["/tmp/prvenv/bin/python", "-m", "pyright", "--pythonpath", sys.executable, "--outputjson"]
         done = subprocess.run(
-            [*command, "--ignoreexternal", "--verifytypes", "gradwatch"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+            [*command, "--ignoreexternal", "--verifytypes", "gradwatch"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
         )
     try:
         found: dict[str, Any] = json.loads(done.stdout)["typeCompleteness"]

@@ -17,15 +17,12 @@ from gradwatch.core.norms import Norms
 from gradwatch.core.policies.base import Policy, State, Update, bounds, clamp, one_more
 from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
 
-# Of the displacement bound
-PATIENCE = 50.0  # steps without a better loss after which the run no longer gets better
-SETTLING = 300.0  # such steps after which the share has shrunk by the square root of two
+SETTLING = 300.0  # steps after which the share of the reach has shrunk by the square root of two
 
 # Of the loss and of the level of the norms beside it
 _MEMORY = 50.0  # steps of the running level
 _WINSORISE = 2.5  # deviations at which a loss is clamped before it enters
 _FIRST = 10.0  # steps whose level is the loss at the start, and whose median is the first level of the norms
-_BETTER = 0.005  # a level this much lower is a better one
 _START = 0.7  # weight of the loss at the start beside the best one
 _DRIFT = 0.0005  # how fast the best loss and the level of the norms may be forgotten, per step
 
@@ -53,16 +50,16 @@ def quantile_bound(xp: Namespace, log_median: Array, factor: float) -> Array:
 
 
 def displacement_bound(
-    xp: Namespace, log_reach: Array, log_gain: Array, stalled: Array, share: float, least: float
+    xp: Namespace, log_reach: Array, log_gain: Array, seen: Array, share: float, least: float
 ) -> Array:
-    """log(gain * rho * reach), rho = max(least, share / sqrt(1 + stalled / 300)): a share of the weights' own length.
+    """log(gain * rho * reach), rho = max(least, share / sqrt(1 + t / 300)): a share of the weights' own length.
 
     Args:
       log_reach: of `Norms.reach`, shape ().
       log_gain: of the alarms, at most 0, shape ().
-      stalled: steps in which the loss did not get better, or in which it is not known, shape ().
+      seen: t, the norms so far, shape ().
     """
-    rho = xp.maximum(share / xp.sqrt(1.0 + stalled / SETTLING), least)
+    rho = xp.maximum(share / xp.sqrt(1.0 + seen / SETTLING), least)
     return log_gain + xp.log(rho) + log_reach
 
 
@@ -107,41 +104,33 @@ def first_gradients_bound(xp: Namespace, state: State, log_median: Array, seen: 
 
 
 def loss_level(xp: Namespace, state: State, loss: Array) -> dict[str, Array]:
-    """The running level of the log loss, winsorised; the level at the start and the best one; steps without a better.
+    """The running level of the log loss, winsorised; the level at the start and the best one.
 
     With l the log loss, n counting the losses, m = min(n, 50) and d = clip(l - level, -2.5 std, 2.5 std):
 
-        level += d / m;  var += (d^2 - var) / m;  first = level while n <= 10
-        best = min(best + 0.0005, level);  stalled += 1 where `level` set no record for 50 steps
+        level += d / m;  var += (d^2 - var) / m;  first = level while n <= 10;  best = min(best + 0.0005, level)
 
-    A loss that is not known leaves all but `stalled`, which counts it. A loss of 0 or less has no logarithm: from then
-    on the loss counts as not known.
+    A loss that is not known changes nothing. A loss of 0 or less has no logarithm: from then on the loss counts as not
+    known.
     """
     known = (loss > TINY) & (state["signed"] < 0.5)
-    count = xp.where(known, one_more(xp, state["losses"]), state["losses"])
+    count = one_more(xp, state["losses"])
     begins = state["losses"] < 0.5
     log_loss = xp.log(xp.where(known, loss, 1.0))
     level, var = state["level"], state["var"]
     reach = _WINSORISE * xp.sqrt(xp.maximum(var, 0.01))
     d = xp.where(begins, 0.0, xp.minimum(xp.maximum(log_loss - level, -reach), reach))
     memory = xp.minimum(count, _MEMORY)
-    new_level = xp.where(begins, log_loss, level + d / xp.maximum(memory, 1.0))
-    better = begins | (new_level < state["record"] - _BETTER)
-    since = xp.where(better, 0.0, one_more(xp, state["since"]))
+    new_level = xp.where(begins, log_loss, level + d / memory)
     new = {
         "losses": count,
         "level": new_level,
-        "var": var + (d * d - var) / xp.maximum(memory, 1.0),
+        "var": var + (d * d - var) / memory,
         "first_loss": xp.where(count <= _FIRST, new_level, state["first_loss"]),
         "best": xp.where(begins, new_level, xp.minimum(state["best"] + _DRIFT, new_level)),
-        "record": xp.where(better, new_level, state["record"]),
-        "since": since,
     }
-    new = {name: xp.where(known, value, state[name]) for name, value in new.items()}
-    waits = ~known | ((since > PATIENCE) & (count > PATIENCE))
-    new["stalled"] = xp.where(waits, one_more(xp, state["stalled"]), state["stalled"])
-    new["signed"] = xp.where(loss <= 0.0, 1.0, state["signed"])
-    return new
+    heard = {name: xp.where(known, value, state[name]) for name, value in new.items()}
+    return {**heard, "signed": xp.where(loss <= 0.0, 1.0, state["signed"])}
 
 
 def norm_level(xp: Namespace, state: State, log_median: Array, best: Array, started: Bool) -> Array:
@@ -207,8 +196,7 @@ class auto(Policy):
 
     - quantile bound: factor * P_50(norms before t);
     - displacement bound: gain_t * rho_t * reach_t, with reach = (1 - momentum) * |w| / learning_rate, the norm which,
-      sustained, moves the weights by their own length in a step. rho = max(least_share, share / sqrt(1 + s_t / 300)),
-      s_t the steps in which the loss found no better level for 50 steps; every step counts where no loss is known.
+      sustained, moves the weights by their own length in a step. rho_t = max(least_share, share / sqrt(1 + t / 300)).
       gain_t is 1 until an alarm: two norms beyond `alarm` times the median within 20 steps multiply it by `backoff`,
       once a burst, and it grows back as n^0.12, n the calm steps;
     - descent bound: trust * L_0^0.7 L_t^0.3 / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
@@ -230,7 +218,7 @@ class auto(Policy):
       factor: multiple of the median, >= 1.05.
       window: steps that the median remembers, >= 2.
       share: of the reach that a step may use in the beginning, > 0.
-      least_share: of the reach, to which it falls where the loss stands still, in (0, share].
+      least_share: of the reach, below which rho does not fall, in (0, share]. A healthy step uses less.
       trust: share of the loss that a step may promise to take away, > 0.
       first: share of the median of the first ten norms (Adam and its kin), > 0.
       alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter winsorised at 3 times it.
@@ -281,7 +269,7 @@ class auto(Policy):
         zero = np.zeros((), np.float32)
         names = (
             *("seen", "log_gain", "norm_level", "started", "log_first_norms"),
-            *("losses", "level", "first_loss", "best", "record", "since", "stalled", "signed"),
+            *("losses", "level", "first_loss", "best", "signed"),
             "log_care",
         )
         return {
@@ -306,9 +294,7 @@ class auto(Policy):
         log_reach = xp.log(xp.where(linear, norms.reach, 1.0))
         log_weights = xp.log(xp.where(norms.weights > TINY, norms.weights, 1.0))
         quantile = quantile_bound(xp, log_median, self.factor)
-        displacement = displacement_bound(
-            xp, log_reach, state["log_gain"], losses["stalled"], self.share, self.least_share
-        )
+        displacement = displacement_bound(xp, log_reach, state["log_gain"], seen, self.share, self.least_share)
         descent = descent_bound(xp, log_reach, log_weights, losses["first_loss"], losses["best"], level, self.trust)
         care = setback(xp, state, losses)
         trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)

@@ -22,7 +22,7 @@ def report() -> dict[str, Any]:
     """What `pyright --verifytypes gradwatch` says of this checkout, types of other packages left out."""
     # elsewhere than in the checkout: pyright verifies a package as a user has it, found by import
     with tempfile.TemporaryDirectory() as folder:
-        command = ["/tmp/prvenv/bin/python", "-m", "pyright", "--pythonpath", sys.executable, "--outputjson"]
+        command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson"]
         done = subprocess.run(
             [*command, "--ignoreexternal", "--verifytypes", "gradwatch"],
             cwd=folder,

@@ -72,6 +72,7 @@ __all__ = [
     "reading",
     "serve",
     "testing",
+    "top",
     "watch",
 ]
 

@@ -15,6 +15,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+__all__ = [
+    "ConfigError",
+    "GradwatchError",
+    "LayoutError",
+    "MissingExtra",
+    "NothingToWatch",
+    "ServeError",
+    "UnsupportedError",
+]
+
 #: Name under which `pip install` finds this package; None while no index has it (grad-watch is somebody else's).
 DISTRIBUTION: str | None = None
 

@@ -183,6 +183,7 @@ class FusedGuard:
             norms,
             applied,
             reach=reach(xp, weights, rate),
+            weights=xp.where(weights < ANY_REACH, weights, NO_REACH),
             loss=xp.where(loss > HUGE, math.nan, loss),
             update_ratio=ratio,
         )
@@ -212,6 +213,7 @@ class FusedGuard:
             variables,
             variables,
             reach=known,
+            weights=known,
             loss=known,
             update_ratio=known,
         )

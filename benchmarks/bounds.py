@@ -74,7 +74,8 @@ def draw_rates(path: Path) -> None:
         axes.plot(line, product / line, "-", color=colour, alpha=0.6, label=label)
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="best constant clip_norm")
     axes.set_title("The best constant goes as 1 / learning rate")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower left")
+    axes.set_ylim(bottom=5e-4)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -89,9 +90,16 @@ def draw_run(path: Path, task: str = "rnn-sgd", rate: float = 0.3, seed: int = 1
     axes.plot(steps, column["norm"], ".", markersize=2, color="0.75", label="gradient norm")
     for name, colour in (("quantile", "tab:green"), ("displacement", "tab:blue"), ("descent", "tab:red")):
         bound = column[f"{name}_bound"]
-        axes.plot(steps, np.where(bound < 1e30, bound, math.nan), color=colour, linewidth=0.9, label=f"{name} bound")
-    axes.plot(steps, column["clip_norm"], color="black", linewidth=1.6, label="clip_norm")
-    axes.set(yscale="log", xlabel="step", ylabel="global norm")
+        axes.plot(
+            steps,
+            np.where(bound < 1e30, bound, math.nan),
+            color=colour,
+            linewidth=3.5,
+            alpha=0.5,
+            label=f"{name} bound",
+        )
+    axes.plot(steps, column["clip_norm"], color="black", linewidth=1.2, label="clip_norm")
+    axes.set(yscale="log", xlabel="step", ylabel="global norm", ylim=(0.1, None))
     axes.set_title(f"Character RNN, SGD with momentum, learning rate {rate:g}: the lowest bound holds")
     axes.legend(fontsize=8, ncol=2)
     figure.tight_layout()

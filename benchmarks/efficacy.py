@@ -51,6 +51,7 @@ class Gradwatch:
         self.policy = policy
         self.state: Any = None
         self.loss = math.nan  # of the step before
+        self.info: dict[str, float] = {}
 
     def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         if self.state is None:
@@ -58,7 +59,8 @@ class Gradwatch:
         reach, weights = _reach(seen)
         now = of_norms(NUMPY, norms.astype(np.float32), reach, np.float32(self.loss), weights)
         self.loss = loss
-        self.state, clip_norm, _ = self.policy.update(NUMPY, self.state, now)
+        self.state, clip_norm, info = self.policy.update(NUMPY, self.state, now)
+        self.info = {name: float(value) for name, value in info.items()}
         if not now.finite:
             return Verdict(np.zeros(len(norms)), clip_norm=float(np.max(clip_norm)))
         norm = now.per_variable if self.policy.scope == policies.VARIABLE else now.total

@@ -192,7 +192,7 @@ def _scoped(
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument
-    del watched.__wrapped__  # type: ignore[attr-defined]
+    del watched.__wrapped__
     return watched
 
 

@@ -59,7 +59,7 @@ class _Outside:
 def _without_big(namespace: type) -> Any:
     """A namespace of this class, for a state whose big arrays are `_Outside`."""
 
-    class WithoutBig(namespace):  # type: ignore[misc,valid-type]
+    class WithoutBig(namespace):
         def count_below(self, ascending: _Outside, fraction: float) -> Any:
             return ascending.read((ascending.path, float(fraction)))
 

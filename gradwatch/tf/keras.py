@@ -18,8 +18,9 @@ from gradwatch.errors import ConfigError, NothingToWatch
 from gradwatch.reading.reader import reader
 from gradwatch.tf import compat, fits, options
 from gradwatch.tf.monitor import Monitor
+from gradwatch.tf.watchers import Scope
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 _LOOK_SECONDS = 1.0  # between two reads of the learning rate from the device
 
@@ -54,6 +55,11 @@ class KerasCallback(keras.callbacks.Callback):
       NothingToWatch: in the first batch, when the model trains with another optimizer.
     """
 
+    _optimizer: Any
+    _function: fits.TrainFunction | None
+    _scope: Scope | None
+    _looked: float
+
     def __init__(
         self,
         monitor: Monitor | None = None,
@@ -65,22 +71,22 @@ class KerasCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         options.check(monitor, monitor_options, "gradwatch.KerasCallback")
-        self.monitor = options.monitor_from(monitor, monitor_options)
-        self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
-        self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
+        self.monitor: Monitor = options.monitor_from(monitor, monitor_options)
+        self.backup: Path | None = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
+        self.stop_after: int | None = None if stop_after is None else checks.count("stop_after", stop_after)
         if optimizer is not None and not hasattr(optimizer, "apply_gradients"):
             raise ConfigError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
         self._given = optimizer
-        vars(self).update(_NO_RUN)
+        self.__dict__.update(_NO_RUN)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), **_NO_RUN, **compat.RUN_OF_A_CALLBACK}
+        return {**self.__dict__, **_NO_RUN, **compat.RUN_OF_A_CALLBACK}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KerasCallback:
         memo[id(self._given)] = self._given  # a copy of it would train nothing
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        vars(new).update(copy.deepcopy(self.__getstate__(), memo))
+        new.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -145,7 +151,7 @@ class KerasCallback(keras.callbacks.Callback):
         """Leave the fit; what is left on the model watches nobody."""
         if self._function is not None and self._scope is not None:
             self._function.leave(self._scope)
-        vars(self).update(_NO_RUN)
+        self.__dict__.update(_NO_RUN)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._detach()

@@ -50,7 +50,7 @@ class Monitor(tf.Module):
     Args:
       name: label of its metrics; a default is numbered: "default", "default-2", ...
       policy: a clip policy of `gradwatch.policies`, or its text such as "median(2)"; None is percentile(90).
-      detectors: detectors of `gradwatch.detectors`; None is default().
+      detectors: detectors of `gradwatch.detectors`, or texts such as "spike(6)"; None is default().
       on_nonfinite: a step whose gradients hold a NaN or Inf is turned to "zero", its update is dropped whole
         ("skip"), or it is let through ("propagate"). None is "zero", and "propagate" for policies.observe().
       on_explosion: "clip" leaves an exploding step to the policy, "skip" drops its update, "observe" lets it
@@ -70,7 +70,7 @@ class Monitor(tf.Module):
         self,
         name: str | None = None,
         policy: Policy | str | None = None,
-        detectors: Sequence[Detector] | Detector | None = None,
+        detectors: Detector | str | Sequence[Detector | str] | None = None,
         *,
         on_nonfinite: str | None = None,
         on_explosion: str = "clip",
@@ -86,8 +86,8 @@ class Monitor(tf.Module):
             raise ConfigError(f"name must be a text that is not empty, got {name!r}")
         self._label = name
         guard = Guard(
-            _default_policy() if policy is None else policy,
-            _default_detectors() if detectors is None else detectors,  # type: ignore[arg-type]
+            _default_policy() if policy is None else policies.parse(policy),
+            _default_detectors() if detectors is None else _detectors.parse_all(detectors),
             on_nonfinite,
             on_explosion,
         )

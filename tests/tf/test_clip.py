@@ -91,7 +91,8 @@ def test_gradients_of_several_kinds_go_through_together():
     assert float(clipped[3].values[0, 0]) == pytest.approx(0.8)
     assert clipped[3].indices.numpy().tolist() == [2]
     assert [g.dtype for g in clipped[4:6]] == [tf.float64, tf.float16]
-    assert len(monitor.snapshot().layer_norms) == 5
+    # None is a zero norm of its variable: in another step it may have a gradient
+    assert list(monitor.snapshot().layer_norms.values()) == pytest.approx([0, 3, 0, 4, 0, 0, 0], rel=1e-6)
 
 
 def test_a_nan_in_one_gradient_zeroes_all_of_them():
@@ -242,10 +243,11 @@ def test_a_tensor_inside_a_graph_is_refused_by_report_where_it_was_lost(mode):
     monitor = support.monitor()
 
     def step(g):
-        monitor.report(loss=tf.reduce_sum(g))
+        # a loss goes to the policy, in the graph; only the host takes other numbers
+        monitor.report(loss=tf.reduce_sum(g), accuracy=tf.reduce_sum(g))
         return g
 
-    with pytest.raises(gradwatch.errors.ConfigError, match="inside a graph for loss; return it from the step"):
+    with pytest.raises(gradwatch.errors.ConfigError, match="inside a graph for accuracy; return it from the step"):
         WRAPS[mode](step)(tf.ones([2]))
 
 
@@ -287,7 +289,7 @@ def test_variables_may_be_any_iterable():
     monitor = support.monitor()
     for _ in range(2):
         monitor.clip([tf.ones([1]), None], (v for v in (a, b)))
-    assert list(monitor.snapshot().layer_norms) == ["a:0"]
+    assert monitor.snapshot().layer_norms == {"a:0": 1.0, "b:0": 0.0}
     with pytest.raises(gradwatch.errors.ConfigError, match="variables must be a list"):
         monitor.clip([tf.ones([1])], 3)
 

@@ -34,23 +34,27 @@ class Numbers:
     window: int = 300
     share: float = 0.1
     least_share: float = 0.03
-    trust: float = 0.5
+    trust: float = 0.7
     first: float = 0.03
     alarm: float = 5.0
     backoff: float = 0.5
     # the rest
     first_step: float = 0.003  # share of the reach
-    release: float = 0.0003  # growth per step of the bound of the first gradients
     winsorise: float = 3.0  # times the median
     few: int = 10  # norms of the first level, and losses of the loss at the start
-    start: float = 0.5  # exponent of L_0 in the descent bound; L has the rest
-    patience: int = 50  # steps without a better loss
-    settling: float = 300.0
-    better: float = 0.005
+    start: float = 0.7  # exponent of L_0 in the descent bound; L has the rest
+    settling: float = 300.0  # steps
     drift: float = 0.0005  # per step
     memory: float = 50.0  # losses
     clamp: float = 2.5  # deviations of the log loss
     least_deviation: float = 0.1
+    setback: float = 0.4  # deviations of the log loss above the best level
+    least_setback: float = 0.05
+    sure: int = 60  # losses
+    between: int = 20  # steps
+    shrink: float = 0.7
+    least_care: float = 0.05
+    regrow: float = 0.005  # per step
     together: int = 20  # steps between two outliers of an alarm
     burst: int = 6  # steps after an alarm in which another one is the same
     rest: int = 5  # steps after an alarm without growth
@@ -78,24 +82,20 @@ class Loss:
     var: float = 0.0
     first: float = NAN
     best: float = NAN
-    record: float = INF
-    since: int = 0  # losses since the record
-    stalled: int = 0
     signed: bool = False  # whether one was 0 or less
+    known: bool = False  # in this step
 
     def after(self, loss, c):
         signed = self.signed or loss <= 0
         if signed or math.isnan(loss):
-            return replace(self, signed=signed, stalled=self.stalled + 1)
+            return replace(self, signed=signed, known=False)
         count, log_loss = self.count + 1, math.log(loss)
         if count == 1:
-            return replace(self, count=1, level=log_loss, first=log_loss, best=log_loss, record=log_loss)
+            return replace(self, count=1, level=log_loss, first=log_loss, best=log_loss, known=True)
         most = c.clamp * max(math.sqrt(self.var), c.least_deviation)
         d = max(-most, min(log_loss - self.level, most))
         m = min(count, c.memory)
         level = self.level + d / m
-        better = level < self.record - c.better
-        since = 0 if better else self.since + 1
         return replace(
             self,
             count=count,
@@ -103,10 +103,12 @@ class Loss:
             var=self.var + (d * d - self.var) / m,
             first=level if count <= c.few else self.first,
             best=min(self.best + c.drift, level),
-            record=level if better else self.record,
-            since=since,
-            stalled=self.stalled + (since > c.patience),
+            known=True,
         )
+
+    def risen(self, c):
+        above = max(c.setback * max(math.sqrt(self.var), 0.01), c.least_setback)
+        return self.known and self.count > c.sure and self.level > self.best + above
 
 
 def median(entered, window):
@@ -123,14 +125,19 @@ def median(entered, window):
 def by_hand(stream, c=Numbers()):
     """(clip_norm, name of the bound that gave it) of each step; a step is (norm, reach, loss, weights)."""
     entered, loss, level, held = [], Loss(), NAN, NAN
-    gain, since_outlier, since_alarm = 1.0, INF, INF
+    gain, since_outlier, since_alarm, care, since_setback = 1.0, INF, INF, 1.0, INF
     out = []
     for norm, reach, now, weights in stream:
         p50 = median(entered, c.window) if entered else NAN
         loss_after = loss.after(now, c)
         lower = max(0.0, loss.best - loss_after.best) if loss.count else 0.0
         g = p50 if len(entered) < 2 else max(p50, level * math.exp(-c.drift - lower))
-        held_after = c.first * p50 if len(entered) <= c.few else held * math.exp(c.release)
+        held_after = c.first * p50 if len(entered) <= c.few else held
+        since_setback_after, care_after = since_setback + 1, care
+        if not loss_after.risen(c):
+            care_after = min(1.0, care * (1 + c.regrow))
+        elif since_setback_after > c.between:
+            since_setback_after, care_after = 0, max(c.shrink * care, c.least_care)
         usual = {"quantile": c.factor * p50} if entered else {}
         if math.isnan(reach):
             bounds = usual or {"none": INF}
@@ -139,17 +146,18 @@ def by_hand(stream, c=Numbers()):
         elif not entered:
             bounds = {"first step": c.first_step * reach}
         else:
-            rho = max(c.least_share, c.share / math.sqrt(1 + loss_after.stalled / c.settling))
-            bounds = {**usual, "displacement": gain * rho * reach}
+            rho = max(c.least_share, c.share / math.sqrt(1 + len(entered) / c.settling))
+            bounds = {**usual, "displacement": care_after * gain * rho * reach}
             if loss_after.count and not loss_after.signed and weights > 0:
                 there_is = math.exp(c.start * loss_after.first + (1 - c.start) * loss_after.best)
-                bounds["descent"] = c.trust * there_is / (g * weights) * reach
+                bounds["descent"] = care_after * c.trust * there_is / (g * weights) * reach
         name = min(bounds, key=bounds.get)
         out.append((bounds[name], name))
 
         if not (0 < norm < INF):
             continue
         loss, level, held = loss_after, g, held_after
+        care, since_setback = care_after, since_setback_after
         since_outlier, since_alarm = since_outlier + 1, since_alarm + 1
         outlier = len(entered) > c.few and norm > c.alarm * p50
         alarmed = outlier and since_outlier <= c.together
@@ -194,6 +202,11 @@ def switching(count):
     return steps(count, seed=3, reach=np.array(kinds)[np.arange(count) // 23 % 4])
 
 
+def risen(count, at, until):
+    """1, and from `at` to `until` 1.6."""
+    return np.where((np.arange(count) >= at) & (np.arange(count) < until), 1.6, 1.0)
+
+
 #: Streams, and the bounds that are the smallest in some steps of them.
 STREAMS = {
     "a linear optimizer": (steps(260), {"first step", "quantile", "descent"}),
@@ -203,11 +216,11 @@ STREAMS = {
     ),
     "a loss that stands still": (steps(260, reach=12.0, lowest=0.98, weights=5.0), {"displacement"}),
     "a loss without a norm of the weights": (
-        changed(steps(200, reach=18.0), "weights", slice(None), NAN),
+        changed(steps(200, reach=30.0), "weights", slice(None), NAN),
         {"quantile", "displacement"},
     ),
     "norms that fall while the loss does not": (
-        steps(260, lowest=0.98) * np.column_stack([np.exp(-np.arange(260) / 30), *np.ones((3, 260))]),
+        steps(260, reach=20.0, lowest=0.98) * np.column_stack([np.exp(-np.arange(260) / 30), *np.ones((3, 260))]),
         {"descent", "quantile"},
     ),
     "an adaptive optimizer": (steps(260, reach=INF), {"first step", "first gradients"}),
@@ -242,6 +255,23 @@ STREAMS = {
         changed(changed(steps(120), "loss", slice(15, 200, 30), 1e4), "loss", slice(30, 200, 30), 1e-4),
         {"quantile", "descent"},
     ),
+    "a loss that rises and falls again": (
+        steps(260, reach=12.0) * np.column_stack([*np.ones((2, 260)), risen(260, 90, 170), np.ones(260)]),
+        {"displacement", "descent"},
+    ),
+    "a loss that rises for good": (
+        steps(260, reach=12.0, lowest=0.999) * np.column_stack([*np.ones((2, 260)), risen(260, 70, 260), np.ones(260)]),
+        {"descent"},
+    ),
+    "a loss that disappears when it has risen": (
+        changed(
+            steps(200, reach=12.0) * np.column_stack([*np.ones((2, 200)), risen(200, 90, 200), np.ones(200)]),
+            "loss",
+            slice(120, None),
+            NAN,
+        ),
+        {"descent"},
+    ),
     "norms that rise for good": (
         steps(200, reach=NAN) * np.column_stack([np.repeat([1.0, 20.0], [60, 140]), *np.ones((3, 200))]),
         {"quantile"},
@@ -252,7 +282,13 @@ STREAMS = {
     ),
 }
 #: The rule with other numbers, each of which must count.
-OTHERS = Numbers(factor=1.4, window=60, share=0.2, least_share=0.15, trust=0.8, first=0.2, alarm=8.0, backoff=0.7)
+OTHER_STREAMS = (
+    "a linear optimizer",
+    "a linear optimizer at a high rate, without a loss",
+    "one that is changed in mid-run",
+    "an alarm, and a burst",
+)
+OTHERS = Numbers(factor=1.4, window=60, share=0.2, least_share=0.15, trust=0.4, first=0.2, alarm=8.0, backoff=0.7)
 
 
 def assert_as_by_hand(stream, numbers=Numbers(), rtol=0.0105):
@@ -271,7 +307,7 @@ def test_clip_norm_is_the_smallest_of_the_bounds_in_a_run_of(name):
     assert bounds <= assert_as_by_hand(stream, rtol=0.03 if name == "norms that rise for good" else 0.0105)
 
 
-@pytest.mark.parametrize("name", ["a linear optimizer", "one that is changed in mid-run", "an alarm, and a burst"])
+@pytest.mark.parametrize("name", OTHER_STREAMS)
 def test_every_argument_of_auto_means_what_its_docstring_says(name):
     stream, _ = STREAMS[name]
     assert_as_by_hand(stream, OTHERS)
@@ -290,12 +326,12 @@ def test_the_quantile_bound_is_a_multiple_of_the_median():
 
 
 @pytest.mark.parametrize(
-    ("stalled", "share"), [(0, 0.1), (300, 0.1 / math.sqrt(2)), (900, 0.05), (1e5, 0.03), (1e6, 0.03)]
+    ("seen", "share"), [(0, 0.1), (300, 0.1 / math.sqrt(2)), (900, 0.05), (1e5, 0.03), (1e6, 0.03)]
 )
 def test_the_displacement_bound_is_gain_times_a_share_of_the_reach_that_halves_in_900_steps_down_to_the_least(
-    stalled, share
+    seen, share
 ):
-    got = displacement_bound(NUMPY, f32(math.log(1e4)), f32(math.log(0.25)), f32(stalled), 0.1, 0.03)
+    got = displacement_bound(NUMPY, f32(math.log(1e4)), f32(math.log(0.25)), f32(seen), 0.1, 0.03)
     assert math.exp(got) == pytest.approx(0.25 * share * 1e4, rel=1e-5)
 
 
@@ -314,10 +350,10 @@ def test_the_descent_bound_weighs_the_loss_at_the_start_and_the_best_one():
 
 
 @pytest.mark.parametrize("seen", [1, 10, 11, 5000])
-def test_the_bound_of_the_first_gradients_is_a_share_of_their_median_and_then_grows(seen):
+def test_the_bound_of_the_first_gradients_is_a_share_of_their_median_and_then_stands(seen):
     state = {"log_first_norms": f32(math.log(0.4))}
     got = first_gradients_bound(NUMPY, state, f32(math.log(7.0)), f32(seen), 0.03)
-    expected = 0.03 * 7.0 if seen <= 10 else 0.4 * math.exp(Numbers.release)
+    expected = 0.03 * 7.0 if seen <= 10 else 0.4
     assert math.exp(got) == pytest.approx(expected, rel=1e-5)
 
 
@@ -342,8 +378,7 @@ def test_a_reach_that_is_none_leaves_the_quantile_bound_alone_and_clips_no_first
 @pytest.mark.parametrize("bad", [0.0, -1.0, NAN, INF], ids="weights {}".format)
 def test_weights_without_a_norm_leave_the_displacement_bound_alone(bad):
     got = clip_norms(changed(steps(60, reach=10.0), "weights", slice(None), bad))
-    # 0.1 of a reach of 10; the loss is not known in one step, the first
-    assert got[1:] == pytest.approx(0.1 * 10.0 / math.sqrt(1 + 1 / 300), rel=1e-5)
+    assert got[1:] == pytest.approx(0.1 * 10.0 / np.sqrt(1 + np.arange(1, 60) / 300), rel=1e-5)
 
 
 def test_a_rate_that_is_set_to_ten_times_as_much_lowers_the_bound_to_a_tenth_in_that_very_step():
@@ -370,7 +405,7 @@ def test_one_bad_loss_moves_the_bound_by_less_than_a_tenth(bad):
 
 
 def test_a_loss_that_disappears_leaves_the_descent_bound_where_it_was():
-    stream = changed(steps(200, reach=15.0), "norm", slice(None), 1.0)
+    stream = changed(steps(200, reach=15.0, weights=40.0), "norm", slice(None), 1.0)
     got = clip_norms(changed(stream, "loss", slice(100, None), NAN))
     assert got[199] == pytest.approx(got[100], rel=1e-4)
     assert got[199] < 0.9 * clip_norms(changed(stream, "loss", slice(None), NAN))[199]
@@ -447,7 +482,7 @@ def test_an_argument_that_is_out_of_range_is_refused(options, says):
 
 def after_a_million_steps(state):
     """The state as if a million steps like the last had passed: counters at their end, the gain grown back."""
-    counters = {"seen", "losses", "since", "stalled", "calm", "alone"}
+    counters = {"seen", "losses", "waited", "calm", "alone"}
     return {name: np.float32(1e6) if name in counters else x for name, x in state.items()}
 
 
@@ -475,13 +510,12 @@ def test_a_healthy_run_whose_steps_are_short_is_clipped_by_the_quantile_bound_al
     np.testing.assert_array_equal(got, alone)
 
 
-def test_what_adam_is_given_after_a_million_steps_is_twice_the_median():
-    state = {**after_a_million_steps(settled(INF)), "log_first_norms": np.float32(math.log(0.03) + 300.0)}
-    norms = steps(50, seed=1)[:, 0]
-    np.testing.assert_array_equal(
-        replay.policy(policies.auto(), norms, state, reach=INF).clip_norm,
-        replay.policy(policies.auto(), norms, state).clip_norm,
-    )
+def test_what_adam_is_given_after_a_million_steps_is_what_it_was_given_after_ten():
+    state = settled(INF)
+    first = replay.policy(policies.auto(), steps(50, seed=1)[:, 0], state, reach=INF).clip_norm
+    later = replay.policy(policies.auto(), steps(50, seed=1)[:, 0], after_a_million_steps(state), reach=INF).clip_norm
+    np.testing.assert_array_equal(first, later)
+    assert len(set(later.tolist())) == 1
 
 
 @pytest.mark.parametrize("reach", [20.0, INF, NAN])
@@ -497,9 +531,9 @@ def test_a_silent_stream_leaves_the_state_of_auto_to_the_bit(reach):
 
 def test_a_constant_stream_is_never_clipped_and_its_counters_stand_where_float32_can_still_count():
     state = after_a_million_steps(settled(1000.0, norm=1.0))
-    got = replay.policy(policies.auto(), np.ones(40), state, reach=1000.0, loss=np.full(40, 2.0), weights=20.0)
+    got = replay.policy(policies.auto(), np.ones(40), state, reach=1000.0, loss=np.full(40, 1.0), weights=20.0)
     assert got.clip_norm == pytest.approx(2.0, rel=0.0105)
-    for name in ("seen", "losses", "since", "stalled", "calm", "alone"):
+    for name in ("seen", "losses", "waited", "calm", "alone"):
         assert got.state[name] == 1e6, name
 
 

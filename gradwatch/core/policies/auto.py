@@ -222,7 +222,7 @@ class auto(Policy):
       least_share: of the reach, below which rho does not fall, in (0, share]. A healthy step uses less.
       trust: share of the loss that a step may promise to take away, > 0.
       first: share of the median of the first ten norms (Adam and its kin), > 0.
-      alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter winsorised at 3 times the median.
+      alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter clamped at 3 times the median.
       backoff: factor of the gain at an alarm, in (0, 1).
       minimum, maximum: bounds of clip_norm, None for none.
 

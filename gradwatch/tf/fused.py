@@ -184,6 +184,7 @@ class FusedGuard:
             applied,
             reach=reach(xp, weights, rate),
             loss=xp.where(loss > HUGE, math.nan, loss),
+            weights=weights,
             update_ratio=ratio,
         )
         [row] = _at(state, _HISTORY).written
@@ -213,6 +214,7 @@ class FusedGuard:
             variables,
             reach=known,
             loss=known,
+            weights=known,
             update_ratio=known,
         )
         return sorted(reads, key=lambda key: isinstance(key[1], float))

@@ -91,7 +91,7 @@ HEALTHY = {
     "median(1.1)": (policies.median(1.1), calm(200)),
     "per_variable": (policies.per_variable(), calm(200)),
     "a bound that clips every step to a third": (policies.fixed(0.3), calm(200, 0.1)),
-    "auto in its slow start": (policies.auto(), calm(250)),
+    "auto": (policies.auto(), calm(250)),
     "a burst of 20 steps": (policies.percentile(), streams.spike(calm(300), 150, 100.0, 20)),
     "a loss scale that probes 16 times": (policies.percentile(), np.concatenate([np.full(16, math.inf), calm(100)])),
     "norms of zero": (policies.percentile(), np.concatenate([calm(50), np.zeros(100)])),

@@ -142,15 +142,16 @@ def norm_level(xp: Namespace, state: State, log_median: Array, best: Array, star
     return xp.where(started & (state["started"] > 0.5), xp.maximum(log_median, state["norm_level"] - fall), log_median)
 
 
-def setback(xp: Namespace, state: State, losses: State) -> dict[str, Array]:
+def setback(xp: Namespace, state: State, losses: State, loss: Array) -> dict[str, Array]:
     """A loss that has risen: care, a factor of all that a step may do, is multiplied by 0.7, at most every 20 steps.
 
-    It has risen where level > best + max(0.4 std, 0.05), all of the log loss, from the 60th loss on. Else the care is
-    given up by 0.5 % a step. It stays within [0.05, 1].
+    It has risen where level > best + max(0.4 std, 0.05), all of the log loss, after 60 losses, and only in
+    a step whose loss is known. Else the care is given up by 0.5 % a step. It stays within [0.05, 1].
     """
     std = xp.sqrt(xp.maximum(losses["var"], 0.0001))
     risen = losses["level"] > losses["best"] + xp.maximum(_SETBACK * std, _LEAST_SETBACK)
-    risen = risen & (losses["losses"] > _SURE)
+    # what is not known has not risen, whatever it did before
+    risen = risen & (losses["losses"] > _SURE) & (loss > TINY) & (losses["signed"] < 0.5)
     shrinks = risen & (state["waited"] >= _STEPS_BACK)
     lower = xp.maximum(state["log_care"] + math.log(_SHRINK), math.log(_LEAST_CARE))
     higher = xp.minimum(state["log_care"] + math.log(1.0 + _REGROW), 0.0)
@@ -221,7 +222,7 @@ class auto(Policy):
       least_share: of the reach, below which rho does not fall, in (0, share]. A healthy step uses less.
       trust: share of the loss that a step may promise to take away, > 0.
       first: share of the median of the first ten norms (Adam and its kin), > 0.
-      alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter winsorised at 3 times it.
+      alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter clamped at 3 times the median.
       backoff: factor of the gain at an alarm, in (0, 1).
       minimum, maximum: bounds of clip_norm, None for none.
 
@@ -296,7 +297,7 @@ class auto(Policy):
         quantile = quantile_bound(xp, log_median, self.factor)
         displacement = displacement_bound(xp, log_reach, state["log_gain"], seen, self.share, self.least_share)
         descent = descent_bound(xp, log_reach, log_weights, losses["first_loss"], losses["best"], level, self.trust)
-        care = setback(xp, state, losses)
+        care = setback(xp, state, losses, norms.loss)
         trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)
         length = xp.where(trusted, xp.minimum(displacement, descent), displacement) + care["log_care"]
         length = xp.where(started, xp.minimum(length, quantile), log_reach + math.log(FIRST_STEP))

@@ -110,8 +110,9 @@ def loss_level(xp: Namespace, state: State, loss: Array) -> dict[str, Array]:
 
         level += d / m;  var += (d^2 - var) / m;  first = level while n <= 10;  best = min(best + 0.0005, level)
 
-    The first loss sets level, first and best, with var = 0; std counts as at least 0.1. A loss that is not known changes
-    nothing, nor does one of 0 or of 1e36 and more. A negative loss has no logarithm: from then on no loss is known.
+    The first loss sets level, first and best, with var = 0; std counts as at least 0.1. A loss that is not known
+    changes nothing, nor does one of 0 or of 1e36 and more. A negative loss has no logarithm: from then on no loss is
+    known.
     """
     known = (loss > TINY) & (loss < HUGE) & (state["signed"] < 0.5)
     count = one_more(xp, state["losses"])
@@ -214,7 +215,7 @@ class auto(Policy):
       least_share: of the reach, below which rho does not fall, in (0, share]. A healthy step uses less.
       trust: share of the loss that a step may promise to take away, > 0.
       first: share of the median of the first ten norms (Adam and its kin), > 0.
-      alarm: multiple of the median from which on a norm is an outlier, >= 1.05; norms enter clamped at 3 times the median.
+      alarm: multiple of the median from which on a norm is an outlier, >= 1.05; norms enter clamped at 3 times it.
       backoff: factor of the gain at an alarm, in (0, 1).
       minimum, maximum: bounds of clip_norm, None for none.
 

@@ -22,6 +22,7 @@ class Source(Protocol):
     run_id: str
     run_info: Mapping[str, str]
     host_seconds: float
+    recorded: tuple[int, int]
     alert_sinks: Sequence[Callable[[Alert], Any]]
 
     def snapshot(self) -> Snapshot: ...
@@ -79,4 +80,5 @@ class Track:
             last_anomaly_time=last_anomaly_time,
             duration_counts=tuple(self.durations),
             duration_sum=self.duration_sum,
+            recorded=source.recorded,
         )

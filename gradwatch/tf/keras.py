@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, NothingToWatch
 from gradwatch.reading.reader import reader
-from gradwatch.tf import compat, fits, options
+from gradwatch.tf import compat, fits, options, rates
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.watchers import Scope
 
@@ -115,7 +114,7 @@ class KerasCallback(keras.callbacks.Callback):
             self.monitor._host.reported["loss"] = float(logs["loss"])
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            rate = _learning_rate(self._optimizer)
+            rate = rates.learning_rate_now(self._optimizer)
             if rate is not None:
                 self.monitor.report(learning_rate=rate)
         # what the reader's thread saw last: no step waits for the device here
@@ -191,13 +190,3 @@ def _steps_of_episode(now: Snapshot, kind: str) -> int:
 def _file_name(name: str) -> str:
     """A file for a monitor of any name, and of any length."""
     return f"gradwatch-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:64]}.npz"
-
-
-def _learning_rate(optimizer: Any) -> float | None:
-    """As a number, or None for an optimizer that has not the one (MultiOptimizer)."""
-    try:
-        # not float(): under a strategy it is a variable on every device
-        return float(tf.convert_to_tensor(optimizer.learning_rate))
-    except Exception as error:  # what is only reported must not end a training
-        logger.debug("no learning rate to report: %s", error)
-        return None

@@ -274,10 +274,11 @@ class Weights:
             return {}
         vector = tf.convert_to_tensor(self.state).numpy()
         scalars = dict(zip(_SCALARS, vector[2 * self.count :].tolist()))
-        layers = zip(paths, vector[self.count : 2 * self.count].tolist())
+        norms, ratios = (zip(paths, part.tolist()) for part in np.split(vector[: 2 * self.count], 2))
         return {
             "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
-            "layer_update_ratio": {path: x for path, x in layers if x >= 0.0},
+            "layer_update_ratio": {path: x for path, x in ratios if x >= 0.0},
+            "layer_weight_norms": {path: x for path, x in norms if x >= 0.0},
             "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
         }
 

@@ -68,6 +68,7 @@ _STREAK = _run("gradwatch_nonfinite_streak_steps")
 _CLIPPED = _run("gradwatch_clipped_steps_total")
 _EXPECTED = _run("gradwatch_expected_clip_ratio")
 _CLIP_NORM = _run("gradwatch_clip_norm")
+_MEDIAN = _run("gradwatch_gradient_norm_quantile", 'quantile="0.5"')
 _STARTED = _run("gradwatch_run_start_timestamp_seconds")
 _LAST_STEP = _run("gradwatch_last_step_timestamp_seconds")
 _EXPLODED = _run("gradwatch_last_anomaly_timestamp_seconds", 'kind="explosion"')
@@ -247,7 +248,7 @@ CASES = [
     Case(
         "GradwatchClipNormDrift",
         "a clip norm of twenty where it was one an hour ago",
-        {_CLIP_NORM: "1x69 20x30", _STARTED: "0x120"},
+        {_CLIP_NORM: "1x69 20x30", _MEDIAN: "1x69 18x30", _STARTED: "0x120"},
         fires={
             75: _WHERE + "the clip norm is 20, more than ten times what it was an hour ago. The policy follows the "
             "norm upward and protects less and less."
@@ -257,13 +258,19 @@ CASES = [
     Case(
         "GradwatchClipNormDrift",
         "the clip norm of another run an hour ago does not count",
-        {_CLIP_NORM: "1x69 20x30", _STARTED: "0x65 4000x60"},
+        {_CLIP_NORM: "1x69 20x30", _MEDIAN: "1x69 18x30", _STARTED: "0x65 4000x60"},
         silent=(75, 90),
     ),
     Case(
         "GradwatchClipNormDrift",
         "the first clip norm after a warm-up is no drift",
-        {_CLIP_NORM: "Inf " * 70 + "20x30", _STARTED: "0x120"},
+        {_CLIP_NORM: "Inf " * 70 + "20x30", _MEDIAN: "1x120", _STARTED: "0x120"},
+        silent=(75, 90),
+    ),
+    Case(
+        "GradwatchClipNormDrift",
+        "a clip norm that comes up to the usual norm, as when the learning rate falls, is no drift",
+        {_CLIP_NORM: "1x69 20x30", _MEDIAN: "12x120", _STARTED: "0x120"},
         silent=(75, 90),
     ),
     Case(

@@ -89,6 +89,7 @@ def alerts() -> list[Alert]:
     """All alert rules, in the order of the catalogue."""
     where = "{{ $labels.monitor }}{{ with $labels.run }} of {{ . }}{{ end }} on {{ $labels.instance }}"
     clip_norm = series("gradwatch_clip_norm")
+    usual = series("gradwatch_gradient_norm_quantile", 'quantile="0.5"')
     implied = series("gradwatch_expected_clip_ratio")
     nonfinite = increase(series("gradwatch_nonfinite_steps_total"), "5m")
     last = series("gradwatch_last_anomaly_timestamp_seconds", 'kind="explosion"')
@@ -160,7 +161,9 @@ def alerts() -> list[Alert]:
         ),
         Alert(
             "GradwatchClipNormDrift",
+            # a clip norm that comes up to the usual norm, as after a fall of the learning rate, follows nothing
             f"{clip_norm} < Inf\nand {clip_norm} > 10 * ({clip_norm} offset 1h)\n"
+            f"and {clip_norm} > ignoring (quantile) 10 * ({usual} offset 1h)\n"
             f"and time() - {series('gradwatch_run_start_timestamp_seconds')} > 60 * 60",
             "warning",
             "The clip norm has grown tenfold within an hour.",

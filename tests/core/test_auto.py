@@ -35,7 +35,7 @@ class Numbers:
     share: float = 0.1
     least_share: float = 0.03
     trust: float = 0.7
-    first: float = 0.03
+    first: float = 0.3
     alarm: float = 5.0
     backoff: float = 0.5
     # the rest
@@ -54,7 +54,7 @@ class Numbers:
     between: int = 20  # steps
     shrink: float = 0.7
     least_care: float = 0.05
-    regrow: float = 0.005  # per step
+    regrow: float = 0.002  # per step
     together: int = 20  # steps between two outliers of an alarm
     burst: int = 6  # steps after an alarm in which another one is the same
     rest: int = 5  # steps after an alarm without growth
@@ -82,12 +82,12 @@ class Loss:
     var: float = 0.0
     first: float = NAN
     best: float = NAN
-    signed: bool = False  # whether one was 0 or less
+    signed: bool = False  # whether one was negative
     known: bool = False  # in this step
 
     def after(self, loss, c):
-        signed = self.signed or loss <= 0
-        if signed or math.isnan(loss):
+        signed = self.signed or loss < 0
+        if signed or math.isnan(loss) or loss == 0 or loss >= 1e36:
             return replace(self, signed=signed, known=False)
         count, log_loss = self.count + 1, math.log(loss)
         if count == 1:
@@ -124,14 +124,12 @@ def median(entered, window):
 
 def by_hand(stream, c=Numbers()):
     """(clip_norm, name of the bound that gave it) of each step; a step is (norm, reach, loss, weights)."""
-    entered, loss, level, held = [], Loss(), NAN, NAN
+    entered, loss, held = [], Loss(), NAN
     gain, since_outlier, since_alarm, care, since_setback = 1.0, INF, INF, 1.0, INF
     out = []
     for norm, reach, now, weights in stream:
         p50 = median(entered, c.window) if entered else NAN
         loss_after = loss.after(now, c)
-        lower = max(0.0, loss.best - loss_after.best) if loss.count else 0.0
-        g = p50 if len(entered) < 2 else max(p50, level * math.exp(-c.drift - lower))
         held_after = c.first * p50 if len(entered) <= c.few else held
         since_setback_after, care_after = since_setback + 1, care
         if not loss_after.risen(c):
@@ -142,7 +140,9 @@ def by_hand(stream, c=Numbers()):
         if math.isnan(reach):
             bounds = usual or {"none": INF}
         elif math.isinf(reach):
-            bounds = {**usual, "first gradients": held_after} if entered else {"first step": 0.0}
+            bounds = {"first step": 0.0}
+            if entered:
+                bounds = {"quantile": care_after * c.factor * p50, "first gradients": care_after * held_after}
         elif not entered:
             bounds = {"first step": c.first_step * reach}
         else:
@@ -150,13 +150,13 @@ def by_hand(stream, c=Numbers()):
             bounds = {**usual, "displacement": care_after * gain * rho * reach}
             if loss_after.count and not loss_after.signed and weights > 0:
                 there_is = math.exp(c.start * loss_after.first + (1 - c.start) * loss_after.best)
-                bounds["descent"] = care_after * c.trust * there_is / (g * weights) * reach
+                bounds["descent"] = care_after * c.trust * there_is / (p50 * weights) * reach
         name = min(bounds, key=bounds.get)
         out.append((bounds[name], name))
 
         if not (0 < norm < INF):
             continue
-        loss, level, held = loss_after, g, held_after
+        loss, held = loss_after, held_after
         care, since_setback = care_after, since_setback_after
         since_outlier, since_alarm = since_outlier + 1, since_alarm + 1
         outlier = len(entered) > c.few and norm > c.alarm * p50

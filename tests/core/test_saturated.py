@@ -42,12 +42,12 @@ def test_twenty_hard_steps_in_a_row_are_enough_at_the_start_and_34_after_a_long_
     assert later.index(True) == 300 + 34
 
 
-def run(policy, norms, **options):
+def run(policy, norms, reach=None, **options):
     """(whether saturation was under way after each step, the last snapshot)."""
     guard = Guard(policy, detectors.default(), **options)
     state, active = guard.init(1), []
     for x in np.asarray(norms, np.float32):
-        state, _ = guard.step(NUMPY, state, np.array([x]))
+        state, _ = guard.step(NUMPY, state, np.array([x]), reach=reach)
         active.append(bool(state["episodes"]["saturated"]["active"]))
     return active, decode.snapshot(guard, state, name="m", paths=("w",))
 
@@ -59,6 +59,7 @@ def dead(steps=120):
 
 
 SATURATED = {
+    "95 of 120 steps zeroed by the default": (lambda: policies.auto(), dead(), {"reach": np.float32(math.inf)}),
     "95 of 120 steps zeroed": (lambda: policies.percentile(), dead(), {}),
     "95 of 120 steps skipped": (lambda: policies.percentile(), dead(), {"on_nonfinite": "skip"}),
     "95 of 120 steps that pass as they are": (lambda: policies.observe(), dead(), {}),
@@ -91,7 +92,10 @@ HEALTHY = {
     "median(1.1)": (policies.median(1.1), calm(200)),
     "per_variable": (policies.per_variable(), calm(200)),
     "a bound that clips every step to a third": (policies.fixed(0.3), calm(200, 0.1)),
-    "auto": (policies.auto(), calm(250)),
+    "auto without an optimizer": (policies.auto(), calm(250)),
+    "auto under Adam": (policies.auto(), calm(250), math.inf),
+    "auto under Adam, norms that fall to a hundredth": (policies.auto(), calm(900) * 0.995 ** np.arange(900), math.inf),
+    "auto under SGD at a rate far too high": (policies.auto(), calm(250), 0.01),
     "a burst of 20 steps": (policies.percentile(), streams.spike(calm(300), 150, 100.0, 20)),
     "a loss scale that probes 16 times": (policies.percentile(), np.concatenate([np.full(16, math.inf), calm(100)])),
     "norms of zero": (policies.percentile(), np.concatenate([calm(50), np.zeros(100)])),
@@ -101,8 +105,8 @@ HEALTHY = {
 
 @pytest.mark.parametrize("case", HEALTHY)
 def test_a_policy_at_its_work_does_not_raise_it(case):
-    policy, norms = HEALTHY[case]
-    assert run(policy, norms)[1].anomalies["saturated"] == 0
+    policy, norms, *reach = HEALTHY[case]
+    assert run(policy, norms, *map(np.float32, reach))[1].anomalies["saturated"] == 0
 
 
 def test_it_ends_when_the_run_recovers():

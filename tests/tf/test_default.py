@@ -1,0 +1,75 @@
+"""What a person meets who names no policy: `auto`."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import keras
+import numpy as np
+import pytest
+import support
+import tensorflow as tf
+
+import gradwatch
+from gradwatch import policies
+from gradwatch.demo.command import demo
+
+MODES = {name: support.MODES[mode] for name, mode in support.PLAIN_MODES.items()}
+DATA = support.batches(4)
+
+#: |w| counts as at least what Glorot's initialisation would give, so the oracle has weights beyond that.
+SCALE = 10.0
+
+
+def trained(optimizer, mode="eager"):
+    """(weights before, weights after each step, history) of four steps with nothing but the default."""
+    net = support.model()
+    net.set_weights([SCALE * w for w in net.get_weights()])
+    step = MODES[mode](functools.partial(gradwatch.watch, jit_compile=False), support.train_step(net, optimizer))
+    seen = [support.weights(net)]
+    for x, y in DATA:
+        step(x, y)
+        seen.append(support.weights(net))
+    return seen, step.monitor.history()
+
+
+def test_watch_monitor_callback_and_demo_have_auto_when_no_policy_is_named():
+    step = gradwatch.watch(lambda: None)
+    assert step.monitor.guard.policy == policies.auto()
+    assert gradwatch.Monitor().guard.policy == policies.auto()
+    assert gradwatch.KerasCallback().monitor.guard.policy == policies.auto()
+    (option,) = (parameter for parameter in demo.params if parameter.name == "policy")
+    assert policies.parse(option.default) == policies.auto()
+
+
+def test_the_default_implies_no_share_of_clipped_steps():
+    assert gradwatch.Monitor().snapshot().expected_clip_ratio is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adams_first_step_is_held_back_whole_and_the_next_one_moves(mode):
+    weights, history = trained(keras.optimizers.Adam(0.01), mode)
+    assert history["clip_norm"][0] == 0.0 == history["applied_norm"][0]
+    for before, after in zip(weights[0], weights[1]):
+        np.testing.assert_array_equal(before, after)
+    assert any((before != after).any() for before, after in zip(weights[1], weights[2]))
+    # three hundredths of the median of the norms before it, which the sketch knows to 1 %
+    assert history["clip_norm"][1] == pytest.approx(0.03 * history["norm"][0], rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sgds_first_step_has_three_thousandths_of_its_reach(mode):
+    weights, history = trained(support.sgd(0.5, momentum=0.9), mode)
+    length = math.sqrt(sum(float(np.sum(np.square(np.float64(w)))) for w in weights[0]))
+    assert history["clip_norm"][0] == pytest.approx(0.003 * 0.1 * length / 0.5, rel=1e-4)
+    assert history["applied_norm"][0] < history["norm"][0]
+
+
+def test_a_clip_without_an_optimizer_passes_its_first_step_as_it_came():
+    monitor = gradwatch.Monitor(jit_compile=False)
+    (first,), decision = monitor.clip([tf.constant([3.0, 4.0])])
+    np.testing.assert_array_equal(first, [3.0, 4.0])
+    assert float(decision.applied_norm) == 5.0
+    (second,), _ = monitor.clip([tf.constant([300.0, 400.0])])
+    assert np.linalg.norm(second) == pytest.approx(10.0, rel=0.02)  # twice the median

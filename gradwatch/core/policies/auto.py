@@ -297,7 +297,8 @@ class auto(Policy):
         held = xp.where(started, xp.minimum(quantile, log_first) + care["log_care"], math.log(TINY))
         unknown = xp.where(started, quantile, math.log(HUGE))
         log_bound = xp.where(linear, length, xp.where(adaptive, held, unknown))
-        clip_norm = xp.exp(xp.minimum(log_bound, math.log(HUGE)))
+        # a bound that is no longer a float32 would zero the gradient
+        clip_norm = xp.exp(xp.minimum(xp.maximum(log_bound, math.log(2 * TINY)), math.log(HUGE)))
         clip_norm = xp.where(started | linear, clip_norm, xp.where(adaptive, 0.0, math.inf))
 
         backed = alarm_and_backoff(xp, state, norms, log_median, started, self.alarm, self.backoff)

@@ -8,6 +8,7 @@ nobody calls it any more, so `distribution` and `accumulation` count the calls o
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -281,6 +282,11 @@ def _xla_probe() -> Callable[[Any], bool] | None:
 
 #: What a callback of Keras holds of the fit it runs in.
 RUN_OF_A_CALLBACK: Mapping[str, None] = {"_model": None, "params": None}
+
+
+def is_single_batch() -> bool:
+    """Whether who called the caller of this is `train_on_batch`, which calls the same train function as `fit`."""
+    return sys._getframe(2).f_code.co_name == "train_on_batch"
 
 
 def new_train_function(model: Any) -> Callable[..., Any]:

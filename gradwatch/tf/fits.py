@@ -41,8 +41,8 @@ class TrainFunction:
         self._made_for: list[tuple[Any, Scope]] = []
 
     def __call__(self, *args: Any) -> Any:
-        if not self._announced or self._model_history() is not self._history:
-            # a fit, or train_on_batch, of somebody else, after a fit that died
+        if not self._announced or self._model_history() is not self._history or compat.is_single_batch():
+            # a fit, or train_on_batch, of somebody else, after a fit that died, perhaps between announcement and batch
             self._watchers.clear()
             self._announced = False
             self._model.train_function = self.plain

@@ -116,10 +116,14 @@ def tf_variable(variable: Any) -> Any:
 
 
 def parameters(method: Callable[..., Any], default: Sequence[str]) -> list[str]:
-    """The names of a method's first parameters after self, as many as `default` has; `default` where it has fewer."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    """The names of a method's first positional parameters after self, as many as `default` has.
+
+    Where it has fewer, those of `default`: what can be given by keyword only is ours if it is called as there, and a
+    `note` of a subclass is not.
+    """
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
-        names = [p.name for p in inspect.signature(method).parameters.values() if p.kind in kinds][1:]
+        names = [p.name for p in inspect.signature(method).parameters.values() if p.kind in positional][1:]
     except (TypeError, ValueError):
         names = []
     return [*names[: len(default)], *default[len(names) :]]

@@ -39,7 +39,7 @@ CASES = [
     (detectors.spike, "z_max", (0, -1), "> 0"),
     (detectors.spike, "window", (1,), ">= 2"),
     (detectors.spike, "warmup_steps", (1,), ">= 2"),
-    (detectors.spike, "winsorise", (1,), "> 1"),
+    (detectors.spike, "winsorise", (1, 1.05, 1.49), ">= 1.5"),
     (detectors.spike, "min_std", (0,), "> 0"),
     (detectors.spike, "cooldown_steps", (0,), ">= 1"),
     (detectors.trend, "drift", (0,), "> 0"),

@@ -112,12 +112,13 @@ def test_nothing_is_left_of_a_callback_whose_fit_died_whoever_comes_next(when, e
     assert dead.monitor.snapshot().steps <= 6
 
 
+@pytest.mark.parametrize("when", ["on_train_batch_begin", "on_train_batch_end"])
 @pytest.mark.parametrize("call", ["train_on_batch", "custom loop", "evaluate"])
-def test_after_a_fit_that_died_other_ways_to_train_are_unwatched(call):
+def test_after_a_fit_that_died_other_ways_to_train_are_unwatched(call, when):
     nets = [compiled(), compiled()]
     dead = tiny()
     with pytest.raises(KeyboardInterrupt):
-        fit(nets[0], dead, Interrupt("on_train_batch_end"))
+        fit(nets[0], dead, Interrupt(when))
     steps = dead.monitor.snapshot().steps
     nets[0].set_weights(support.model().get_weights())
     for net in nets:

@@ -168,6 +168,14 @@ class OnlyKeywords(keras.optimizers.SGD):
         super().apply(grads, trainable_variables)
 
 
+class OfGradientsAlone(keras.optimizers.SGD):
+    notes: list = []
+
+    def apply(self, grads, *variables, note="none"):
+        self.notes.append((len(variables), note))
+        super().apply(grads, *variables)
+
+
 class Anything(keras.optimizers.SGD):
     notes: list = []
 
@@ -190,6 +198,7 @@ CALLS = {
     "by position": (More, lambda o, g, v: o.apply(g, v, 3), (3, {})),
     "other names": (More, lambda o, g, v: o.apply(gradients=g, variables=v, extra=1), (None, {"extra": 1})),
     "only keywords": (OnlyKeywords, lambda o, g, v: o.apply(grads=g, trainable_variables=v, note="b"), "b"),
+    "variables that it knows": (OfGradientsAlone, lambda o, g, v: (o.build(v), o.apply(g, note="d")), (0, "d")),
     "anything": (Anything, lambda o, g, v: o.apply(g, trainable_variables=v), (1, ["trainable_variables"])),
     "apply_gradients": (
         OfGradientsAndNotes,

@@ -18,6 +18,9 @@ _Z_MAX = 5.0  # of `spike` without a budget
 _LEAST_Z = 3.0  # with one, in units of min_std
 _CALM = 50  # so many steps after an alarm the tail learns nothing but new alarms
 _WINSORISE = 2.5  # deviations at which the level of `trend` clamps
+# The level's deviation s comes to rest where E[min(x^2, (winsorise s)^2)] = s^2: at 0.79 of a normal's own for 1.5, at
+# 0.50 for 1.2 and 0.17 for 1.05, where a fifth of all healthy steps would stand above 5 s.
+_LEAST_WINSORISE = 1.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +46,7 @@ class spike(Detector):
       false_alarms_per_million: of the steps of a healthy run, > 0 and < 1e5; in place of z_max.
       window: steps remembered, >= 2.
       warmup_steps: norms observed before z_max counts, >= 2; a wild one counts as a quarter.
-      winsorise: deviations at which a log norm is clamped before it enters, > 1.
+      winsorise: deviations at which a log norm is clamped before it enters, >= 1.5; closer, the deviation would sink.
       min_std: the standard deviation is at least this, > 0; 0.1 with z_max = 5 means that no norm below
         1.6 times the usual one is ever called an explosion (1.35 times with a budget).
       memory: steps that the tail remembers, >= window; with a budget only.
@@ -88,7 +91,13 @@ class spike(Detector):
         self._store(
             window=checks.count("window", self.window, least=2),
             warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
-            winsorise=checks.number("winsorise", self.winsorise, above=1),
+            winsorise=checks.number(
+                "winsorise",
+                self.winsorise,
+                least=_LEAST_WINSORISE,
+                hint="a standard deviation of log norms that are clamped closer would sink, and call healthy steps "
+                "explosions",
+            ),
             min_std=checks.number("min_std", self.min_std, above=0),
             cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
         )

@@ -35,6 +35,7 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tests/typing/completeness.py
 
 e2e: $(READY)  ## end to end: real Prometheus, Alertmanager, Pushgateway, Chromium
 	$(BIN)/python -m pytest -m e2e $(ARGS)

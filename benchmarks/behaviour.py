@@ -25,7 +25,7 @@ POLICIES = {
     "median": policies.median,
     "zscore": policies.zscore,
     "per_variable": policies.per_variable,
-    "auto": policies.auto,
+    "auto, of an optimizer that is not known": policies.auto,
     "per_variable(winsorise=1), AdaGC's": lambda: policies.per_variable(winsorise=1),
 }
 BURN_IN = 3000  # steps before anything is measured: a window of 1,000 is full

@@ -51,6 +51,7 @@ class Gradwatch:
         self.policy = policy
         self.state: Any = None
         self.loss = math.nan  # of the step before
+        self.info: dict[str, float] = {}
 
     def step(self, norms: np.ndarray, loss: float, seen: Seen | None = None) -> Verdict:
         if self.state is None:
@@ -58,7 +59,8 @@ class Gradwatch:
         reach, weights = _reach(seen)
         now = of_norms(NUMPY, norms.astype(np.float32), reach, np.float32(self.loss), weights)
         self.loss = loss
-        self.state, clip_norm, _ = self.policy.update(NUMPY, self.state, now)
+        self.state, clip_norm, info = self.policy.update(NUMPY, self.state, now)
+        self.info = {name: float(value) for name, value in info.items()}
         if not now.finite:
             return Verdict(np.zeros(len(norms)), clip_norm=float(np.max(clip_norm)))
         norm = now.per_variable if self.policy.scope == policies.VARIABLE else now.total
@@ -121,14 +123,23 @@ class Trainer:
 
         self.tf, self.task, self.rate = tf, task, rate
         self.optimizer = OPTIMIZERS[task.optimizer]
-        start = [p.astype(np.float32) for p in task.init(np.random.default_rng([seed, 0]))]
-        self.params = [tf.Variable(np.repeat(p[None], runs, 0)) for p in start]
+        self.params = [tf.Variable(np.repeat(p[None], runs, 0)) for p in self._start(seed)]
         slots = 1 if self.optimizer.linear else 2
         self.slots = [[tf.Variable(tf.zeros_like(p)) for p in self.params] for _ in range(slots)]
         self.counts = tf.Variable(tf.zeros([runs]))
         self.inside = RuleSet(inside or {}, self.params, self.optimizer.momentum, self.optimizer.linear)
         self.gradients = tf.function(self._gradients, autograph=False, jit_compile=True)
         self.apply = tf.function(self._apply, autograph=False, jit_compile=True)
+
+    def _start(self, seed: int) -> list[np.ndarray]:
+        return [p.astype(np.float32) for p in self.task.init(np.random.default_rng([seed, 0]))]
+
+    def restart(self, seed: int) -> None:
+        """Begin another training with the functions that are compiled already; not with rules on tensors."""
+        for p, start in zip(self.params, self._start(seed)):
+            p.assign(np.repeat(start[None], p.shape[0], 0))
+        for x in [*(x for slot in self.slots for x in slot), self.counts]:
+            x.assign(self.tf.zeros_like(x))
 
     def _gradients(self, *batch: Any) -> Any:
         tf = self.tf
@@ -176,13 +187,28 @@ class Trainer:
 
 
 def train(
-    task: Task, rate: float, seed: int, rules: Mapping[str, Peer | TensorRule], steps: int
+    task: Task,
+    rate: float,
+    seed: int,
+    rules: Mapping[str, Peer | TensorRule],
+    steps: int,
+    trainers: dict[tuple[str, str, int], Trainer] | None = None,
 ) -> list[dict[str, Any]]:
-    """One group: every rule on the same task, learning rate and seed."""
+    """One group: every rule on the same task, learning rate and seed.
+
+    `trainers`: those of earlier groups, to be used again; compiling one takes longer than a training of 2,000 steps.
+    """
     names = list(rules)
     inside = {k: rule for k, rule in enumerate(rules.values()) if isinstance(rule, TensorRule)}
     judges = [Unclipped() if isinstance(rule, TensorRule) else rule for rule in rules.values()]
-    trainer = Trainer(task, rate, len(judges), seed, inside)
+    key = (task.text, task.optimizer, len(judges))
+    if trainers is not None and not inside and key in trainers:
+        trainer = trainers[key]
+        trainer.restart(seed)
+    else:
+        trainer = Trainer(task, rate, len(judges), seed, inside)
+        if trainers is not None and not inside:
+            trainers[key] = trainer
     rng = np.random.default_rng([seed, 1])
     losses, scores = np.empty((steps, len(judges))), np.empty((steps, len(judges)))
     norms_of = np.empty((steps, len(judges)))
@@ -293,6 +319,7 @@ def main() -> None:
     done = {(x["task"], x["rate"], x["seed"], x["steps"], x["method"]) for x in lines}
     if not options.report:
         output.parent.mkdir(parents=True, exist_ok=True)
+        trainers: dict[tuple[str, str, int], Trainer] = {}
         # seed by seed, so that every table is complete as early as can be
         for seed in seeds:
             for name in chosen:
@@ -302,9 +329,8 @@ def main() -> None:
                     todo = {m: make for m, make in rules.items() if (name, rate, seed, steps, m) not in done}
                     if not todo:
                         continue
-                    found = [
-                        {"task": name, **x} for x in train(task, rate, seed, {m: f() for m, f in todo.items()}, steps)
-                    ]
+                    made = {m: make() for m, make in todo.items()}
+                    found = [{"task": name, **x} for x in train(task, rate, seed, made, steps, trainers)]
                     runs.append(output, found)
                     lines += found
                     print(f"{name} {rate:g} seed {seed}: {found[0]['group_seconds']:.0f} s", flush=True)

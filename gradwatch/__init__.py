@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradwatch.exporters.push import push
     from gradwatch.exporters.tensorboard import TensorBoard
     from gradwatch.reading.alerts import Alert
+    from gradwatch.record.run import Run, open_run
     from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
@@ -38,8 +39,10 @@ _NAMES = {
     "Alert": "gradwatch.reading.alerts",
     "KerasCallback": "gradwatch.tf.keras",
     "Monitor": "gradwatch.tf.monitor",
+    "Run": "gradwatch.record.run",
     "Server": "gradwatch.exporters.prometheus",
     "TensorBoard": "gradwatch.exporters.tensorboard",
+    "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
     "serve": "gradwatch.exporters.prometheus",
     "watch": "gradwatch.tf.decorator",
@@ -60,6 +63,7 @@ __all__ = [
     "Event",
     "KerasCallback",
     "Monitor",
+    "Run",
     "Server",
     "Snapshot",
     "TensorBoard",
@@ -67,11 +71,13 @@ __all__ = [
     "errors",
     "grafana",
     "notify",
+    "open_run",
     "policies",
     "push",
     "reading",
     "serve",
     "testing",
+    "top",
     "watch",
 ]
 

@@ -5,6 +5,7 @@
     ├── NothingToWatch    the watched step applied no gradient gradwatch could see  (also a RuntimeError)
     ├── LayoutError       state and variables do not fit: another model, another checkpoint
     ├── UnsupportedError  this TensorFlow, Keras or place cannot be watched correctly
+    ├── RecordError       a file is no record of a run that can be read here         (also a ValueError)
     ├── ServeError        the metrics endpoint cannot be opened                     (also an OSError)
     └── MissingExtra      an optional dependency is not installed                   (also an ImportError)
 
@@ -14,6 +15,16 @@ A message says what was wrong, what was got, and what to do.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+__all__ = [
+    "ConfigError",
+    "GradwatchError",
+    "LayoutError",
+    "MissingExtra",
+    "NothingToWatch",
+    "ServeError",
+    "UnsupportedError",
+]
 
 #: Name under which `pip install` finds this package; None while no index has it (grad-watch is somebody else's).
 DISTRIBUTION: str | None = None
@@ -48,6 +59,10 @@ class LayoutError(GradwatchError, ValueError):
 
 class UnsupportedError(GradwatchError, RuntimeError):
     """gradwatch would report wrong numbers here, and says so instead."""
+
+
+class RecordError(GradwatchError, ValueError):
+    """A file is no record of a run, or one that cannot be read here."""
 
 
 class ServeError(GradwatchError, OSError):

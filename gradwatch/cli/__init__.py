@@ -13,6 +13,8 @@ from gradwatch.errors import GradwatchError, MissingExtra
 COMMANDS = {
     "demo": ("gradwatch.demo.command", "demo"),
     "top": ("gradwatch.cli.top", "top"),
+    "runs": ("gradwatch.cli.record", "runs"),
+    "export": ("gradwatch.cli.record", "export"),
     "grafana": ("gradwatch.cli.commands", "grafana"),
     "notify": ("gradwatch.cli.commands", "notify"),
 }

@@ -66,8 +66,8 @@ class Endpoint:
             )
         if parts.username:
             raise ConfigError("user names in an address are not supported: gradwatch's endpoint knows none")
-        self.url = parts._replace(path="/metrics" if parts.path in ("", "/") else parts.path).geturl()
-        self.name = clean(parts.hostname) + port
+        self.url: str = parts._replace(path="/metrics" if parts.path in ("", "/") else parts.path).geturl()
+        self.name: str = clean(parts.hostname) + port
         # a proxy of the environment is for other hosts, whatever no_proxy says or does not say
         local = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
         self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))

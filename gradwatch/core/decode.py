@@ -97,10 +97,14 @@ def _ratio(norm: float, applied: float) -> float:
     return min(ratio, 1.0) if math.isfinite(ratio) else float(applied != 0.0)
 
 
-def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def history(state: Mapping[str, Any], newest_loss: float = 3e38) -> dict[str, np.ndarray]:
     """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8).
 
-    `reach` and `update_ratio` are NaN where they are not known.
+    `reach`, `update_ratio` and `loss` are NaN where they are not known.
+
+    Args:
+      newest_loss: of the last step, as the device keeps it: 3e38 is "not known", 1e36 is Inf. The state has the loss of
+        a step only from the step after it on.
     """
     steps = counters.exact(state["count"])["steps"]
     rows = np.reshape(state["history"], (-1, len(COLUMNS)))
@@ -116,4 +120,12 @@ def history(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     reach[reach > HUGE] = math.inf
     reach[reach <= 0.0] = math.nan
     ratio[ratio < 0.0] = math.nan
+    if kept:
+        columns["loss"] = _losses(np.append(columns["loss"][1:], np.float32(newest_loss)))
     return columns
+
+
+def _losses(kept: np.ndarray) -> np.ndarray:
+    """What the device keeps, as it was: NaN where it is not known."""
+    infinite = np.where(np.abs(kept) >= np.float32(HUGE), np.copysign(np.float32(math.inf), kept), kept)
+    return np.asarray(np.where(kept > 1e37, np.float32(math.nan), infinite), np.float32)

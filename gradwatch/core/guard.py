@@ -31,7 +31,7 @@ ON_EXPLOSION = ("clip", "skip", "observe")
 PASS, CLIP, ZERO, SKIP = range(len(VERDICTS))
 
 HISTORY = 1024  # steps kept
-COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio")
+COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio", "loss")
 WINDOW = 1000  # steps that the reported quantiles remember
 
 _NORMS = ("norm", "applied_norm")  # what of a Decision may be NaN
@@ -179,7 +179,12 @@ class Guard:
             for name, x in decision._asdict().items()
             if name != "scale"
         }
-        row = {**last, "reach": _finite_reach(xp, now), "update_ratio": xp.number(-1.0)}
+        row = {
+            **last,
+            "reach": _finite_reach(xp, now),
+            "update_ratio": xp.number(-1.0),
+            "loss": xp.where(xp.is_finite(now.loss), now.loss, 3e38),
+        }
         if update_ratio is not None:
             row["update_ratio"] = xp.where(update_ratio >= 0.0, xp.minimum(update_ratio, HUGE), -1.0)
         new_state = {

@@ -68,14 +68,14 @@ class Layout:
             for path, shape in shapes.items()
         }
         self.groups: list[tuple[Field, ...]] = []
-        self.size = 0
+        self.size: int = 0
         for key in sorted(set(keys.values())):
             group, shape = [], key[-1]
             for path in (path for path in shapes if keys[path] == key):
                 group.append(Field(path, self.size, shape))
                 self.size += group[-1].size
             self.groups.append(tuple(group))
-        self.fields = tuple(field for group in self.groups for field in group)
+        self.fields: tuple[Field, ...] = tuple(field for group in self.groups for field in group)
         self._example = example
 
     def pack(self, xp: Namespace, tree: Tree) -> Array:

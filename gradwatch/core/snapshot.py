@@ -101,6 +101,7 @@ class Snapshot:
     reach: float | None = None  # norm units, see `gradwatch.core.norms.Norms`; None: not known, Inf: does not apply
     update_ratio: float | None = None  # newest |dw| / |w|, measured every 50 steps; None: not measured yet
     layer_update_ratio: Mapping[str, float] = field(default_factory=dict)  # variable path -> the same; where known
+    layer_weight_norms: Mapping[str, float] = field(default_factory=dict)  # variable path -> |w|, every 50 steps
     limited_updates: int = 0  # steps whose update was scaled back by update_limit
     expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
     extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate

@@ -73,7 +73,7 @@ def build(text: Text, *, optimizer: str, learning_rate: float, warmup_steps: int
     made = OPTIMIZERS[optimizer][0](Warmup(learning_rate, warmup_steps))
 
     @tf.function
-    def train_step(x, y):
+    def train_step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = loss_fn(y, model(x, training=True))
         grads = tape.gradient(loss, model.trainable_variables)

@@ -1,1 +1,8 @@
-"""Ways in which what the host knows leaves the process: Prometheus, the live page, TensorBoard, messages, pushes."""
+"""Ways in which what the host knows leaves the process: Prometheus, the live page, TensorBoard, messages, pushes.
+
+A user finds them at the front door: `gradwatch.serve`, `gradwatch.TensorBoard`, `gradwatch.notify`, `gradwatch.push`.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

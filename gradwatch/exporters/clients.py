@@ -23,10 +23,10 @@ class Connection:
         self.address = address
         self.handshaking = False
         self.registered = True
-        self.received = bytearray()
+        self.received: bytearray = bytearray()
         self.answer: memoryview | None = None
-        self.deadline = 0.0
-        self.progress_time = 0.0
+        self.deadline: float = 0.0
+        self.progress_time: float = 0.0
 
 
 class Bucket:

@@ -70,7 +70,7 @@ class Httpd:
         family, _, _, _, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self._app = app
         self._context = context
-        self.socket = socket.socket(family, socket.SOCK_STREAM)
+        self.socket: socket.socket = socket.socket(family, socket.SOCK_STREAM)
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind(address)
@@ -79,7 +79,7 @@ class Httpd:
             self.socket.close()
             raise
         self.socket.setblocking(False)
-        self.port = int(self.socket.getsockname()[1])
+        self.port: int = int(self.socket.getsockname()[1])
         self._environ = {
             "SERVER_NAME": str(address[0]),
             "SERVER_PORT": str(self.port),

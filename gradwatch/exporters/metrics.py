@@ -457,6 +457,20 @@ METRICS: tuple[Metric, ...] = (
         group=_SELF,
     ),
     Metric(
+        "gradwatch_recorded_steps_total",
+        "counter",
+        "Steps written into the run's record.",
+        lambda r: _one(r.recorded[0]),
+        group=_SELF,
+    ),
+    Metric(
+        "gradwatch_record_errors_total",
+        "counter",
+        "Looks that the disk of the run's record did not take; training went on, their steps are a gap in the record.",
+        lambda r: _one(r.recorded[1]),
+        group=_SELF,
+    ),
+    Metric(
         "gradwatch_notifications_total",
         "counter",
         "Messages to people; suppressed = held back by the rate limit.",

@@ -46,11 +46,11 @@ class Server:
         self._options = options
         self._live = live
         self.addr = addr
-        self.port = httpd.port
+        self.port: int = httpd.port
         self.target_file: Path | None = None
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(addr, f"[{addr}]" if ":" in addr else addr)
-        self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"
-        self.metrics_url = self.url + "/metrics"
+        self.url: str = f"{'https' if tls else 'http'}://{host}:{self.port}"
+        self.metrics_url: str = self.url + "/metrics"
 
     def close(self) -> None:
         """Stops serving, frees the port and removes the target file. May be called twice."""

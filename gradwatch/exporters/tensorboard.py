@@ -97,7 +97,7 @@ class TensorBoard:
             raise ConfigError(f"every_seconds must be > 0, got {every_seconds}; 10 is usual")
         if layers < 0:
             raise ConfigError(f"layers must be >= 0, got {layers}; 0 writes none")
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir: str = os.fspath(log_dir)
         self._only = None if monitor is None else weakref.ref(monitor)
         self._every_seconds = every_seconds
         self._layers = layers

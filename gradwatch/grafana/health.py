@@ -109,8 +109,12 @@ def _step_rate() -> Json:
     return stat(
         "Steps per second",
         "Is it still training, and as fast as before? A drop to half is often a slow input pipeline or a "
-        "neighbour on the same device; compare with the overhead on the right before you suspect gradwatch.",
-        [target(rate(chosen("gradwatch_steps_total")), "{{monitor}}")],
+        "neighbour on the same device; compare with the overhead on the right before you suspect gradwatch. "
+        "Recorded: what reaches the run's record.",
+        [
+            target(rate(chosen("gradwatch_steps_total")), "{{monitor}}"),
+            target(positive(rate(chosen("gradwatch_recorded_steps_total"))), "recorded: {{monitor}}"),
+        ],
         unit="cps",
         empty=NO_STEPS,
         sparkline=True,
@@ -508,11 +512,13 @@ def _freshness() -> Json:
 def _errors() -> Json:
     return timeseries(
         "Errors of gradwatch",
-        "Is gradwatch itself broken? Failures of its host side by component, and failed scrapes. Training goes "
+        "Is gradwatch itself broken? Failures of its host side by component, failed scrapes, and looks "
+        "that the disk of a run's record did not take, which stand under `record` as well. Training goes "
         "on regardless. Each kind is logged once, by the logger `gradwatch`, with its cause.",
         [
             target(increase(chosen("gradwatch_internal_errors_total")), "{{component}}"),
             target(increase(chosen("gradwatch_scrape_errors_total")), "scrape: {{component}}"),
+            target(increase(chosen("gradwatch_record_errors_total")), "record of {{monitor}}"),
         ],
         unit="none",
         empty="The endpoint was not scraped in this time range.",

@@ -416,7 +416,7 @@ CASES = [
 ]
 
 #: Recorded series -> its value at minute 10, with the samples it is made of.
-RECORDINGS = [
+RECORDINGS: list[tuple[str, dict[str, str], float | None]] = [
     (rules.CLIPPED, {_STEPS: "0+60x20", _CLIPPED: "0+15x20"}, 0.25),
     (rules.CLIPPED, {_STEPS: "600x20", _CLIPPED: "15x20"}, None),  # no step: nothing, rather than NaN
     (rules.NONFINITE, {_STEPS: "0+60x20", _NONFINITE: "0+3x20"}, 0.05),

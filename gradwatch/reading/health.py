@@ -12,11 +12,11 @@ import threading
 
 from gradwatch.reading import console
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 console.install()
 
 #: Parts of the host side whose failures are counted; each series exists from the start at 0.
-COMPONENTS = ("snapshot", "alerts", "notify", "push", "server", "tensorboard", "live", "runlog", "reader")
+COMPONENTS = ("snapshot", "alerts", "notify", "push", "server", "tensorboard", "live", "record", "reader")
 
 #: Where a scrape can fail: making the exposition, or the request itself (refused, too slow, too large).
 SCRAPE_COMPONENTS = ("exposition", "http")
@@ -80,7 +80,7 @@ class Health:
         self._lock = threading.Lock()  # the copy may have been taken while another thread held it
 
 
-health = Health()
+health: Health = Health()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=health._after_fork)

@@ -8,7 +8,7 @@ import time
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.track import Track
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 _LOG_GAP_SECONDS = 60.0  # between two log lines above DEBUG of one kind and monitor
 

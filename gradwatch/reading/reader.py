@@ -41,7 +41,7 @@ from gradwatch.reading.text import clean
 from gradwatch.reading.track import Source, Track
 from gradwatch.reading.worker import Worker
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 _LEAST_INTERVAL_SECONDS = 0.05  # between two polls, however much a listener hurries
 _EXIT_SECONDS = 5.0  # for the last poll, and again for the last alerts
@@ -359,7 +359,7 @@ def _checked_interval(seconds: float) -> float:
 
 
 #: The reader of this process. Its methods are also functions of this module.
-reader = Reader()
+reader: Reader = Reader()
 register = reader.register
 unregister = reader.unregister
 mark_active = reader.mark_active

@@ -27,6 +27,7 @@ class Reading:
       last_anomaly_time: kind -> when its newest episode was first seen.
       duration_counts: snapshots no slower than each of `DURATION_BOUNDS`, cumulative; the last one counts all.
       duration_sum: seconds spent in all snapshots.
+      recorded: steps in the run's record so far, and looks that its disk did not take.
     """
 
     name: str
@@ -40,3 +41,4 @@ class Reading:
     last_anomaly_time: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     duration_counts: tuple[int, ...] = (0,) * (len(DURATION_BOUNDS) + 1)
     duration_sum: float = 0.0
+    recorded: tuple[int, int] = (0, 0)

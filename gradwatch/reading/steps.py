@@ -27,8 +27,8 @@ class StepCursor:
     """
 
     def __init__(self) -> None:
-        self.last = 0
-        self.missed = 0
+        self.last: int = 0
+        self.missed: int = 0
         self._looks = 0
         self._time = 0.0
         self._rate = 0.0

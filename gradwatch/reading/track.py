@@ -22,6 +22,7 @@ class Source(Protocol):
     run_id: str
     run_info: Mapping[str, str]
     host_seconds: float
+    recorded: tuple[int, int]
     alert_sinks: Sequence[Callable[[Alert], Any]]
 
     def snapshot(self) -> Snapshot: ...
@@ -33,16 +34,16 @@ class Track:
     """What the reader remembers of one source between two polls. Holds the source weakly."""
 
     def __init__(self, source: Source, name: str) -> None:
-        self.source = weakref.ref(source)
+        self.source: weakref.ReferenceType[Source] = weakref.ref(source)
         self.name = name
-        self.start = time.time()
+        self.start: float = time.time()
         self._run_name = run_name()
         self.shown = True
-        self.active = False
+        self.active: bool = False
         self.rebase = False
         self.reading: Reading | None = None
-        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
-        self.duration_sum = 0.0
+        self.durations: list[int] = [0] * (len(DURATION_BOUNDS) + 1)
+        self.duration_sum: float = 0.0
         self.logged: dict[str, tuple[float, int]] = {}  # kind -> (time of the last line, episodes kept quiet)
 
     def _run_info(self, source: Source) -> dict[str, str]:
@@ -79,4 +80,5 @@ class Track:
             last_anomaly_time=last_anomaly_time,
             duration_counts=tuple(self.durations),
             duration_sum=self.duration_sum,
+            recorded=source.recorded,
         )

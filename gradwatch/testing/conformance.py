@@ -27,9 +27,10 @@ from gradwatch.core.xp import NUMPY, Namespace
 #: Norms that a run can meet: not finite, zero, denormal, tiny, huge, float32's largest.
 HOSTILE = (float("nan"), float("inf"), 0.0, 1e-40, 1e-30, 1.0, 1e15, 1e30, 3.4e38)
 
-#: A reach and a loss that a run can meet; NaN is "not known", an Inf reach "does not apply".
+#: A reach, a loss and a norm of the weights that a run can meet; NaN is "not known", an Inf reach "does not apply".
 HOSTILE_REACH = (float("nan"), float("inf"), 0.0, -1.0, 1e-30, 1.0, 1e30, 3.4e38)
 HOSTILE_LOSS = (float("nan"), float("inf"), float("-inf"), 0.0, -1e30, 1.0, 1e30)
+HOSTILE_WEIGHTS = (float("nan"), float("inf"), 0.0, 1e-30, 1.0)
 
 VARIABLES = 3
 
@@ -177,11 +178,11 @@ def scale_stays_in_0_1(part: Part) -> None:
     guard = Guard(part.subject, ())
     state = guard.init(VARIABLES)
     for row in _hostile_stream(short=True):
-        per_variable, reach, loss = row[:VARIABLES], row[VARIABLES], row[VARIABLES + 1]
+        per_variable, (reach, loss, weights) = row[:VARIABLES], row[VARIABLES:]
         applied = np.minimum(per_variable, np.float32(part.subject.limit))
-        state, decision = guard.step(NUMPY, state, per_variable, applied, reach=reach, loss=loss)
+        state, decision = guard.step(NUMPY, state, per_variable, applied, reach=reach, loss=loss, weights=weights)
         scale = np.asarray(decision.scale)
-        _require(bool(np.all((scale >= 0) & (scale <= 1))), f"scale is {scale} for norms, reach and loss of {row}")
+        _require(bool(np.all((scale >= 0) & (scale <= 1))), f"scale is {scale} for norms and signals of {row}")
         grew = decision.applied_norm > decision.norm
         _require(not grew, f"applied norm {decision.applied_norm} exceeds the norm {decision.norm}")
 
@@ -189,7 +190,7 @@ def scale_stays_in_0_1(part: Part) -> None:
 def a_step_is_judged_by_the_steps_before(part: Part) -> None:
     """clip_norm or threshold depends on the state alone, so that a norm is no part of its own bound."""
     for before, norms, _, out in _walk(part, _ordinary_stream(60)):
-        other = _norms.of(NUMPY, norms.per_variable * np.float32(100.0), norms.reach, norms.loss)
+        other = _norms.of(NUMPY, norms.per_variable * np.float32(100.0), norms.reach, norms.loss, norms.weights)
         _, changed = _quietly(part, before, other)
         same = np.array_equal(out[part.bound], changed[part.bound])
         _require(same, f"{part.bound} is {out[part.bound]} or {changed[part.bound]}, depending on this step's norm")
@@ -226,7 +227,7 @@ def a_restored_state_has_the_same_future(part: Part) -> None:
 
 
 def bounds_scale_with_the_gradients(part: Part) -> None:
-    """All gradients and the reach times a constant: clip_norm or threshold times it, within a bucket (2 %)."""
+    """All weights divided by a constant in the same net: clip_norm or threshold times it, within a bucket (2 %)."""
     stream = _ordinary_stream(150)
     plain = np.array([np.asarray(out[part.bound]) for *_, out in _walk(part, stream)])
     for constant in (1e-6, 1e6):
@@ -311,32 +312,33 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 def _norms_of(xp: Namespace, row: Any) -> Norms:
-    """A row of a stream: the norms of `VARIABLES` variables, then reach and loss."""
-    return _norms.of(xp, row[:VARIABLES], row[VARIABLES], row[VARIABLES + 1])
+    """A row of a stream: the norms of `VARIABLES` variables, then reach, loss and the norm of the weights."""
+    return _norms.of(xp, row[:VARIABLES], row[VARIABLES], row[VARIABLES + 1], row[VARIABLES + 2])
 
 
 def _times(stream: np.ndarray, constant: float) -> np.ndarray:
-    """The stream of a run whose gradients are `constant` times as long; its loss stays."""
-    return stream * np.array([constant] * (VARIABLES + 1) + [1.0], np.float32)
+    """The stream of a run whose weights are divided by `constant`: gradients and reach times it, the loss stays."""
+    return stream * np.array([constant] * (VARIABLES + 1) + [1.0, 1.0 / constant], np.float32)
 
 
 def _ordinary_stream(steps: int, seed: int = 1) -> np.ndarray:
-    """Norms of three variables of different size, their reach and a loss that falls, shape [steps, VARIABLES + 2].
+    """Norms of three variables of different size, their reach and a loss that falls, shape [steps, VARIABLES + 3].
 
-    The reach goes through what a run has: not known, not applicable, far above the norms, near them.
+    The reach goes through what a run has: not known, not applicable, far above the norms, near them. The last column is
+    the norm of the weights.
     """
     rng = np.random.default_rng(seed)
     norms = np.exp(0.4 * rng.standard_normal((steps, VARIABLES))) * [0.1, 1.0, 3.0]
     t = np.arange(steps)
     reach = np.choose(t // 7 % 4, [math.nan, math.inf, 1000.0, 30.0])
     loss = np.where(t % 5 == 4, math.nan, 3.0 / np.sqrt(1.0 + t) + 0.1 * rng.standard_normal(steps))
-    return np.column_stack([norms, reach, loss]).astype(np.float32)
+    return np.column_stack([norms, reach, loss, 20.0 + 0.01 * t]).astype(np.float32)
 
 
 def _hostile_stream(short: bool = False) -> np.ndarray:
     """Every hostile norm as the first one, after a calm phase, in one variable and in all, and all in a row.
 
-    Reach and loss are hostile all along, each pair of theirs in turn.
+    Reach, loss and weights are hostile all along, each combination of theirs in turn.
     """
     calm = _ordinary_stream(8 if short else 30)[:, :VARIABLES]
     rows = [calm]
@@ -349,11 +351,12 @@ def _hostile_stream(short: bool = False) -> np.ndarray:
 
 
 def _with_hostile_signals(norms: np.ndarray) -> np.ndarray:
-    """Rows of norms with a reach and a loss each; the lengths of the two cycles have no common divisor."""
+    """Rows of norms with a reach, a loss and weights each; the lengths of the cycles have no common divisor."""
     t = np.arange(len(norms))
     reach = np.array(HOSTILE_REACH)[t % len(HOSTILE_REACH)]
     loss = np.array(HOSTILE_LOSS)[t % len(HOSTILE_LOSS)]
-    return np.column_stack([norms, reach, loss]).astype(np.float32)
+    weights = np.array(HOSTILE_WEIGHTS)[t % len(HOSTILE_WEIGHTS)]
+    return np.column_stack([norms, reach, loss, weights]).astype(np.float32)
 
 
 def _walk(part: Part, stream: np.ndarray) -> Iterator[tuple[State, Norms, State, Outputs]]:

@@ -45,6 +45,7 @@ def policy(
     *,
     reach: np.ndarray | float | None = None,
     loss: np.ndarray | None = None,
+    weights: np.ndarray | float | None = None,
 ) -> Clips:
     """clip_norm at each step.
 
@@ -54,14 +55,15 @@ def policy(
       state: where to go on from; None starts anew.
       reach: of each step, shape [steps], or one for all, as `gradwatch.core.norms.Norms` has it; None: not known.
       loss: of the step before each, shape [steps]; None: not known.
+      weights: their norm at each step, shape [steps], or one for all; None: not known.
     """
     policy = policies.parse(policy)
     table = np.asarray(norms, np.float32).reshape(len(norms), -1)
     state = policy.init(table.shape[1]) if state is None else state
     out = []
-    signals = [np.broadcast_to(np.float32(np.nan if x is None else x), (len(table),)) for x in (reach, loss)]
-    for row, r, x in zip(table, *signals):
-        state, clip_norm, _ = policy.update(NUMPY, state, _norms.of(NUMPY, row, r, x))
+    signals = [np.broadcast_to(np.float32(np.nan if x is None else x), (len(table),)) for x in (reach, loss, weights)]
+    for row, *known in zip(table, *signals):
+        state, clip_norm, _ = policy.update(NUMPY, state, _norms.of(NUMPY, row, *known))
         out.append(clip_norm)
     return Clips(np.array(out, np.float32), state)
 

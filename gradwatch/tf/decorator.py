@@ -105,7 +105,7 @@ def watch(
         floating number of shape (). The policy gets it at the next step, as the mean over the replicas under a
         strategy. None from it: no loss.
       **monitor_options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, jit_compile,
-        update_limit.
+        update_limit, record.
 
     Returns:
       The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
@@ -192,7 +192,7 @@ def _scoped(
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument
-    del watched.__wrapped__  # type: ignore[attr-defined]
+    del watched.__wrapped__
     return watched
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core import policies
+from gradwatch.core import counters, decode, policies
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
-from gradwatch.tf import distribution, fused, turns
+from gradwatch.record.recorder import Recorder
+from gradwatch.tf import distribution, facts, fused, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
@@ -74,6 +77,18 @@ class DeviceState:
         """The state by names, as numpy arrays of one instant."""
         return self.layout.unpack(NUMPY, self.vector().numpy())
 
+    def history(self) -> dict[str, np.ndarray]:
+        """See `Monitor.history`."""
+        return self.history_of(self.tree())
+
+    def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
+        return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
+
+    def steps_of(self, packed: np.ndarray) -> int:
+        """How many steps a state out of `pack` has seen."""
+        return counters.exact(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"])["steps"]
+
 
 class Engine:
     """What `Monitor` is the face of. Not a tf.Module, which wraps every list and tuple it sees.
@@ -84,6 +99,7 @@ class Engine:
       jit_compile: compile the guard's update with XLA.
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
       update_limit: see `Monitor`.
+      recorder: takes the run from its first step on; None for no record.
 
     Attributes:
       on_device: the state, once the variables are known.
@@ -99,6 +115,7 @@ class Engine:
         jit_compile: bool,
         alerts: bool = False,
         update_limit: float | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
@@ -114,6 +131,8 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
+        self.recorder = recorder
+        self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
         self.jit_compile, self._alerts = jit_compile, alerts
@@ -141,16 +160,21 @@ class Engine:
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
         built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
-        restored = self._pending is not None
+        restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
             _check_fingerprint(self._name, fingerprint, built.fingerprint)
             built.put(vector)
+            resumed_at = built.steps_of(vector)
             self._pending = None
         self.run_info.update(strategy=distribution.strategy_name(), replicas=str(distribution.replicas()))
         self.on_device = built
         self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
+        if self.recorder is not None:
+            self.recorder.resume(resumed_at)
+            known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
+            self.recorder.begin(self._owner, known, built.history)
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -181,6 +205,8 @@ class Engine:
             )
         variable_of = [None] * len(grads) if variables is None else variables
         tensors = [_nothing(v) if g is None else _convert(g) for g, v in zip(grads, variable_of)]
+        if optimizer is not None:
+            self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
         signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
         self.loss_scale = loss_scale
@@ -247,6 +273,10 @@ class Engine:
         """The state by names, as numpy arrays of one instant; that of no variables before the first step."""
         return self.guard.init(0) if self.on_device is None else self.on_device.tree()
 
+    def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """See `Monitor.history`, of a state out of `tree`."""
+        return decode.history(state) if self.on_device is None else self.on_device.history_of(state)
+
     @property
     def paths(self) -> tuple[str, ...]:
         """Of the variables, () before the first step."""
@@ -261,12 +291,19 @@ class Engine:
         except TypeError:
             return None
 
+    def learning_rate_now(self) -> float | None:
+        """Of the optimizer that made the newest update; None where it is not known, or gone."""
+        optimizer = None if self._optimizer is None else self._optimizer()
+        return None if optimizer is None else rates.learning_rate_now(optimizer)
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         self._pending, self.loss_scale = None, None
         if self.on_device is not None:
             self.on_device.put(self.on_device.initial)
             self.on_device.replaceable = True
+            if self.recorder is not None:
+                self.recorder.resume(0)
             reader.rebase(self._owner)
 
     # -- checkpoints ------------------------------------------------------------------------------------
@@ -294,6 +331,8 @@ class Engine:
             _check_fingerprint(self._name, fingerprint, built.fingerprint)
         else:  # saved before its first step
             vector = built.initial
+        if self.recorder is not None:
+            self.recorder.resume(built.steps_of(vector))
         built.put(vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news

@@ -30,7 +30,7 @@ class TrainFunction:
     """
 
     def __init__(self, model: Any, plain: Callable[..., Any]) -> None:
-        self.plain = plain
+        self.plain: Callable[..., Any] = plain
         self._model = model
         self._settings = _settings(model)
         self._fit: Any = None  # the parameters that Keras gives to every callback of one fit

@@ -59,7 +59,7 @@ class _Outside:
 def _without_big(namespace: type) -> Any:
     """A namespace of this class, for a state whose big arrays are `_Outside`."""
 
-    class WithoutBig(namespace):  # type: ignore[misc,valid-type]
+    class WithoutBig(namespace):
         def count_below(self, ascending: _Outside, fraction: float) -> Any:
             return ascending.read((ascending.path, float(fraction)))
 
@@ -183,8 +183,8 @@ class FusedGuard:
             norms,
             applied,
             reach=reach(xp, weights, rate),
-            weights=xp.where(weights < ANY_REACH, weights, NO_REACH),
             loss=xp.where(loss > HUGE, math.nan, loss),
+            weights=weights,
             update_ratio=ratio,
         )
         [row] = _at(state, _HISTORY).written
@@ -213,8 +213,8 @@ class FusedGuard:
             variables,
             variables,
             reach=known,
-            weights=known,
             loss=known,
+            weights=known,
             update_ratio=known,
         )
         return sorted(reads, key=lambda key: isinstance(key[1], float))

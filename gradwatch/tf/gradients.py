@@ -12,14 +12,14 @@ since an operation then costs more than what it computes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from gradwatch.tf.devices import compiled_by_xla, every_operation_is_checked, has_accelerator
 
-Gradient = tf.Tensor | tf.IndexedSlices
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 # Up to so many numbers in all gradients, squares in double precision cost less than asking whether they are needed.
 _FEW = 1 << 14

@@ -37,7 +37,8 @@ def _install(cls: type, name: str, hooked: Callable[..., Any]) -> None:
     method = cls.__dict__.get(name)
     if method is not None and not hasattr(method, "_gradwatch"):
         setattr(cls, name, hooked(method))
-    for sub in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for sub in subclasses:
         _install(sub, name, hooked)
 
 

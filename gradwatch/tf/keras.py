@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, NothingToWatch
 from gradwatch.reading.reader import reader
-from gradwatch.tf import compat, fits, options
+from gradwatch.tf import compat, fits, options, rates
 from gradwatch.tf.monitor import Monitor
+from gradwatch.tf.watchers import Scope
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 _LOOK_SECONDS = 1.0  # between two reads of the learning rate from the device
 
@@ -54,6 +54,11 @@ class KerasCallback(keras.callbacks.Callback):
       NothingToWatch: in the first batch, when the model trains with another optimizer.
     """
 
+    _optimizer: Any
+    _function: fits.TrainFunction | None
+    _scope: Scope | None
+    _looked: float
+
     def __init__(
         self,
         monitor: Monitor | None = None,
@@ -65,22 +70,22 @@ class KerasCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         options.check(monitor, monitor_options, "gradwatch.KerasCallback")
-        self.monitor = options.monitor_from(monitor, monitor_options)
-        self.backup = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
-        self.stop_after = None if stop_after is None else checks.count("stop_after", stop_after)
+        self.monitor: Monitor = options.monitor_from(monitor, monitor_options)
+        self.backup: Path | None = None if backup_dir is None else Path(backup_dir) / _file_name(self.monitor.name)
+        self.stop_after: int | None = None if stop_after is None else checks.count("stop_after", stop_after)
         if optimizer is not None and not hasattr(optimizer, "apply_gradients"):
             raise ConfigError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
         self._given = optimizer
-        vars(self).update(_NO_RUN)
+        self.__dict__.update(_NO_RUN)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), **_NO_RUN, **compat.RUN_OF_A_CALLBACK}
+        return {**self.__dict__, **_NO_RUN, **compat.RUN_OF_A_CALLBACK}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KerasCallback:
         memo[id(self._given)] = self._given  # a copy of it would train nothing
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        vars(new).update(copy.deepcopy(self.__getstate__(), memo))
+        new.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -109,7 +114,7 @@ class KerasCallback(keras.callbacks.Callback):
             self.monitor._host.reported["loss"] = float(logs["loss"])
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            rate = _learning_rate(self._optimizer)
+            rate = rates.learning_rate_now(self._optimizer)
             if rate is not None:
                 self.monitor.report(learning_rate=rate)
         # what the reader's thread saw last: no step waits for the device here
@@ -145,7 +150,7 @@ class KerasCallback(keras.callbacks.Callback):
         """Leave the fit; what is left on the model watches nobody."""
         if self._function is not None and self._scope is not None:
             self._function.leave(self._scope)
-        vars(self).update(_NO_RUN)
+        self.__dict__.update(_NO_RUN)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._detach()
@@ -185,13 +190,3 @@ def _steps_of_episode(now: Snapshot, kind: str) -> int:
 def _file_name(name: str) -> str:
     """A file for a monitor of any name, and of any length."""
     return f"gradwatch-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:64]}.npz"
-
-
-def _learning_rate(optimizer: Any) -> float | None:
-    """As a number, or None for an optimizer that has not the one (MultiOptimizer)."""
-    try:
-        # not float(): under a strategy it is a variable on every device
-        return float(tf.convert_to_tensor(optimizer.learning_rate))
-    except Exception as error:  # what is only reported must not end a training
-        logger.debug("no learning rate to report: %s", error)
-        return None

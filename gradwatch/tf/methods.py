@@ -45,9 +45,10 @@ class WatchedMethod:
         self._number = 0
         self._steps: dict[int, tuple[Any, Any]] = {}  # id of an instance -> (what keeps the id true, its step)
         body = compat.python_function(step) or step
-        self.__name__, self.__qualname__ = body.__name__, body.__qualname__
+        self.__name__: str = body.__name__
+        self.__qualname__: str = body.__qualname__
         self.__module__, self.__doc__ = body.__module__, body.__doc__
-        self.__signature__ = inspect.signature(body)
+        self.__signature__: inspect.Signature = inspect.signature(body)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:

@@ -21,6 +21,7 @@ from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, LayoutError
 from gradwatch.reading import reader
+from gradwatch.record import recorder
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
@@ -51,7 +52,7 @@ class Monitor(tf.Module):
       name: label of its metrics; a default is numbered: "default", "default-2", ...
       policy: a clip policy of `gradwatch.policies`, or its text such as "median(2)"; None is `auto()`. That one
         holds the first step of Adam and its kin back whole, and clips most of their later steps, by intent.
-      detectors: detectors of `gradwatch.detectors`; None is default().
+      detectors: detectors of `gradwatch.detectors`, or texts such as "spike(6)"; None is default().
       on_nonfinite: a step whose gradients hold a NaN or Inf is turned to "zero", its update is dropped whole
         ("skip"), or it is let through ("propagate"). None is "zero", and "propagate" for policies.observe().
       on_explosion: "clip" leaves an exploding step to the policy, "skip" drops its update, "observe" lets it
@@ -59,6 +60,8 @@ class Monitor(tf.Module):
       on_alert: called with a `gradwatch.Alert` from a host thread, or a list of such callables.
       jit_compile: compile the guard's small update with XLA (it costs less per step); False where there is
         no XLA.
+      record: a folder: each run is recorded there in a file of its own, see `gradwatch.open_run`. None: what the
+        environment variable GRADWATCH_RECORD says, or no record.
       update_limit: the share of their norm by which an update may move the weights, > 0; a longer update is scaled
         back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
         update left them. None for no limit.
@@ -71,13 +74,14 @@ class Monitor(tf.Module):
         self,
         name: str | None = None,
         policy: Policy | str | None = None,
-        detectors: Sequence[Detector] | Detector | None = None,
+        detectors: Detector | str | Sequence[Detector | str] | None = None,
         *,
         on_nonfinite: str | None = None,
         on_explosion: str = "clip",
         on_alert: Callable[[Any], None] | Sequence[Callable[[Any], None]] | None = None,
         jit_compile: bool = True,
         update_limit: float | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if name is None:
@@ -87,8 +91,8 @@ class Monitor(tf.Module):
             raise ConfigError(f"name must be a text that is not empty, got {name!r}")
         self._label = name
         guard = Guard(
-            _default_policy() if policy is None else policy,
-            _default_detectors() if detectors is None else detectors,  # type: ignore[arg-type]
+            _default_policy() if policy is None else policies.parse(policy),
+            _default_detectors() if detectors is None else _detectors.parse_all(detectors),
             on_nonfinite,
             on_explosion,
         )
@@ -100,12 +104,16 @@ class Monitor(tf.Module):
                 above=0.0,
                 hint="a share of the weights' norm as 0.05, or None for no limit",
             )
+        folder = recorder.folder_of(record)
+        self._host.record = record
+        self._host.recorder = None if folder is None else recorder.Recorder(folder)
         self._engine = Engine(
             self,
             guard,
             jit_compile=bool(jit_compile),
             alerts=bool(self._host.alert_sinks),
             update_limit=update_limit,
+            recorder=self._host.recorder,
         )
 
     @property
@@ -136,6 +144,17 @@ class Monitor(tf.Module):
     def host_seconds(self) -> float:
         """Seconds that gradwatch's host side has taken from the training thread so far."""
         return self._engine.host_seconds
+
+    @property
+    def recorded(self) -> tuple[int, int]:
+        """Steps in the record, and how often it could not be written; zeros without a record."""
+        kept = self._host.recorder
+        return (0, 0) if kept is None else (kept.steps, kept.errors)
+
+    @property
+    def record_path(self) -> Path | None:
+        """The file that this run is recorded in, once the first step has been made; None without a record."""
+        return None if self._host.recorder is None else self._host.recorder.path
 
     @property
     def alert_sinks(self) -> list[Callable[[Any], None]]:
@@ -180,7 +199,7 @@ class Monitor(tf.Module):
     def read(self) -> MonitorReading:
         """Snapshot and history of one instant, read off the device in one go; safe from any thread."""
         state = self._engine.tree()
-        return MonitorReading(self._snapshot(state), decode.history(state))
+        return MonitorReading(self._snapshot(state), self._engine.history_of(state))
 
     def snapshot(self) -> Snapshot:
         """Plain numbers as of now, read off the device in one go; safe from any thread."""
@@ -189,18 +208,22 @@ class Monitor(tf.Module):
     def history(self) -> dict[str, np.ndarray]:
         """The last 1,024 steps as numpy arrays, oldest first.
 
-        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach
-        and update_ratio (the newest that was known before the step; both NaN where they are not known).
+        Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach,
+        update_ratio (the newest that was known before the step) and loss; these three are NaN where they are not
+        known. The loss of the newest step is missing until the step has returned it.
         """
-        return decode.history(self._engine.tree())
+        return self._engine.history_of(self._engine.tree())
 
     def _snapshot(self, state: Mapping[str, Any]) -> Snapshot:
+        extra = dict(self._host.reported)
+        if self._host.recorder is not None and (rate := self._engine.learning_rate_now()) is not None:
+            extra["learning_rate"] = rate
         return decode.snapshot(
             self.guard,
             state,
             name=self.name,
             paths=self._engine.paths,
-            extra=dict(self._host.reported),
+            extra=extra,
             loss_scale=self._engine.loss_scale_now(),
             **self._engine.weights.read(self._engine.paths),
         )
@@ -222,6 +245,27 @@ class Monitor(tf.Module):
         if loss is not None:
             self._engine.weights.report(loss)
         self._host.reported.update(values)
+
+    def note(self, text: str) -> None:
+        """Write a line into the run's record: monitor.note("unfroze the encoder"). Without a record it does nothing.
+
+        Call it outside a `tf.function`. It waits for the device, to tell the step.
+
+        Raises:
+          ConfigError: `text` is no text.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"note takes a text that is not empty, got {text!r}")
+        if self._host.recorder is not None:
+            with tf.init_scope():
+                self._host.recorder.note(text, self.snapshot().steps)
+
+    def flush_record(self, timeout_seconds: float = 10.0) -> bool:
+        """Write all that is known by now into the record; False if that took longer. A second later it is there anyway.
+
+        Without a record there is nothing to write, and the answer is True.
+        """
+        return self._host.recorder is None or self._host.recorder.flush(timeout_seconds)
 
     def reset(self) -> None:
         """Start over as before the first step, with the same options: statistics, counters, history, reports.
@@ -254,6 +298,7 @@ class Monitor(tf.Module):
             "on_alert": list(self._host.alert_sinks),
             "jit_compile": self._engine.jit_compile,
             "update_limit": self._engine.weights.limit,
+            "record": self._host.record,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -306,6 +351,8 @@ class _HostSide:
     def __init__(self, alert_sinks: list[Callable[[Any], None]]) -> None:
         self.alert_sinks = alert_sinks
         self.reported: dict[str, float] = {}
+        self.record: str | os.PathLike[str] | None = None  # as it was given
+        self.recorder: recorder.Recorder | None = None
 
 
 # made once, so that the monitors with defaults are equal and share their program

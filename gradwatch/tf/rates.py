@@ -7,12 +7,15 @@ gradient hardly matters, though a large one stays in that moment. It is "neither
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from gradwatch.tf import compat, updates
+
+logger = logging.getLogger("gradwatch")
 
 LINEAR, ADAPTIVE, NEITHER = "linear", "adaptive", "neither"
 
@@ -87,3 +90,13 @@ def effective_rate(optimizer: Any) -> tf.Tensor | None:
         # a momentum of 1 never forgets: no gradient can be sustained
         return None if momentum >= 1.0 else rate / (1.0 - momentum) if momentum else rate
     return rate / (1.0 - tf.cast(tf.convert_to_tensor(momentum), tf.float32))
+
+
+def learning_rate_now(optimizer: Any) -> float | None:
+    """As a number of the host, or None for an optimizer that has not the one (MultiOptimizer)."""
+    try:
+        # not float(): under a strategy it is a variable on every device
+        return float(tf.convert_to_tensor(optimizer.learning_rate))
+    except Exception as error:  # what is only reported must not end a training
+        logger.debug("no learning rate to report: %s", error)
+        return None

@@ -95,7 +95,8 @@ class Weights:
     """
 
     def __init__(self, limit: float | None = None) -> None:
-        self.limit, self.count = limit, 0
+        self.limit: float | None = limit
+        self.count: int = 0
         self._here = threading.local()  # each replica has a thread of its own
         self._functions: dict[Any, Callable[..., Any]] = {}
 
@@ -103,8 +104,10 @@ class Weights:
         """Make the variables, once it is known how many gradients there are."""
         self.count = count
         self._functions.clear()
-        self.initial = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
+        self.initial: np.ndarray = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
         self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
+        self.state: tf.Variable
+        self.loss: tf.Variable
         self.state, self.loss = distribution.in_scope(self._make)
 
     def _make(self) -> tuple[tf.Variable, tf.Variable]:
@@ -149,7 +152,7 @@ class Weights:
         )
         if follow:
             self._here.update = _Update(_graph(), tuple(present), *update)
-        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind, (NO_REACH, 1.0))
+        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
         return tf.stack([top, rate, loss, ratio])
 
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
@@ -195,7 +198,7 @@ class Weights:
         self._here.update = None
         if update is None or update.graph is not _graph():
             return
-        held = [tf_variable(v) for v in variables]
+        held = [tf_variable(v) for v in variables or ()]
         self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.parts)
 
     def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, parts: Any) -> None:
@@ -271,10 +274,11 @@ class Weights:
             return {}
         vector = tf.convert_to_tensor(self.state).numpy()
         scalars = dict(zip(_SCALARS, vector[2 * self.count :].tolist()))
-        layers = zip(paths, vector[self.count : 2 * self.count].tolist())
+        norms, ratios = (zip(paths, part.tolist()) for part in np.split(vector[: 2 * self.count], 2))
         return {
             "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
-            "layer_update_ratio": {path: x for path, x in layers if x >= 0.0},
+            "layer_update_ratio": {path: x for path, x in ratios if x >= 0.0},
+            "layer_weight_norms": {path: x for path, x in norms if x >= 0.0},
             "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
         }
 
@@ -289,7 +293,9 @@ class Weights:
 
     # -- eager mode -------------------------------------------------------------------------------------------
 
-    def _in_function(self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple, *given: Any) -> Any:
+    def _in_function(
+        self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple[Any, ...], *given: Any
+    ) -> Any:
         """`run(variables, *fixed, *given)`, in eager mode as one function instead of dozens of ops."""
         if not tf.executing_eagerly() or distribution.replicas() > 1:
             return run(variables, *fixed, *given)
@@ -401,6 +407,5 @@ def _graph() -> Any:
 def _is_whole(variable: Any) -> bool:
     """Whether every replica can read all of this variable."""
     held = tf_variable(variable)
-    shape = getattr(held, "shape", None)
-    readable = isinstance(held, tf.Variable) and shape.is_fully_defined()
+    readable = isinstance(held, tf.Variable) and held.shape.is_fully_defined()
     return readable and getattr(held, "synchronization", None) != tf.VariableSynchronization.ON_READ

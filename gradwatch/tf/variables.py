@@ -65,9 +65,9 @@ class VariableSet:
     """
 
     def __init__(self, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> None:
-        self.shapes = tuple(map(shape_of, gradients))
-        self.named = variables is not None
-        self.paths = _paths(variables if variables is not None else [None] * len(gradients))
+        self.shapes: tuple[Shape, ...] = tuple(map(shape_of, gradients))
+        self.named: bool = variables is not None
+        self.paths: tuple[str, ...] = _paths(variables if variables is not None else [None] * len(gradients))
         self._references = _references(variables)
 
     def __len__(self) -> int:

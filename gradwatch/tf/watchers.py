@@ -26,7 +26,7 @@ class Scope:
     def __init__(self, monitor: Monitor, optimizer: str = "") -> None:
         self.monitor = monitor
         self.optimizer = optimizer  # the name it was given under, for messages
-        self.seen = False
+        self.seen: bool = False
         self.enter()
 
     def enter(self) -> None:

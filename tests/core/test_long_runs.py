@@ -2,7 +2,7 @@
 
 Nobody waits for ten million steps. On a constant stream a policy's state is a deterministic function of the state
 before, so that a state which comes back proves all steps to come; on a silent one the state does not change at all.
-Real steps, a million of them, are run under XLA by tests/tf/test_long_runs.py.
+Real steps, a million of them, are run under XLA by tests/tf/test_long_policies.py.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class FakeMonitor:
         self.run_id = f"{name}-1"
         self.run_info = {"strategy": "", "replicas": "1", "precision": "float32", "run_name": "test"}
         self.host_seconds = 0.0
+        self.recorded = (0, 0)
         self.alert_sinks: list[Any] = []
         self.rows: list[tuple[int, float, float, int]] = []
         self.snapshots = 0

@@ -15,7 +15,7 @@ import tensorflow as tf
 from gradwatch.core import detectors
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import HUGE, NUMPY, TINY
-from gradwatch.tf.ops import FUSED
+from gradwatch.tf.ops import Fused
 
 LOOPED, LATE = 200_000, 10_000_000
 MORE = 1_000  # steps after that, in XLA and in numpy
@@ -78,10 +78,11 @@ def alarms_of(xp: Any, states: dict[str, Any], now: Norms) -> tuple[dict[str, An
 @tf.function(jit_compile=True, autograph=False)
 def compiled(states: Any, begin: Any, end: Any) -> Any:
     def step(t: Any, states: Any, counts: Any) -> Any:
+        xp = Fused()  # its constants belong to this graph
         angle = tf.cast(t % 1_000_003, tf.float32)
         calm = 0.02 * (tf.sin(angle * 2.399963) + tf.sin(angle * 1.618034))
-        x = FUSED.stack([angle * 0.0 + 1.0, tf.exp(calm), angle * 0.0])
-        states, alarms, _ = alarms_of(FUSED, states, norms_of(FUSED, x))
+        x = xp.stack([angle * 0.0 + 1.0, tf.exp(calm), angle * 0.0])
+        states, alarms, _ = alarms_of(xp, states, norms_of(xp, x))
         return t + 1, states, {name: counts[name] + tf.cast(alarms[name], tf.int32) for name in counts}
 
     zeros = {name: tf.zeros([len(STREAMS)], tf.int32) for name in DETECTORS}
@@ -128,7 +129,7 @@ def test_numpy_and_xla_hold_the_same_finite_state(late, name):
 @pytest.mark.parametrize("name", ["spike", "budget of 10", "budget of 10,000"])
 def test_a_threshold_neither_sinks_to_the_noise_nor_rises_out_of_reach(late, backend, name):
     states = late[backend][0]
-    xp = NUMPY if backend == "numpy" else FUSED
+    xp = NUMPY if backend == "numpy" else Fused()
     for factor, alarms in ((1.08, False), (1.3, False), (3.0, True), (1e9, True)):
         x = np.full(len(STREAMS), factor, np.float32)
         _, alarm, info = DETECTORS[name].update(xp, states[name], norms_of(xp, x))
@@ -140,7 +141,7 @@ def test_a_threshold_neither_sinks_to_the_noise_nor_rises_out_of_reach(late, bac
 @pytest.mark.parametrize("backend", ["xla", "numpy"])
 def test_a_gradient_that_dies_or_breaks_after_so_long_is_still_found(late, backend):
     states = late[backend][0]
-    xp = NUMPY if backend == "numpy" else FUSED
+    xp = NUMPY if backend == "numpy" else Fused()
     for name, value, kept in (("vanishing", 1e-5, 1.0), ("nonfinite", 2e38, 1.0), ("saturated", 1.0, 0.0)):
         state = states[name]
         for _ in range(40):
@@ -170,11 +171,11 @@ def drifted() -> dict[str, Any]:
     @tf.function(jit_compile=True, autograph=False)
     def run(states: Any) -> Any:
         def step(t: Any, states: Any, counts: Any, last: Any) -> Any:
-            at = tf.cast(t, tf.float32)
+            xp, at = Fused(), tf.cast(t, tf.float32)
             noise = 0.3 * (tf.sin(at * 2.399963) + tf.sin(at * 1.618034))
             shift = tf.cast(at >= SHIFTED_AT, tf.float32) * tf.one_hot(len(DRIFTS), len(DRIFTS) + 1) * SHIFT
-            now = norms_of(FUSED, tf.exp(slopes * at + noise + shift))
-            out = {name: judge.update(FUSED, states[name], now) for name, judge in judges.items()}
+            now = norms_of(xp, tf.exp(slopes * at + noise + shift))
+            out = {name: judge.update(xp, states[name], now) for name, judge in judges.items()}
             counts = {name: counts[name] + tf.cast(out[name][1], tf.int32) for name in judges}
             last = {name: tf.where(out[name][1], t, last[name]) for name in judges}
             return t + 1, {name: out[name][0] for name in judges}, counts, last

@@ -550,6 +550,31 @@ def heard(step):
     return np.where(bounds == 1.0, math.nan, bounds - 1000.0)
 
 
+def weighing():
+    """A policy whose clip_norm is the norm of the weights, 1e6 where it is not known: seen in the history."""
+
+    def update(xp, state, norms):
+        known = xp.is_finite(norms.weights)
+        return state, xp.where(known, norms.weights, 1e6) + norms.total * 0.0, {}
+
+    return policies.Policy("weighing()", lambda n: {}, update)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_policy_is_told_the_norm_of_the_weights_of_a_linear_optimizer(mode):
+    net, step = watched(support.sgd(0.1), mode, policy=weighing())
+    expected = norm(arrays(net))
+    step(*DATA[0])
+    assert step.monitor.history()["clip_norm"][0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, keras.optimizers.Lion])
+def test_where_reach_does_not_apply_the_norm_of_the_weights_is_not_known(make):
+    _, step = watched(make(), "function", policy=weighing())
+    step(*DATA[0])
+    assert step.monitor.history()["clip_norm"][0] == 1e6
+
+
 OUTPUTS = {
     "a scalar": (lambda loss, x: loss, None),
     "a tuple": (lambda loss, x: (x, tf.constant(3), loss, loss * 2.0), None),

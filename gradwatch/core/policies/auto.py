@@ -19,18 +19,18 @@ from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
 
 SETTLING = 300.0  # steps after which the share of the reach has shrunk by the square root of two
 
-# Of the loss and of the level of the norms beside it
+# Of the loss
 _MEMORY = 50.0  # steps of the running level
 _WINSORISE = 2.5  # deviations at which a loss is clamped before it enters
-_FIRST = 10.0  # steps whose level is the loss at the start, and whose median is the first level of the norms
+_FIRST = 10.0  # steps whose level is the loss at the start, and whose norms Adam's bound is made of
 _START = 0.7  # weight of the loss at the start beside the best one
-_DRIFT = 0.0005  # how fast the best loss and the level of the norms may be forgotten, per step
+_DRIFT = 0.0005  # how fast the best loss is forgotten, per step
 
 # Of a setback of the loss
 _SETBACK, _LEAST_SETBACK = 0.4, 0.05  # deviations of the log loss, and at least so much, above the best level
 _SURE = 60.0  # losses before the first setback
 _STEPS_BACK = 20.0  # between two of them
-_SHRINK, _LEAST_CARE, _REGROW = 0.7, 0.05, 0.005
+_SHRINK, _LEAST_CARE, _REGROW = 0.7, 0.05, 0.002
 
 # Of alarm and backoff
 _TOGETHER = 20.0  # two outliers within so many steps are an alarm
@@ -69,7 +69,7 @@ def descent_bound(
     log_weights: Array,
     log_first: Array,
     log_best: Array,
-    log_level: Array,
+    log_median: Array,
     trust: float,
 ) -> Array:
     """log(trust * L_0^0.7 L^0.3 / (G |w|) * reach): no step may promise to take away more than the loss there is.
@@ -81,13 +81,13 @@ def descent_bound(
     Args:
       log_weights: of `Norms.weights`, shape ().
       log_first, log_best: of L_0, the loss at the start, and L, the best level of the loss since.
-      log_level: of G, the level of the norms, shape ().
+      log_median: of G = P_50(norms before t), shape ().
 
     Source: Polyak's step size (Polyak 1987, Introduction to Optimization; Loizou et al. 2021, arXiv 2002.10542), with
-    an optimum of zero. The mean of L_0 and L, and the level G, are ours.
+    an optimum of zero. The mean of L_0 and L, and the median in the place of the norm, are ours.
     """
     loss = _START * log_first + (1.0 - _START) * log_best
-    return math.log(trust) + loss - log_level - log_weights + log_reach
+    return math.log(trust) + loss - log_median - log_weights + log_reach
 
 
 def first_gradients_bound(xp: Namespace, state: State, log_median: Array, seen: Array, share: float) -> Array:
@@ -110,10 +110,11 @@ def loss_level(xp: Namespace, state: State, loss: Array) -> dict[str, Array]:
 
         level += d / m;  var += (d^2 - var) / m;  first = level while n <= 10;  best = min(best + 0.0005, level)
 
-    A loss that is not known changes nothing. A loss of 0 or less has no logarithm: from then on the loss counts as not
+    The first loss sets level, first and best, with var = 0; std counts as at least 0.1. A loss that is not known
+    changes nothing, nor does one of 0 or of 1e36 and more. A negative loss has no logarithm: from then on no loss is
     known.
     """
-    known = (loss > TINY) & (state["signed"] < 0.5)
+    known = (loss > TINY) & (loss < HUGE) & (state["signed"] < 0.5)
     count = one_more(xp, state["losses"])
     begins = state["losses"] < 0.5
     log_loss = xp.log(xp.where(known, loss, 1.0))
@@ -130,27 +131,19 @@ def loss_level(xp: Namespace, state: State, loss: Array) -> dict[str, Array]:
         "best": xp.where(begins, new_level, xp.minimum(state["best"] + _DRIFT, new_level)),
     }
     heard = {name: xp.where(known, value, state[name]) for name, value in new.items()}
-    return {**heard, "signed": xp.where(loss <= 0.0, 1.0, state["signed"])}
+    return {**heard, "signed": xp.where(loss < 0.0, 1.0, state["signed"])}
 
 
-def norm_level(xp: Namespace, state: State, log_median: Array, best: Array, started: Bool) -> Array:
-    """log G: the median of the norms, which may fall only as fast as the loss: G_t = max(P_50, G_{t-1} L_t / L_{t-1}).
+def setback(xp: Namespace, state: State, losses: State, loss: Array) -> dict[str, Array]:
+    """A loss that has risen: care, a factor of all that a step may do, is multiplied by 0.7, more than 20 steps apart.
 
-    Norms that fall while the loss does not are a net that dies, not one that has learned. 0.05 % a step is forgotten.
-    """
-    fall = _DRIFT + xp.where(state["losses"] > 0.5, xp.maximum(state["best"] - best, 0.0), 0.0)
-    return xp.where(started & (state["started"] > 0.5), xp.maximum(log_median, state["norm_level"] - fall), log_median)
-
-
-def setback(xp: Namespace, state: State, losses: State) -> dict[str, Array]:
-    """A loss that has risen: care, a factor of all that a step may do, is multiplied by 0.7, at most every 20 steps.
-
-    It has risen where level > best + max(0.4 std, 0.05), all of the log loss, from the 60th loss on. Else the care is
-    given up by 0.5 % a step. It stays within [0.05, 1].
+    It has risen where level > best + max(0.4 std, 0.05), all of the log loss, after 60 losses, and only in
+    a step whose loss is known. Else the care is given up by 0.2 % a step. It stays within [0.05, 1].
     """
     std = xp.sqrt(xp.maximum(losses["var"], 0.0001))
     risen = losses["level"] > losses["best"] + xp.maximum(_SETBACK * std, _LEAST_SETBACK)
-    risen = risen & (losses["losses"] > _SURE)
+    # what is not known has not risen, whatever it did before
+    risen = risen & (losses["losses"] > _SURE) & (loss > TINY) & (losses["signed"] < 0.5)
     shrinks = risen & (state["waited"] >= _STEPS_BACK)
     lower = xp.maximum(state["log_care"] + math.log(_SHRINK), math.log(_LEAST_CARE))
     higher = xp.minimum(state["log_care"] + math.log(1.0 + _REGROW), 0.0)
@@ -198,10 +191,10 @@ class auto(Policy):
     - displacement bound: gain_t * rho_t * reach_t, with reach = (1 - momentum) * |w| / learning_rate, the norm which,
       sustained, moves the weights by their own length in a step. rho_t = max(least_share, share / sqrt(1 + t / 300)).
       gain_t is 1 until an alarm: two norms beyond `alarm` times the median within 20 steps multiply it by `backoff`,
-      once a burst, and it grows back as n^0.12, n the calm steps;
+      once a burst, down to 0.03, and it grows back as n^0.12, n the calm steps;
     - descent bound: trust * L_0^0.7 L_t^0.3 / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
-      since, and G_t the level of the norms, which falls no faster than the loss. It holds where the step returns a
-      loss that is positive;
+      since, and G_t = P_50(norms before t). It holds from the first loss that is positive on; a negative loss ends
+      it;
     - a setback of the loss multiplies the last two by a care below 1, which is given up slowly.
 
     In the first step, when nothing is known of norms and loss, a linear optimizer is given 0.003 of the reach.
@@ -210,6 +203,7 @@ class auto(Policy):
 
     - quantile bound, and first gradients: `first` times the median of the first ten norms.
       The first step is held back whole: its gradient would stay in the second moment for a thousand steps.
+      A setback of the loss shortens both, and so the steps, until the second moment has followed.
 
     An optimizer that is neither, or not known (`Monitor.clip` without `optimizer=`): the quantile bound alone, from the
     second step on.
@@ -221,7 +215,7 @@ class auto(Policy):
       least_share: of the reach, below which rho does not fall, in (0, share]. A healthy step uses less.
       trust: share of the loss that a step may promise to take away, > 0.
       first: share of the median of the first ten norms (Adam and its kin), > 0.
-      alarm: multiple of the median from which on a norm is an outlier, > 1; norms enter winsorised at 3 times it.
+      alarm: multiple of the median from which on a norm is an outlier, >= 1.05; norms enter clamped at 3 times it.
       backoff: factor of the gain at an alarm, in (0, 1).
       minimum, maximum: bounds of clip_norm, None for none.
 
@@ -243,7 +237,7 @@ class auto(Policy):
     share: float = field(default=0.1, kw_only=True)
     least_share: float = field(default=0.03, kw_only=True)
     trust: float = field(default=0.7, kw_only=True)
-    first: float = field(default=0.03, kw_only=True)
+    first: float = field(default=0.3, kw_only=True)
     alarm: float = field(default=5.0, kw_only=True)
     backoff: float = field(default=0.5, kw_only=True)
     minimum: float | None = field(default=None, kw_only=True)
@@ -268,14 +262,13 @@ class auto(Policy):
     def init(self, num_variables: int) -> State:
         zero = np.zeros((), np.float32)
         names = (
-            *("seen", "log_gain", "norm_level", "started", "log_first_norms"),
-            *("losses", "level", "first_loss", "best", "signed"),
+            *("seen", "log_gain", "log_first_norms"),
+            *("losses", "level", "var", "first_loss", "best", "signed"),
             "log_care",
         )
         return {
             "sketch": sketch.init(),
             **dict.fromkeys(names, zero),
-            "var": np.full((), 0.25, np.float32),
             "waited": np.full((), _STEPS_BACK, np.float32),
             "alone": np.full((), _TOGETHER, np.float32),
             "calm": np.full((), 1e6, np.float32),
@@ -286,7 +279,6 @@ class auto(Policy):
         started = seen > 0.0
         log_median = xp.where(started, sketch.log_quantile(xp, state["sketch"], 0.5), 0.0)
         losses = loss_level(xp, state, norms.loss)
-        level = norm_level(xp, state, log_median, losses["best"], started)
         log_first = first_gradients_bound(xp, state, log_median, seen, self.first)
 
         # comparisons with NaN are false
@@ -295,15 +287,18 @@ class auto(Policy):
         log_weights = xp.log(xp.where(norms.weights > TINY, norms.weights, 1.0))
         quantile = quantile_bound(xp, log_median, self.factor)
         displacement = displacement_bound(xp, log_reach, state["log_gain"], seen, self.share, self.least_share)
-        descent = descent_bound(xp, log_reach, log_weights, losses["first_loss"], losses["best"], level, self.trust)
-        care = setback(xp, state, losses)
+        descent = descent_bound(
+            xp, log_reach, log_weights, losses["first_loss"], losses["best"], log_median, self.trust
+        )
+        care = setback(xp, state, losses, norms.loss)
         trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)
         length = xp.where(trusted, xp.minimum(displacement, descent), displacement) + care["log_care"]
         length = xp.where(started, xp.minimum(length, quantile), log_reach + math.log(FIRST_STEP))
-        held = xp.where(started, xp.minimum(quantile, log_first), math.log(TINY))
+        held = xp.where(started, xp.minimum(quantile, log_first) + care["log_care"], math.log(TINY))
         unknown = xp.where(started, quantile, math.log(HUGE))
         log_bound = xp.where(linear, length, xp.where(adaptive, held, unknown))
-        clip_norm = xp.exp(xp.minimum(log_bound, math.log(HUGE)))
+        # a bound that is no longer a float32 would zero the gradient
+        clip_norm = xp.exp(xp.minimum(xp.maximum(log_bound, math.log(2 * TINY)), math.log(HUGE)))
         clip_norm = xp.where(started | linear, clip_norm, xp.where(adaptive, 0.0, math.inf))
 
         backed = alarm_and_backoff(xp, state, norms, log_median, started, self.alarm, self.backoff)
@@ -313,8 +308,6 @@ class auto(Policy):
             **care,
             **backed,
             "seen": one_more(xp, seen),
-            "norm_level": level,
-            "started": xp.where(started, 1.0, 0.0),
             "log_first_norms": log_first,
         }
         log_norm = xp.minimum(norms.log, ceiling)

@@ -22,8 +22,8 @@ class Curve:
     """
 
     def __init__(self) -> None:
-        self.steps = np.empty(0, np.int64)
-        self.values = np.empty(0, np.float64)
+        self.steps: np.ndarray = np.empty(0, np.int64)
+        self.values: np.ndarray = np.empty(0, np.float64)
         self._newest: tuple[int, float] | None = None
 
     def add(self, steps: np.ndarray, values: np.ndarray, width: int) -> None:
@@ -76,8 +76,8 @@ class Curves:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.width = 1
-        self.generation = 0
+        self.width: int = 1
+        self.generation: int = 0
         self._curves = {name: Curve() for name in names}
         self._first: int | None = None
         self._last = 0

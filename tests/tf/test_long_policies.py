@@ -13,7 +13,7 @@ from gradwatch.core import norms, policies
 from gradwatch.core.layout import Layout
 from gradwatch.core.xp import NUMPY
 from gradwatch.testing import streams
-from gradwatch.tf.ops import FUSED
+from gradwatch.tf.ops import Fused
 
 PERIOD = 1024
 CALM = streams.lognormal(np.random.default_rng(0), PERIOD, 0.02)
@@ -40,12 +40,13 @@ def runner(policy):
     @tf.function(jit_compile=True, autograph=False)
     def run(vector, period, steps):
         def step(i, vector, low, high):
-            now = norms.of(FUSED, period[i % PERIOD][None])
-            state, clip_norm, _ = policy.update(FUSED, layout.unpack(FUSED, vector), now)
+            xp = Fused()  # its constants belong to this graph
+            now = norms.of(xp, period[i % PERIOD][None])
+            state, clip_norm, _ = policy.update(xp, layout.unpack(xp, vector), now)
             clip_norm = tf.reduce_max(clip_norm)
             # NaN goes through: a minimum would drop it
             low = tf.where((clip_norm < low) | tf.math.is_nan(clip_norm), clip_norm, low)
-            return i + 1, layout.pack(FUSED, state), low, tf.maximum(high, clip_norm)
+            return i + 1, layout.pack(xp, state), low, tf.maximum(high, clip_norm)
 
         start = (tf.constant(0), vector, tf.constant(np.inf, tf.float32), tf.constant(0.0))
         return tf.while_loop(lambda i, *_: i < steps, step, start)[1:]

@@ -1,0 +1,273 @@
+"""Reads a record back: `gradwatch.open_run`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradwatch.errors import MissingExtra, RecordError
+from gradwatch.record.schema import APPLICATION_ID, NO_LONGER, NUMBERS, SELDOM, SUFFIX, VERSION, WORDS
+
+_COLUMNS = ("step", "time_ms", *NUMBERS, "verdict", "missed")
+_ROWS = 50_000  # read at a time
+_SILENT_SECONDS = 60.0  # a run on another host that says nothing for so long is over
+
+#: Tables beside the steps and the variables' rows.
+WORD_TABLES = ("events", "alerts", "notes")
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """The record of a run, also of one that is under way or was killed.
+
+        run = gradwatch.open_run("runs")
+        run.info["ended"], run.steps["norm"].max()
+
+    Args:
+      path: of the run's file, or of a folder, whose newest run is meant.
+
+    Raises:
+      RecordError: there is no record, it is of a newer gradwatch or of another program, or the file is damaged.
+    """
+    given = Path(path)
+    if given.is_dir():
+        newest = next(iter(files_of(given)), None)
+        if newest is None:
+            raise RecordError(
+                f"{given} holds no record of a run (a file *{SUFFIX}); gradwatch.watch(record={str(given)!r}) makes one"
+            )
+        given = newest
+    run = Run(given)
+    run.check()
+    return run
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The records in a folder, newest first; the names begin with the time."""
+    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name, reverse=True)
+
+
+class Run:
+    """One recorded run. Each property reads the file anew, so a run under way shows what is there by now.
+
+    Attributes:
+      path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the run. Times are Unix seconds.
+
+        name, id, run_name, script, host, pid, platform, versions, git_commit, policy, detectors, on_nonfinite,
+        on_explosion, optimizer, optimizer_settings, strategy, replicas, precision, variables (path -> shape), start,
+        end, steps (recorded), last_step, seen (the newest look), and ended: "finished", "exception: ...", "running",
+        or "killed" for a run that could not say how it ended.
+        """
+        with self._database() as db:
+            found = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}
+            shapes = db.execute("SELECT path, shape FROM variables ORDER BY id")
+            found["variables"] = {path: None if shape is None else tuple(json.loads(shape)) for path, shape in shapes}
+        if found.get("ended") is None:
+            found["ended"] = "running" if _is_alive(found) else "killed"
+        return found
+
+    @property
+    def steps(self) -> dict[str, np.ndarray]:
+        """Every step as it was recorded, columns of one length.
+
+        step, time (Unix seconds, as the host saw it), loss, norm, applied_norm, clip_norm, threshold, score,
+        learning_rate, loss_scale, reach, update_ratio (NaN where not known), verdict ("pass", "clip", "zero", "skip")
+        and missed. Where steps came faster than they could be read, one row of verdict "gap" stands for the `missed`
+        steps from its step on. After a return to a checkpoint the steps count from there again.
+        """
+        parts = list(self.chunks()) or [_columns([], {})]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def chunks(self) -> Iterator[dict[str, np.ndarray]]:
+        """`steps` in parts of at most 50,000 rows, for who has little memory."""
+        newest: dict[str, float] = {}
+        with self._database() as db:
+            cursor = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM steps ORDER BY id")
+            while rows := cursor.fetchmany(_ROWS):
+                yield _columns(rows, newest)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Paths of the watched variables."""
+        with self._database() as db:
+            return tuple(path for (path,) in db.execute("SELECT path FROM variables ORDER BY id"))
+
+    def layers(self, variable: str) -> dict[str, np.ndarray]:
+        """One variable at each look: step, time, norm (of its gradient), weight_norm and update_ratio.
+
+        Raises:
+          RecordError: there is no such variable.
+        """
+        query = "SELECT step, time_ms / 1000.0, norm, weight_norm, update_ratio FROM layers WHERE variable = ?"
+        with self._database() as db:
+            found = db.execute("SELECT id FROM variables WHERE path = ?", (variable,)).fetchone()
+            rows = [] if found is None else db.execute(query, found).fetchall()
+        if found is None:
+            known = self.variables
+            near = difflib.get_close_matches(str(variable), known, 3) or known[:3]
+            raise RecordError(f"the run has no variable {variable!r}; it has {len(known)}, such as {', '.join(near)}")
+        table = np.array(rows, np.float64).reshape(-1, 5)  # None becomes NaN
+        names = ("step", "time", "norm", "weight_norm", "update_ratio")
+        return {name: column.astype(np.int64) if name == "step" else column for name, column in zip(names, table.T)}
+
+    @property
+    def events(self) -> dict[str, np.ndarray]:
+        """Where anomalies began: step, time, kind, norm, threshold, detail, follows (0: none), episodes, shares.
+
+        `episodes` counts those of the kind since the look before, of which the newest is told. `shares` holds a dict
+        of variable path -> share for each, the largest 20. See `gradwatch.Event`.
+        """
+        return self._words("events")
+
+    @property
+    def alerts(self) -> dict[str, np.ndarray]:
+        """step, time, kind, severity, phase, message, advice, action: see `gradwatch.Alert`."""
+        return self._words("alerts")
+
+    @property
+    def notes(self) -> dict[str, np.ndarray]:
+        """step, time and text of `Monitor.note`, and of each return to a checkpoint."""
+        return self._words("notes")
+
+    def to_pandas(self) -> Any:
+        """`steps` as a pandas.DataFrame.
+
+        Raises:
+          MissingExtra: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtra("pandas", "record", "Run.to_pandas()") from None
+        return pandas.DataFrame(self.steps)
+
+    # -- the file ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """RecordError where the file is no record that can be read here."""
+        with self._database() as db:
+            db.execute("SELECT count(*) FROM run").fetchone()
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        if not self.path.is_file():
+            raise RecordError(f"there is no file {self.path}; `gradwatch runs FOLDER` lists the runs of a folder")
+        try:
+            with contextlib.closing(_connect(self.path)) as db:
+                _check_head(self.path, db)
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise RecordError(
+                f"{self.path} cannot be read: {error}. If it was copied while the run was under way or from a run that "
+                f"was killed, copy it again together with {self.path.name}-wal; a damaged file gives what it still "
+                f"holds to `sqlite3 {self.path.name} .recover`"
+            ) from error
+
+    def _words(self, table: str) -> dict[str, np.ndarray]:
+        with self._database() as db:
+            cursor = db.execute(f"SELECT * FROM {table} ORDER BY rowid")
+            names = [column[0] for column in cursor.description]
+            rows = cursor.fetchall()
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        out: dict[str, np.ndarray] = {}
+        for name, values in columns.items():
+            if name == "time_ms":
+                out["time"] = np.array(values, np.float64) / 1000.0
+            elif name in ("norm", "threshold"):
+                out[name] = np.array(values, np.float64)
+            elif name in ("step", "follows", "episodes"):
+                out[name] = np.array([x or 0 for x in values], np.int64)
+            elif name == "shares":
+                out[name] = np.array([*map(json.loads, values), None], object)[:-1]  # an array of dicts, not of keys
+            else:
+                out[name] = np.array(values, str)
+        return out
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    address = path.absolute().as_uri()
+    try:
+        db = sqlite3.connect(f"{address}?mode=ro", uri=True)
+        db.execute("PRAGMA schema_version").fetchone()
+        return db
+    except sqlite3.OperationalError:
+        if path.with_name(path.name + "-wal").exists():
+            raise
+        # in a folder where nothing can be written: nobody writes the file either
+        return sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)
+
+
+def _check_head(path: Path, db: sqlite3.Connection) -> None:
+    (program,), (version,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
+    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if empty and program in (0, APPLICATION_ID):
+        raise RecordError(
+            f"{path} is empty: the run was killed before its first steps were written, or writes them now"
+        )
+    if program != APPLICATION_ID:
+        raise RecordError(f"{path} is an SQLite file of another program, not a record of gradwatch")
+    if version > VERSION:
+        raise RecordError(
+            f"{path} was written by a newer gradwatch (schema {version}, this one reads up to {VERSION}); "
+            "update gradwatch to read it"
+        )
+
+
+def _columns(rows: list[tuple[Any, ...]], newest: dict[str, float]) -> dict[str, np.ndarray]:
+    """Rows of the table as columns, with the numbers that were left out because they had not changed."""
+    raw = dict(zip(_COLUMNS, zip(*rows))) if rows else dict.fromkeys(_COLUMNS, ())
+    out: dict[str, np.ndarray] = {
+        "step": np.array(raw["step"], np.int64),
+        "time": np.array(raw["time_ms"], np.float64) / 1000.0,
+    }
+    gaps = np.array([missed is not None for missed in raw["missed"]], bool)
+    for name in NUMBERS:
+        column = np.array(raw[name], np.float64)  # None becomes NaN
+        if name in SELDOM:
+            column = _filled(column, newest.get(name, NO_LONGER))
+            newest[name] = float(column[-1]) if len(column) else newest.get(name, NO_LONGER)
+            column = np.where((column == NO_LONGER) | gaps, np.nan, column)
+        out[name] = column
+    out["verdict"] = np.array(WORDS)[np.array(raw["verdict"], np.int64)]
+    out["missed"] = np.array([missed or 0 for missed in raw["missed"]], np.int64)
+    return out
+
+
+def _filled(column: np.ndarray, before: float) -> np.ndarray:
+    """Each NaN replaced by the number in front of it."""
+    known = np.append(before, column)
+    places = np.maximum.accumulate(np.where(np.isnan(known), 0, np.arange(len(known))))
+    return known[places][1:]
+
+
+def _is_alive(found: dict[str, Any]) -> bool:
+    """Whether the process that records this run is probably still there."""
+    if found.get("host") != socket.gethostname():
+        return time.time() - float(found.get("seen", 0.0)) < _SILENT_SECONDS
+    try:
+        os.kill(int(found["pid"]), 0)
+    except (ProcessLookupError, KeyError):
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True

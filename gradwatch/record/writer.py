@@ -1,0 +1,225 @@
+"""Writes one run into its file: everything of one look in one transaction, or nothing of it.
+
+The file is opened for each look and closed after it. So a forked child holds nothing that it could harm, a file that
+was deleted is noticed, and memory does not grow. Used from one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradwatch.record.schema import (
+    APPLICATION_ID,
+    GAP,
+    NO_LONGER,
+    NUMBERS,
+    SELDOM,
+    TABLES,
+    VERSION,
+    WORDS,
+)
+
+_BUSY_SECONDS = 5.0
+_MOST_SHARES = 20  # variables of an event
+_MOST_PENDING = 1000  # words that wait for a disk that does not take them
+
+# Rows of variables that may be written: so many at first, and then so many a step. A row has about 42 bytes.
+_FIRST_LAYER_ROWS = 100_000
+_LAYER_ROWS_A_STEP = 0.25
+
+_ADD_STEP = f"INSERT INTO steps VALUES (NULL, ?, ?, {', '.join('?' * len(NUMBERS))}, ?, ?)"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look brought. Times are Unix seconds.
+
+    Attributes:
+      time: of this look.
+      began: of the look before; the steps are spread evenly in between.
+      rows: new steps, oldest first: columns of a history of one length.
+      loss_before: of the step before the first row, which is known only now; NaN where it is not.
+      learning_rate, loss_scale: now; None where they are not known.
+      layers: variable path -> (norm, weight norm, update ratio) at the last step, NaN where not known.
+      words: (table, values without the columns' names) of events, alerts and notes.
+      told: whether something happened, so that the variables are worth their place.
+      ended: when and how the run ended; (None, None): it goes on; None: as before.
+    """
+
+    time: float
+    began: float
+    rows: Mapping[str, np.ndarray]
+    loss_before: float = math.nan
+    learning_rate: float | None = None
+    loss_scale: float | None = None
+    layers: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    words: Sequence[tuple[str, tuple[Any, ...]]] = ()
+    told: bool = False
+    ended: tuple[float | None, str | None] | None = None
+
+
+@dataclass
+class _Written:
+    """What is in the file."""
+
+    steps: int = 0
+    last_step: int | None = None
+    layer_rows: int = 0
+    variables: dict[str, int] = field(default_factory=dict)
+    seldom: dict[str, float] = field(default_factory=dict)
+
+
+class RunFile:
+    """The file of one run.
+
+    Args:
+      path: of the file; its folder is made. It appears with the first look.
+      facts: gives what is known of the run, key -> anything that JSON can say; asked once, when the file is made.
+    """
+
+    def __init__(self, path: Path, facts: Callable[[], Mapping[str, Any]]) -> None:
+        self.path = path
+        self._facts = facts
+        self._made = False
+        self._written = _Written()
+        self._pending: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=_MOST_PENDING)
+
+    def write(self, look: Look) -> int:
+        """Puts a look into the file; returns how many steps it brought.
+
+        Steps of a look that could not be written are a gap in front of the next one's; its words are kept.
+
+        Raises:
+          OSError, sqlite3.Error: the disk did not take it; the file is as before.
+        """
+        self._pending.extend(look.words)
+        after = copy.deepcopy(self._written)
+        with self._transaction() as db:
+            self._add_steps(db, look, after)
+            self._add_layers(db, look, after)
+            for table, values in self._pending:
+                db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+            _put(db, seen=look.time, steps=after.steps, last_step=after.last_step or 0)
+            if look.ended is not None:
+                _put(db, end=look.ended[0], ended=look.ended[1])
+        new, self._written = after.steps - self._written.steps, after
+        self._pending.clear()
+        return new
+
+    def fold(self) -> None:
+        """Makes one plain file of it, that can be read from a folder where nothing can be written."""
+        if self._made:
+            with contextlib.closing(self._connect("rw")) as db, contextlib.suppress(sqlite3.OperationalError):
+                db.execute("PRAGMA journal_mode=DELETE")  # refused while somebody reads: then it stays as it is
+
+    # -- the file ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        facts: Mapping[str, Any] = {}
+        if not self._made:
+            facts = self._facts()  # takes a while, in which nobody should find an empty file
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(self._connect("rw" if self._made else "rwc")) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                if not self._made:
+                    self._make(db, facts)
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself
+                    db.execute("ROLLBACK")
+                raise
+        self._made = True
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self.path.as_uri()}?mode={mode}", _BUSY_SECONDS, isolation_level=None, uri=True)
+
+    def _make(self, db: sqlite3.Connection, facts: Mapping[str, Any]) -> None:
+        for statement in filter(None, map(str.strip, TABLES.split(";"))):
+            db.execute(statement)
+        db.executemany("INSERT INTO verdicts VALUES (?, ?)", enumerate(WORDS))
+        _put(db, **facts)
+        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version={VERSION}")
+
+    # -- rows --------------------------------------------------------------------------------------------
+
+    def _add_steps(self, db: sqlite3.Connection, look: Look, after: _Written) -> None:
+        steps = [int(step) for step in look.rows["step"]]
+        if not steps:
+            return
+        times = [round(1000 * t) for t in np.linspace(look.began, look.time, len(steps) + 1)[1:].tolist()]
+        if after.last_step is not None and steps[0] <= after.last_step:
+            text = f"set back from step {after.last_step} to step {steps[0] - 1}"
+            db.execute("INSERT INTO notes VALUES (?, ?, ?)", (steps[0] - 1, times[0], text))
+        elif after.last_step is not None and steps[0] > after.last_step + 1:
+            nothing = [None] * len(NUMBERS)
+            missed = steps[0] - after.last_step - 1
+            db.execute(_ADD_STEP, (after.last_step + 1, times[0], *nothing, GAP, missed))
+        elif after.last_step is not None and not math.isnan(look.loss_before):
+            db.execute("UPDATE steps SET loss = ? WHERE id = (SELECT max(id) FROM steps)", (look.loss_before,))
+        unknown = [math.nan] * len(steps)
+        columns = {name: np.asarray(look.rows.get(name, unknown), np.float64).tolist() for name in NUMBERS}
+        for name in ("learning_rate", "loss_scale"):
+            columns[name] = [math.nan if (x := getattr(look, name)) is None else x] * len(steps)
+        for name in SELDOM:
+            columns[name] = _changes(columns[name], after.seldom, name)
+        verdicts = [int(verdict) for verdict in look.rows["verdict"]]
+        rows = zip(steps, times, *columns.values(), verdicts)
+        db.executemany(_ADD_STEP, ((*row, None) for row in rows))
+        after.last_step = steps[-1]
+        after.steps += len(steps)
+
+    def _add_layers(self, db: sqlite3.Connection, look: Look, after: _Written) -> None:
+        for path in look.layers.keys() - after.variables.keys():  # of another model, after a reset
+            after.variables[path] = _variable(db, path)
+        room = _FIRST_LAYER_ROWS + _LAYER_ROWS_A_STEP * after.steps - after.layer_rows
+        if after.last_step is None or (len(look.layers) > room and not look.told):
+            return
+        at = (after.last_step, round(1000 * look.time))
+        rows = ((*at, after.variables[path], *numbers) for path, numbers in look.layers.items())
+        db.executemany("INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?)", rows)
+        after.layer_rows += len(look.layers)
+
+
+def _changes(column: Sequence[float], newest: dict[str, float], name: str) -> list[float | None]:
+    """The column with None wherever a number is that of the row before."""
+    out: list[float | None] = []
+    for x in column:
+        known = NO_LONGER if math.isnan(x) else x
+        out.append(None if known == newest.get(name, NO_LONGER) else known)
+        newest[name] = known
+    return out
+
+
+def _variable(db: sqlite3.Connection, path: str) -> int:
+    db.execute("INSERT OR IGNORE INTO variables (path) VALUES (?)", (path,))
+    return int(db.execute("SELECT id FROM variables WHERE path = ?", (path,)).fetchone()[0])
+
+
+def _put(db: sqlite3.Connection, **facts: Any) -> None:
+    variables = facts.pop("variables", {})
+    shapes = ((path, json.dumps(shape)) for path, shape in variables.items())
+    db.executemany("INSERT OR IGNORE INTO variables (path, shape) VALUES (?, ?)", shapes)
+    rows = ((key, json.dumps(value, default=str)) for key, value in facts.items())
+    db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """The largest shares of an event as JSON."""
+    return json.dumps(dict(list(shares.items())[:_MOST_SHARES]))

@@ -1,0 +1,190 @@
+"""A watched training is recorded: by watch, Monitor, KerasCallback and the environment, and costs no step anything."""
+
+from __future__ import annotations
+
+import gc
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gradwatch
+from gradwatch.reading.reader import reader
+from gradwatch.record import recorder
+
+
+@pytest.fixture(autouse=True)
+def _own_reader():
+    yield
+    reader.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs"
+
+
+def look(folder):
+    assert reader.poll_now(20)
+    assert recorder._writing.flush(20)
+    return gradwatch.open_run(folder)
+
+
+def training(optimizer=None, **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    optimizer = optimizer or keras.optimizers.SGD(0.01)
+
+    @gradwatch.watch(**options)
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+        return loss
+
+    x = tf.random.normal((8, 4), seed=1)
+    return step, lambda scale=1.0: float(step(scale * x, tf.ones((8, 1))))
+
+
+def test_a_watched_step_is_recorded_with_its_own_loss_rate_and_norm(folder):
+    optimizer = keras.optimizers.SGD(0.01)
+    step, run_one = training(optimizer, record=folder)
+    losses = [run_one() for _ in range(30)]
+    look(folder)
+    optimizer.learning_rate = 0.005
+    losses += [run_one() for _ in range(30)]
+    history = step.monitor.history()
+    assert np.array_equal(history["loss"], np.float32(losses))
+    run = look(folder)
+    steps = run.steps
+    assert steps["step"].tolist() == list(range(1, 61))
+    assert np.array_equal(steps["loss"], np.float32(losses))
+    for name in ("norm", "applied_norm", "clip_norm", "threshold", "score", "reach", "update_ratio"):
+        assert np.array_equal(steps[name].astype(np.float32), history[name], equal_nan=True), name
+    assert steps["learning_rate"][:30] == pytest.approx([0.01] * 30)
+    assert steps["learning_rate"][30:] == pytest.approx([0.005] * 30)
+    info = run.info
+    assert (info["optimizer"], info["optimizer_settings"]["momentum"]) == ("SGD", 0.0)
+    assert info["variables"] == {path: tuple(shape) for path, shape in zip(run.variables, [(4, 3), (3,), (3, 1), (1,)])}
+    assert info["policy"] == step.monitor.guard.policy.name
+    layer = run.layers(run.variables[0])
+    assert layer["norm"][-1] == pytest.approx(step.monitor.snapshot().layer_norms[run.variables[0]])
+    assert layer["weight_norm"][-1] > 0
+
+
+def test_without_record_no_thread_no_file_and_no_fact_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(recorder.VARIABLE, raising=False)
+    step, run_one = training()
+    run_one()
+    reader.poll_now(20)
+    step.monitor.note("goes nowhere")
+    assert step.monitor.record_path is None
+    assert step.monitor.recorded == (0, 0)
+    assert list(tmp_path.iterdir()) == []
+    assert "learning_rate" not in step.monitor.snapshot().extra
+
+
+def test_fit_is_recorded_and_its_end_is_the_end_of_the_run(folder):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    callback = gradwatch.KerasCallback(record=folder)
+    x = np.ones((64, 4), np.float32)
+    model.fit(x, np.ones(64), batch_size=4, epochs=2, verbose=0, callbacks=[callback])
+    run = look(folder)
+    steps = run.steps
+    assert steps["step"].tolist() == list(range(1, 33))
+    assert run.info["ended"] == "finished"
+    assert run.info["optimizer"] == "Adam"
+    assert steps["learning_rate"] == pytest.approx([0.001] * 32)
+    assert np.isfinite(steps["loss"]).all()
+    assert np.all(np.diff(steps["loss"]) < 0)  # each batch's own: all batches are alike, so it falls step by step
+
+
+def test_the_environment_records_every_monitor(folder, monkeypatch):
+    monkeypatch.setenv(recorder.VARIABLE, str(folder))
+    step, run_one = training()
+    run_one()
+    assert look(folder).info["id"] == step.monitor.run_id
+
+
+def test_an_explosion_and_a_note_are_in_the_record(folder):
+    step, run_one = training(record=folder)
+    for _ in range(40):
+        run_one()
+    step.monitor.note("now the bad batch")
+    run_one(1e6)
+    run = look(folder)
+    assert run.events["kind"].tolist() == ["explosion"]
+    assert run.events["step"].tolist() == [41]
+    assert run.alerts["step"].tolist() == [41]
+    assert (run.notes["step"].tolist(), run.notes["text"].tolist()) == ([40], ["now the bad batch"])
+    assert run.steps["verdict"][-1] == "clip"
+
+
+def test_a_run_that_goes_on_from_a_saved_state_records_its_own_steps_only(folder, tmp_path):
+    step, run_one = training()
+    for _ in range(10):
+        run_one()
+    step.monitor.save(tmp_path / "state.npz")
+    step, run_one = training(record=folder)
+    step.monitor.load(tmp_path / "state.npz")
+    for _ in range(5):
+        run_one()
+    assert look(folder).steps["step"].tolist() == list(range(11, 16))
+
+
+def test_a_monitor_set_back_in_mid_run_goes_on_in_the_same_record(folder, tmp_path):
+    step, run_one = training(record=folder)
+    for _ in range(6):
+        run_one()
+    step.monitor.save(tmp_path / "state.npz")
+    for _ in range(6):
+        run_one()
+    look(folder)
+    step.monitor.load(tmp_path / "state.npz")
+    for _ in range(3):
+        run_one()
+    run = look(folder)
+    assert run.steps["step"].tolist() == [*range(1, 13), 7, 8, 9]
+    assert run.notes["text"].tolist() == ["set back from step 12 to step 6"]
+
+
+def test_a_monitor_that_goes_out_of_scope_loses_no_step(folder):
+    def train():
+        monitor = gradwatch.Monitor("scoped", record=folder)
+        for _ in range(5):
+            monitor.clip([tf.ones([2])])
+        look(folder)
+        for _ in range(5):
+            monitor.clip([tf.ones([2])])
+
+    train()
+    gc.collect()
+    assert recorder._writing.flush(20)
+    run = gradwatch.open_run(folder)
+    assert run.steps["step"].tolist() == list(range(1, 11))
+    assert run.info["ended"] == "finished"
+
+
+def test_a_loss_that_was_infinite_is_told_and_one_that_was_nan_is_not_known():
+    monitor = gradwatch.Monitor("losses", policy="observe")
+    for loss in (1.0, float("inf"), float("-inf"), float("nan"), 2.0):
+        monitor.clip([tf.ones([2])])
+        monitor.report(loss=loss)
+    expected = [1.0, np.inf, -np.inf, np.nan, 2.0]
+    assert np.array_equal(monitor.history()["loss"], np.float32(expected), equal_nan=True)
+    assert np.array_equal(monitor.read().history["loss"], np.float32(expected), equal_nan=True)
+
+
+def test_a_copy_of_a_recorded_monitor_is_recorded_beside_it(folder):
+    import copy
+
+    monitor = gradwatch.Monitor("one", record=folder)
+    for one in (monitor, copy.copy(monitor)):
+        one.clip([tf.ones([2])])
+        look(folder)
+    assert len(list(folder.glob("*.sqlite"))) == 2

@@ -157,8 +157,8 @@ def _protected(run: Run, unprotected: Run | None, uniform: float) -> list[str]:
     if right is not None:
         middle, low, high = right
         lines.append(
-            f"A fixed clip_norm of about {number(middle)} would have been right: the median of what the policy used "
-            f"in the second half of this run ({number(low)} to {number(high)}). Nobody knows it before the run."
+            f"A fixed clip_norm of about {number(middle)} would have done much the same: the median of what the policy "
+            f"used in the second half of this run ({number(low)} to {number(high)}). Nobody knows it before the run."
         )
     return lines
 

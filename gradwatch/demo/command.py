@@ -27,7 +27,7 @@ from gradwatch.errors import MissingExtra
 )
 @click.option(
     "--policy",
-    default="auto",
+    default="percentile(90)",
     show_default=True,
     metavar="POLICY",
     help='Clip policy of the protected run, such as "percentile(90)" or "fixed(1.0)".',

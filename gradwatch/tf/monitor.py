@@ -50,8 +50,8 @@ class Monitor(tf.Module):
 
     Args:
       name: label of its metrics; a default is numbered: "default", "default-2", ...
-      policy: a clip policy of `gradwatch.policies`, or its text such as "median(2)"; None is `auto()`. That one
-        holds the first step of Adam and its kin back whole, and clips most of their later steps, by intent.
+      policy: a clip policy of `gradwatch.policies`, or its text such as "median(2)"; None is
+        percentile(90).
       detectors: detectors of `gradwatch.detectors`, or texts such as "spike(6)"; None is default().
       on_nonfinite: a step whose gradients hold a NaN or Inf is turned to "zero", its update is dropped whole
         ("skip"), or it is let through ("propagate"). None is "zero", and "propagate" for policies.observe().
@@ -356,7 +356,7 @@ class _HostSide:
 
 
 # made once, so that the monitors with defaults are equal and share their program
-_default_policy = functools.cache(policies.auto)
+_default_policy = functools.cache(policies.percentile)
 _default_detectors = functools.cache(_detectors.default)
 
 

@@ -148,9 +148,11 @@ def test_compilers_keep_what_rounding_drops_from_the_sum_of_norms(jit_compile):
     ("signals", "reach", "loss"),
     [
         (None, math.nan, math.nan),
-        ([fused.NO_REACH, fused.NO_LOSS], math.nan, math.nan),
-        ([fused.ANY_REACH, -1.5], math.inf, -1.5),
-        ([12.0, 0.0], 12.0, 0.0),
+        ([fused.NO_REACH, 1.0, fused.NO_LOSS, fused.NO_RATIO], math.nan, math.nan),
+        ([fused.ANY_REACH, 1.0, -1.5, 0.01], math.inf, -1.5),
+        ([12.0, 1.0, 0.0, 0.01], 12.0, 0.0),
+        ([12.0, 0.5, 0.0, 0.01], 24.0, 0.0),
+        ([12.0, 0.0, 0.0, 0.01], math.nan, 0.0),
     ],
 )
 def test_a_policy_on_the_device_gets_the_reach_and_the_loss_that_finite_codes_stand_for(

@@ -267,9 +267,17 @@ def _char_gru() -> Task:
     return Task(text, "adam", (0.001, 0.005, 0.02, 0.1), init, _windows(topics, size, length), loss)
 
 
-def _adding(activation: str, optimizer: str, rates: tuple[float, ...]) -> Task:
-    """Hochreiter and Schmidhuber 1997: the sum of two marked numbers among a hundred."""
-    units, length, size = 32, 100, 16
+def _adding(
+    activation: str,
+    optimizer: str,
+    rates: tuple[float, ...],
+    *,
+    units: int = 32,
+    length: int = 100,
+    multiplies: bool = False,
+) -> Task:
+    """Hochreiter and Schmidhuber 1997: the sum, or the product, of two marked numbers among many."""
+    size = 16
 
     def init(rng: np.random.Generator) -> list[np.ndarray]:
         # ReLU from the identity (Le, Jaitly, Hinton 2015)
@@ -281,7 +289,8 @@ def _adding(activation: str, optimizer: str, rates: tuple[float, ...]) -> Task:
         rows = np.arange(size)
         marks[rows, rng.integers(0, length // 2, size)] = 1
         marks[rows, rng.integers(length // 2, length, size)] = 1
-        return np.stack([numbers, marks], -1).astype(np.float32), (numbers * marks).sum(1).astype(np.float32)
+        y = np.where(marks > 0, numbers, 1.0).prod(1) if multiplies else (numbers * marks).sum(1)
+        return np.stack([numbers, marks], -1).astype(np.float32), y.astype(np.float32)
 
     def loss(p: Params, x: Any, y: Any) -> Any:
         wx, wh, b, wo, bo = p
@@ -289,7 +298,7 @@ def _adding(activation: str, optimizer: str, rates: tuple[float, ...]) -> Task:
         last = _rnn(inputs, wh, activation)[:, -size:]
         return tf.reduce_mean(tf.square(_linear(last, wo, bo)[..., 0] - y), 1)
 
-    text = f"adding problem, {length} steps, {activation} RNN, {units} units, batch {size}"
+    text = f"{'multiplication' if multiplies else 'adding'} problem, {length} steps, {activation} RNN, {units} units, batch {size}"
     return Task(text, optimizer, rates, init, batch, loss)
 
 
@@ -625,6 +634,8 @@ DESIGN_TASKS: Mapping[str, Callable[[], Task]] = {
     "waves-sgd": lambda: _waves("tanh", "sgd", (0.003, 0.01, 0.03, 0.1, 0.3)),
     "waves-adam": lambda: _waves("tanh", "adam", (0.0003, 0.001, 0.003, 0.01)),
     "waves-relu": lambda: _waves("relu", "sgd", (0.001, 0.01, 0.1)),
+    "product-relu": lambda: _adding("relu", "sgd", (0.0005, 0.002, 0.01, 0.05), units=40, length=60, multiplies=True),
+    "product-tanh": lambda: _adding("tanh", "adam", (0.0005, 0.002, 0.01, 0.05), units=40, length=60, multiplies=True),
     "recall-sgd": lambda: _recall("sgd", (0.003, 0.01, 0.03, 0.1, 0.3)),
     "recall-adam": lambda: _recall("adam", (0.0003, 0.001, 0.003, 0.01)),
     "convolution": _convolution,

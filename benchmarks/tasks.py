@@ -298,7 +298,8 @@ def _adding(
         last = _rnn(inputs, wh, activation)[:, -size:]
         return tf.reduce_mean(tf.square(_linear(last, wo, bo)[..., 0] - y), 1)
 
-    text = f"{'multiplication' if multiplies else 'adding'} problem, {length} steps, {activation} RNN, {units} units, batch {size}"
+    kind = "multiplication" if multiplies else "adding"
+    text = f"{kind} problem, {length} steps, {activation} RNN, {units} units, batch {size}"
     return Task(text, optimizer, rates, init, batch, loss)
 
 

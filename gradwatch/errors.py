@@ -22,6 +22,8 @@ __all__ = [
     "LayoutError",
     "MissingExtra",
     "NothingToWatch",
+    "RecordError",
+    "RecordError",
     "ServeError",
     "UnsupportedError",
 ]

@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
-    "gradwatch": """Alert Decision Event KerasCallback Monitor Server Snapshot TensorBoard detectors errors grafana
-        notify policies push reading serve testing top watch""",
+    "gradwatch": """Alert Decision Event KerasCallback Monitor Run Server Snapshot TensorBoard detectors errors
+        grafana notify open_run policies push reading serve testing top watch""",
     "gradwatch.detectors": """DETECTORS Detector State default nonfinite parse parse_all saturated spike trend
         vanishing""",
-    "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch ServeError
-        UnsupportedError""",
+    "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch RecordError
+        ServeError UnsupportedError""",
     "gradwatch.exporters": "",
     "gradwatch.grafana": "export files",
     "gradwatch.notify": "Apprise Channel SendError Slack Webhook channel_for",

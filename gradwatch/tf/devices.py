@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
-from tensorflow.python.ops import control_flow_util
+
+from gradwatch.tf import compat
 
 
 def has_accelerator() -> bool:
@@ -16,8 +17,7 @@ def has_accelerator() -> bool:
 
 def compiled_by_xla() -> bool:
     """Whether the graph being traced is one that XLA compiles whole."""
-    graph = tf.compat.v1.get_default_graph()
-    return not tf.executing_eagerly() and bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+    return not tf.executing_eagerly() and compat.in_xla()
 
 
 def every_operation_is_checked() -> bool:

@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     """Finished groups are not trained again; a line cut off by the stop is."""
     trained = []
 
-    def train(task, rate, seed, rules, steps):
+    def train(task, rate, seed, rules, steps, trainers):
         trained.append((rate, seed, tuple(rules)))
         run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "untrained": 2.0, "diverged": False}
         return [{"method": m, **run, "clipped_last_half": 0.0, "steps_lost": 0, "group_seconds": 0.0} for m in rules]
@@ -147,7 +147,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 def test_a_method_that_is_forgotten_is_trained_again_and_no_other(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def train(task, rate, seed, rules, steps):
+    def train(task, rate, seed, rules, steps, trainers):
         trained.extend(rules)
         run = {"seed": seed, "rate": rate, "steps": steps, "final": 1.0, "untrained": 2.0, "diverged": False}
         return [{"method": m, **run, "clipped_last_half": 0.0, "steps_lost": 0, "group_seconds": 0.0} for m in rules]

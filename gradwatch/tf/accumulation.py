@@ -44,7 +44,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
         watched_means.append(None)
         given, known, places = list(grads), names, list(range(len(grads)))
         if names is not None:
-            given, known, places = updates.in_known_order(optimizer, given, names)
+            given, known, places = updates.in_known_order(optimizer, given, names, names)
         scaled, decision = monitor._hidden.clip(given, known, optimizer=optimizer, follow=True)
         variables[:] = known or []
         if monitor.guard.skips:

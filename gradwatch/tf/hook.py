@@ -140,7 +140,7 @@ def _apply(
         itself = updates.loss_scaler(optimizer) is not None
         given, known, places = [grads[i] for i in watched], names, list(range(len(watched)))
         if names is not None:
-            given, known, places = updates.in_known_order(optimizer, given, names)
+            given, known, places = updates.in_known_order(optimizer, given, names, named)
         scaled, decision = monitor._hidden.clip(
             given,
             known,

@@ -83,17 +83,22 @@ def slots(optimizer: Any) -> list[Any]:
 
 
 def in_known_order(
-    optimizer: Any, grads: Sequence[Any], variables: Sequence[Any]
+    optimizer: Any, grads: Sequence[Any], variables: Sequence[Any], given: Sequence[Any]
 ) -> tuple[list[Any], list[Any], list[int]]:
     """The gradients of all variables that the optimizer knows, None for those that this call leaves out.
 
     So alternating heads, or an encoder and then a decoder with one optimizer, are steps over one set of variables.
 
+    Args:
+      grads, variables: the gradients that are not None, and their variables.
+      given: the variables of this call, with and without a gradient.
+
     Returns:
       (gradients, their variables, for each of `grads` its place among them); those that were given, where the
-      optimizer is not built or does not know all of them.
+      optimizer does not know all of them.
     """
-    known = next(filter(None, map(compat.trainable_variables, chain(optimizer))), [])
+    # an optimizer that is not built yet is about to be, with what was given to this call
+    known = next(filter(None, map(compat.trainable_variables, chain(optimizer))), given)
     # the "gradient" of a float8 scale is its new value
     known = [v for v in known if not getattr(v, "overwrite_with_gradient", False)]
     place = {id(tf_variable(v)): i for i, v in enumerate(known)}

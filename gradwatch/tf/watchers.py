@@ -147,7 +147,9 @@ def _replica() -> tuple[int, int] | None:
     if context is None or context.num_replicas_in_sync == 1:
         return None
     number = context.replica_id_in_sync_group
-    return (id(context.strategy), number) if isinstance(number, int) else None
+    if tf.is_tensor(number):
+        number = tf.get_static_value(number)
+    return None if number is None else (id(context.strategy), int(number))
 
 
 # -- blindness --------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ __all__ = [
     "MissingExtra",
     "NothingToWatch",
     "RecordError",
-    "RecordError",
     "ServeError",
     "UnsupportedError",
 ]

@@ -10,7 +10,6 @@ from streams import FAULTS
 from gradwatch.core import detectors, norms
 from gradwatch.core.xp import NUMPY
 
-
 # `saturated` judges what became of the update, and not the norm
 OF_NORMS = {name: make for name, make in detectors.DETECTORS.items() if name != "saturated"}
 

@@ -113,7 +113,7 @@ def _step_rate() -> Json:
         "Recorded: what reaches the run's record.",
         [
             target(rate(chosen("gradwatch_steps_total")), "{{monitor}}"),
-            target(positive(rate(chosen("gradwatch_recorded_steps_total"))), "recorded: {{monitor}}"),
+            target(rate(chosen("gradwatch_recorded_steps_total")), "recorded: {{monitor}}"),
         ],
         unit="cps",
         empty=NO_STEPS,

@@ -173,7 +173,8 @@ def alerts() -> list[Alert]:
         ),
         Alert(
             "GradwatchTrainingStalled",
-            f"(time() - {series('gradwatch_last_step_timestamp_seconds')} > {STALL_SECONDS})\nand {_running()}",
+            f"(time() - {series('gradwatch_last_step_timestamp_seconds')} > {STALL_SECONDS // 60} * 60)\n"
+            f"and {_running()}",
             "critical",
             "A training that is under way makes no steps.",
             f"{where}: no step for {{{{ $value | humanizeDuration }}}}. Look for a hung input pipeline, a lost "

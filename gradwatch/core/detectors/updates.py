@@ -93,8 +93,9 @@ class saturated(Detector):
     def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
         forget = 1.0 - 1.0 / self.window
         least = self.window * (1.0 - forget**20)
-        hard = forget * state["hard"] + xp.where(norms.kept < self.kept, 1.0, 0.0)
-        steps = forget * state["steps"] + 1.0
+        # numpy before 2.0 makes a float64 of a float32 scalar and a number
+        hard = xp.number(forget * state["hard"] + xp.where(norms.kept < self.kept, 1.0, 0.0))
+        steps = xp.number(forget * state["steps"] + 1.0)
         # a hair below: float32 sums what the formula has in closed form
         alarm = (hard > self.share * steps) & (hard >= least - 1e-3)
         info = {"score": hard / steps, "threshold": hard * 0.0 + LARGEST}

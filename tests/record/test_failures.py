@@ -44,11 +44,9 @@ def fail_twice_then(recorded, reader, log):
         recorded.look()
     assert len(lines(log)) == 1
     assert str(recorded.recorder.path) in lines(log)[0]
-    reader.poll_now()
-    counted = metric("gradwatch_record_errors_total", reader)
-    # where nothing could be written from the start, the look that begins the record fails as well
-    assert counted == recorded.recorder.errors
-    assert counted - errors in (2, 3)
+    assert recorded.recorder.errors == errors + 2
+    reader.poll_now()  # a third look, on the writing thread: it may have failed by now, or not yet
+    assert metric("gradwatch_record_errors_total", reader) in (errors + 2, errors + 3)
 
 
 # -- the disk ---------------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ def fail_twice_then(recorded, reader, log, begins=False):
         recorded.look()
     assert len(lines(log)) == 1
     assert str(recorded.recorder.path) in lines(log)[0]
-    # where nothing could be written from the start, the look that begins the record failed as well
-    errors += 2 + begins
-    assert recorded.recorder.errors == errors
+    # where nothing could be written from the start, the reader's own first look may have failed as well
+    assert recorded.recorder.errors - errors in ((2, 3) if begins else (2,))
+    errors = recorded.recorder.errors
     reader.poll_now()  # a third look, on the writing thread: it may have failed by now, or not yet
     assert metric("gradwatch_record_errors_total", reader) in (errors, errors + 1)
 

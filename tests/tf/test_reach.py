@@ -371,11 +371,6 @@ def test_the_optimizers_of_tf_keras_have_a_reach_too():
             np.testing.assert_allclose(reaches(step), 5.0 / np.array(speeds), rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def mirrored():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def replicated(mirrored, make, net=None, **options):
     """(net, watched step over both replicas)"""
     with mirrored.scope():

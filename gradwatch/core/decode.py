@@ -11,7 +11,7 @@ import numpy as np
 
 from gradwatch.core import counters, norms, sketch
 from gradwatch.core.counters import BOUNDS
-from gradwatch.core.guard import COLUMNS, Guard
+from gradwatch.core.guard import COLUMNS, TOLD, Guard
 from gradwatch.core.snapshot import KINDS, VERDICTS, Event, Snapshot
 from gradwatch.core.xp import HUGE, NUMPY
 
@@ -100,7 +100,7 @@ def _ratio(norm: float, applied: float) -> float:
 def history(state: Mapping[str, Any], newest_loss: float = 3e38) -> dict[str, np.ndarray]:
     """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8).
 
-    `reach`, `update_ratio` and `loss` are NaN where they are not known.
+    `reach`, `update_ratio`, `loss` and the columns of `TOLD` are NaN where they are not known.
 
     Args:
       newest_loss: of the last step, as the device keeps it: 3e38 is "not known", 1e36 is Inf. The state has the loss of
@@ -120,6 +120,10 @@ def history(state: Mapping[str, Any], newest_loss: float = 3e38) -> dict[str, np
     reach[reach > HUGE] = math.inf
     reach[reach <= 0.0] = math.nan
     ratio[ratio < 0.0] = math.nan
+    for name in TOLD:
+        known = np.where(columns[name] > HUGE, np.float32(math.inf), columns[name])
+        known[known < 0.0] = math.nan
+        columns[name] = np.sqrt(known) if name.endswith("_rms") else known
     if kept:
         columns["loss"] = _losses(np.append(columns["loss"][1:], np.float32(newest_loss)))
     return columns

@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
-from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import distribution, facts, fused, rates, turns
+from gradwatch.tf import distribution, facts, fused, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
@@ -103,6 +103,7 @@ class Engine:
 
     Attributes:
       on_device: the state, once the variables are known.
+      inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
     """
@@ -119,6 +120,7 @@ class Engine:
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
+        self.inputs = inputs.Inputs()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -208,7 +210,10 @@ class Engine:
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
-        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        known = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
+        signals = tf.stack([*known, *told])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
@@ -246,6 +251,9 @@ class Engine:
         built, policy = self.on_device, self.guard.policy
         assert built is not None
         whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums != distribution.DONE and distribution.replicas() > 1:
+            odd = inputs.odd_replica(_gradients.norms(grads))
+            signals = tf.stack([*tf.unstack(signals)[: -len(odd)], *odd])
         if sums == distribution.HAND_ON:
             grads = whole
         norms = applied = _gradients.norms(whole)

@@ -128,8 +128,8 @@ class Weights:
 
     def signals(
         self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
-    ) -> tf.Tensor:
-        """What `FusedGuard.step` wants to know beside the norms, shape [4]; looks at the weights where it is time.
+    ) -> list[Any]:
+        """What `FusedGuard.step` wants to know beside the norms, four numbers; looks at the weights where it is time.
 
         Args:
           variables: of the gradients, in their order; None when they are not known.
@@ -144,7 +144,7 @@ class Weights:
         self.loss.assign(self._pending())
         if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
             ratio = tf.convert_to_tensor(self.state)[1 - len(_SCALARS)]
-            return tf.stack([NO_REACH, 1.0, loss, ratio])
+            return [NO_REACH, 1.0, loss, ratio]
         kind, moving, rate = _motion(optimizer, variables)
         moving = tuple(sorted(set(moving) & set(present)))
         total, ratio, update = self._in_function(
@@ -153,7 +153,7 @@ class Weights:
         if follow:
             self._here.update = _Update(_graph(), tuple(present), *update)
         top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
-        return tf.stack([top, rate, loss, ratio])
+        return [top, rate, loss, ratio]
 
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
         norms, ratios, (rest, ratio, *limited) = self._parts()

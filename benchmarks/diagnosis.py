@@ -1,8 +1,8 @@
 """Does `gradwatch.diagnose` name the cause? Faults are put into small trainings whose models the rules may not know.
 
-    python benchmarks/diagnosis.py observe DESIGN.pickle --seeds 100 105     # train, keep what was observed
-    python benchmarks/diagnosis.py score DESIGN.pickle                       # rules over it, without training
-    python benchmarks/diagnosis.py judge                                     # seeds 0 to 4, writes the results
+    python benchmarks/diagnosis.py observe FOLDER                      # train, keep what was observed
+    python benchmarks/diagnosis.py score FOLDER --which design         # the rules over it, without training
+    python benchmarks/diagnosis.py judge FOLDER                        # over the judged seeds; writes the results
 
 The rules were written with the design seeds (100 and above) in view, and judged once on seeds 0 to 4.
 """
@@ -15,7 +15,7 @@ import pickle
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
-STEPS = 200
-JUDGED = (0, 5)
-HEALTHY_RUNS = 7  # of each model, beside those of the grid
+STEPS = 160
+SEEDS = {"design": (100, 101), "judged": (0, 1, 2, 3, 4)}
 
 #: Faults that act from the first step on.
 FROM_THE_START = ("bad_start", "vanishing", "dead_run", "exploding_recurrence")
@@ -44,7 +43,7 @@ class Run(NamedTuple):
     first: int | None
     policy: str
     observation: Any
-    harm: float
+    losses: tuple[float, float]  # the first one, and the median of the last 40
 
 
 class Plan:
@@ -135,27 +134,24 @@ def inject(fault: str, model: Any, plan: Plan, rng: np.random.Generator, strengt
     if fault == "bad_start":
         factor = strength * float(rng.uniform(5, 15))
         for v in kernels:
-            v.assign(np.array(v) * factor)
+            v.assign(v.numpy() * factor)
         return f"x{factor:.1f}", 0
     if fault == "vanishing":
-        factor = float(rng.choice([1e-3, 1e-4])) if model.name != "regression" or rng.random() < 0.5 else 0.0
-        for v in kernels[1:-1] or kernels[:1]:
-            v.assign(np.array(v) * factor) if factor else v.assign(np.sign(np.array(v)) * 8.0)
-        return f"x{factor:g}", 0
+        # saturated or dead units: their kernels are as usual
+        size = strength * float(rng.uniform(6, 12))
+        for v in model.variables:
+            if v.path.endswith("bias") and "head" not in v.path and "d_two" not in v.path:
+                v.assign(np.full(v.shape, size if model.saturates else -size, np.float32))
+        return "saturated" if model.saturates else "dead", 0
     if fault == "dead_run":
-        how = str(rng.choice(["rate", "rate", "relu"] if model.name in ("dense", "convolutional") else ["rate"]))
-        if how == "rate":
-            plan.rates = plan.rates * 10.0 ** -float(rng.uniform(4, 7))
-        else:
-            for v in model.variables:
-                if v.path.endswith("bias") and "head" not in v.path:
-                    v.assign(np.full(v.shape, -50.0, np.float32))
-        return how, 0
+        factor = 10.0 ** -float(rng.uniform(4, 7))
+        plan.rates = plan.rates * factor
+        return f"rate x{factor:.0e}", 0
     if fault == "exploding_recurrence":
         factor = strength * float(rng.uniform(2.0, 3.0))
         for v in model.variables:
             if "recurrent_kernel" in v.path:
-                v.assign(np.array(v) * factor)
+                v.assign(v.numpy() * factor)
         return f"x{factor:.1f}", 0
     if fault == "embedding_rows":
         table = next(v for v in model.variables if "embedding" in v.path)
@@ -165,7 +161,7 @@ def inject(fault: str, model: Any, plan: Plan, rng: np.random.Generator, strengt
                 x, y = plan.batches[i]
                 plan.batches[i] = (np.full_like(x, row), y)
             return "one id", first
-        value = np.array(table)
+        value = table.numpy()
         rare = rng.choice(table.shape[0], max(2, table.shape[0] // 10), replace=False)
         value[rare] *= 300.0
         table.assign(value)
@@ -179,9 +175,9 @@ def seedless(rng: np.random.Generator) -> bool:
 
 def train(model: Any, fault: str, seed: int, *, strength: float = 1.0, steps: int = STEPS) -> Run:
     """One run from new weights."""
-    from gradwatch.diagnosis.observation import observe
-
     import faulty_models
+
+    from gradwatch.diagnosis.observation import observe
 
     rng = np.random.default_rng([seed, *fault.encode(), *model.name.encode()])
     policy = faulty_models.POLICIES[seed % 2]
@@ -200,47 +196,68 @@ def train(model: Any, fault: str, seed: int, *, strength: float = 1.0, steps: in
     seen = observe(model.monitor(policy))
     loss = np.array([float(x) for x in losses])
     final = np.median(np.where(np.isfinite(loss[-40:]), loss[-40:], np.inf))
-    start = float(np.mean(loss[:3])) if np.isfinite(loss[:3]).all() else np.inf
-    return Run(model.name, fault, seed, variant, None if first is None else first + 1, policy, seen, final / start)
+    first_bad = None if first is None else first + 1
+    return Run(model.name, fault, seed, variant, first_bad, policy, seen, (float(loss[0]), float(final)))
 
 
-def worked(run: Run, usual: float) -> bool:
-    """Whether a fault that may have no effect had one: the run learned less than half of what it learns without."""
-    if run.fault not in ("learning_rate_too_high", "warmup_too_short", "bad_start", "exploding_recurrence"):
+def worked(run: Run, usual: tuple[float, float]) -> bool:
+    """Whether a fault that may have no effect had one: it learned less than half of what is learned without it."""
+    if run.fault not in (
+        "learning_rate_too_high",
+        "warmup_too_short",
+        "bad_start",
+        "exploding_recurrence",
+        "vanishing",
+    ):
         return True
-    return not run.harm < usual + 0.5 * (1.0 - usual)
+    wild = run.fault in ("bad_start", "exploding_recurrence") and not run.losses[0] < 5 * usual[0]
+    return wild or not run.losses[1] < usual[1] + 0.5 * (usual[0] - usual[1])
 
 
-def observe_all(seeds: Sequence[int], names: Sequence[str] = (), faults: Sequence[str] = ()) -> list[Run]:
-    """Every fault in every model that it can occur in, with every seed."""
+def observe_all(folder: Path, names: Sequence[str] = ()) -> None:
+    """Every fault in every model that it can occur in, with every seed; a file for each model and set of seeds."""
     import faulty_models
 
     strategy = faulty_models.two_replicas()
     makers = {**faulty_models.MAKERS, "replicated": lambda: faulty_models.replicated(strategy)}
-    runs: list[Run] = []
-    for name, make in makers.items():
-        if names and name not in names:
-            continue
-        began = time.process_time()
-        model = make()
-        healthy = [train(model, "healthy", seed) for seed in seeds]
-        healthy += [train(model, "healthy", 1000 * (seed + 1) + k) for seed in seeds for k in range(1)]
-        runs += healthy
-        usual = float(np.median([run.harm for run in healthy]))
-        for fault in model.faults:
-            if fault == "healthy" or (faults and fault not in faults):
-                continue
-            weak = 0
-            for seed in seeds:
-                strength, run = 1.0, train(model, fault, seed)
-                while not worked(run, usual) and strength < 100:
-                    strength *= 2.5
-                    run = train(model, fault, seed, strength=strength)
-                weak += not worked(run, usual)
-                runs.append(run)
-            if weak:
-                print(f"{name}: {fault} did not work {weak} times")
-        print(f"{name}: {time.process_time() - began:.0f} s, healthy runs end at {usual:.2f} of their first loss", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or makers:
+        make = makers[name]
+        began, model = time.process_time(), make()
+        for which, seeds in SEEDS.items():
+            runs = observe_model(model, seeds)
+            with (folder / f"{which}-{name}.pickle").open("wb") as file:
+                pickle.dump([tuple(run) for run in runs], file)
+        print(f"{name}: {time.process_time() - began:.0f} s", flush=True)
+
+
+def observe_model(model: Any, seeds: Sequence[int]) -> list[Run]:
+    """The runs of one model."""
+    healthy = [train(model, "healthy", seed + extra) for seed in seeds for extra in (0, 1001)]
+    usual = tuple(float(np.median([run.losses[i] for run in healthy])) for i in (0, 1))
+    runs = list(healthy)
+    for fault in model.faults:
+        weak = 0
+        for seed in seeds if fault != "healthy" else ():
+            strength, run = 1.0, train(model, fault, seed)
+            while not worked(run, usual) and strength < 20:
+                strength *= 3.0
+                run = train(model, fault, seed, strength=strength)
+            weak += not worked(run, usual)
+            runs += [run] if worked(run, usual) else []
+        if weak:
+            print(f"{model.name}: {fault} had no effect in {weak} runs, which are left out")
+    print(f"{model.name}: loss {usual[0]:.2f} -> {usual[1]:.2f}", flush=True)
+    return runs
+
+
+def load(folder: Path, which: str, names: Sequence[str] = ()) -> list[Run]:
+    """What `observe_all` kept."""
+    runs = []
+    for path in sorted(folder.glob(f"{which}-*.pickle")):
+        if not names or path.stem.removeprefix(f"{which}-") in names:
+            with path.open("rb") as file:
+                runs += [Run(*row) for row in pickle.load(file)]
     return runs
 
 
@@ -271,7 +288,7 @@ def score(runs: Sequence[Run], *, verbose: bool = True) -> dict[str, Any]:
                     print(f"STEP {run.model} {run.fault} {run.seed} {run.variant}: {found.first_step}, not {run.first}")
         if verbose and ranks[0] != run.fault:
             told = " ".join(f"{c.kind}={c.confidence:.2f}" for c in found.causes[:4])
-            print(f"{run.model} {run.policy[:4]} {run.fault} {run.seed} {run.variant} @{run.first} harm {run.harm:.2f}: {told}")
+            print(f"{run.model} {run.policy[:4]} {run.fault} {run.seed} {run.variant} @{run.first}: {told}")
     return {
         "faulty_runs": faulty,
         "first_rank": first_rank / max(faulty, 1),
@@ -287,24 +304,18 @@ def score(runs: Sequence[Run], *, verbose: bool = True) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["observe", "score", "judge"])
-    parser.add_argument("file", nargs="?", type=Path)
-    parser.add_argument("--seeds", nargs=2, type=int, default=list(JUDGED))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--which", choices=list(SEEDS), default="design")
     parser.add_argument("--models", nargs="*", default=[])
-    parser.add_argument("--faults", nargs="*", default=[])
     given = parser.parse_args(arguments)
-    if given.what == "score":
-        with given.file.open("rb") as file:
-            runs = pickle.load(file)
-    else:
-        runs = observe_all(range(*given.seeds), given.models, given.faults)
-        if given.file is not None:
-            with given.file.open("wb") as file:
-                pickle.dump(runs, file)
-    if given.what != "observe":
-        found = score(runs)
-        print({key: value for key, value in found.items() if key != "confusion"})
-        if given.what == "judge":
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    if given.what == "observe":
+        observe_all(given.folder, given.models)
+        return
+    runs = load(given.folder, "judged" if given.what == "judge" else given.which, given.models)
+    found = score(runs, verbose=given.what == "score")
+    print({key: value for key, value in found.items() if key != "confusion"})
+    if given.what == "judge":
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Model:
       batches: (rng, steps) -> that many batches of its task.
       variables: path -> variable.
       faults: those that can occur in it.
+      saturates: whether its activations are bounded.
       watched: of the monitors, the one that is asked, for each policy.
     """
 
@@ -58,10 +59,11 @@ class Model:
     faults: tuple[str, ...]
     steps: dict[str, Callable[..., Any]]
     warmup: int = 0
+    saturates: bool = False
     initial: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.initial = [np.array(v) for v in self.variables]
+        self.initial = [v.numpy() for v in self.variables]
 
     def monitor(self, policy: str) -> Any:
         return next(iter(self.steps[policy].monitors.values()))
@@ -72,14 +74,8 @@ class Model:
             v.assign(_again(rng, v.path, first))
         for optimizer in self.optimizers:
             for v in optimizer.variables:
-                if "learning_rate" in v.path:
-                    v.assign(self.rate)
-                elif "scale" in v.path:
-                    v.assign(2.0**12)
-                elif "iteration" in v.path or v.dtype.startswith(("int", "uint")):
-                    v.assign(tf.zeros(v.shape, v.dtype))
-                else:
-                    v.assign(tf.zeros(v.shape, v.dtype))
+                if "learning_rate" not in v.path:
+                    v.assign(tf.fill(v.shape, 2.0**12) if "dynamic_scale" in v.path else tf.zeros(v.shape, v.dtype))
         for monitor in self.steps[policy].monitors.values():
             monitor.reset()
 
@@ -157,6 +153,7 @@ def _supervised(
     *,
     outputs: int = CLASSES,
     warmup: int = 0,
+    saturates: bool = False,
     strategy: Any = None,
 ) -> Model:
     first = hidden(inputs)
@@ -197,7 +194,7 @@ def _supervised(
         return gradwatch.watch(tf.function(again), policy=policy, name=f"{name}-{policy}")
 
     steps = {policy: watched(policy) for policy in POLICIES}
-    return Model(name, rate, [optimizer], batches, variables, faults, steps, warmup)
+    return Model(name, rate, [optimizer], batches, variables, faults, steps, warmup, saturates)
 
 
 def dense() -> Model:
@@ -220,7 +217,7 @@ def regression() -> Model:
 
     faults = (*ALWAYS, *INPUT, "corrupt_labels", "vanishing")
     optimizer = keras.optimizers.Adam(3e-3)
-    return _supervised("regression", inputs, hidden, optimizer, 3e-3, lines((12,)), faults, outputs=1)
+    return _supervised("regression", inputs, hidden, optimizer, 3e-3, lines((12,)), faults, outputs=1, saturates=True)
 
 
 def convolutional() -> Model:
@@ -242,7 +239,7 @@ def recurrent() -> Model:
     def hidden(x: Any) -> Any:
         return L.SimpleRNN(16, activation="relu", unroll=True, name="rnn")(x)
 
-    faults = (*ALWAYS, *INPUT, "corrupt_labels", "exploding_recurrence")
+    faults = (*ALWAYS, *INPUT, "corrupt_labels", "exploding_recurrence", "vanishing")
     optimizer = keras.optimizers.SGD(0.01, 0.9)
     return _supervised("recurrent", inputs, hidden, optimizer, 0.01, clusters((12, 4)), faults)
 
@@ -253,9 +250,9 @@ def gated() -> Model:
     def hidden(x: Any) -> Any:
         return L.SimpleRNN(12, activation="tanh", unroll=True, name="cell")(x)
 
-    faults = (*ALWAYS, *INPUT, "corrupt_labels", "exploding_recurrence")
+    faults = (*ALWAYS, *INPUT, "corrupt_labels", "exploding_recurrence", "vanishing")
     optimizer = keras.optimizers.Adam(3e-3)
-    return _supervised("gated", inputs, hidden, optimizer, 3e-3, clusters((10, 4)), faults)
+    return _supervised("gated", inputs, hidden, optimizer, 3e-3, clusters((10, 4)), faults, saturates=True)
 
 
 def transformer() -> Model:
@@ -279,8 +276,7 @@ def embedding() -> Model:
 
     def hidden(x: Any) -> Any:
         x = L.Embedding(200, 8, name="items")(x)
-        x = L.Dense(16, "relu", name="mix")(L.Flatten()(x))
-        return x
+        return L.Dense(16, "relu", name="mix")(L.Flatten()(x))
 
     faults = (*ALWAYS, "corrupt_labels", "embedding_rows")
     optimizer = keras.optimizers.Adam(5e-3)
@@ -313,9 +309,7 @@ def replicated(strategy: Any) -> Model:
 
         faults = ("learning_rate_too_high", "rate_jump", "healthy", "bad_batch", "corrupt_labels", "odd_replica")
         optimizer = keras.optimizers.SGD(0.05, 0.9)
-        return _supervised(
-            "replicated", inputs, hidden, optimizer, 0.05, clusters((12,)), faults, strategy=strategy
-        )
+        return _supervised("replicated", inputs, hidden, optimizer, 0.05, clusters((12,)), faults, strategy=strategy)
 
 
 def gan() -> Model:
@@ -363,12 +357,12 @@ def two_replicas() -> Any:
 
 MAKERS = {
     "dense": dense,
-    "regression": regression,
-    "convolutional": convolutional,
     "recurrent": recurrent,
-    "gated": gated,
     "transformer": transformer,
-    "embedding": embedding,
     "mixed": mixed,
+    "embedding": embedding,
+    "convolutional": convolutional,
     "gan": gan,
+    "regression": regression,
+    "gated": gated,
 }

@@ -71,6 +71,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         max_norm=float(run["max_norm"]) if count["finite"] else math.nan,
         warmup=bool(run["warmup"] > 0.5) or not count["steps"],
         layer_norms={path: _norm(x) for path, x in zip(paths, last["layer_norms"])},
+        layer_usual_norms={path: math.exp(x) for path, x in zip(paths, state["levels"]) if count["finite"]},
         anomalies={kind: count[f"episodes_{kind}"] for kind in KINDS},
         anomalous_steps={kind: count[f"steps_{kind}"] for kind in KINDS},
         active={kind: bool(state["episodes"][kind]["active"] > 0.5) for kind in KINDS},

@@ -94,8 +94,9 @@ class Run:
         learning_rate, loss_scale, reach, update_ratio, input_rms, target_rms (root mean squares of the step's first and
         last array, to 5 %; Inf where one held a NaN or Inf), replica and replica_ratio (whose own gradient was the
         least like the others', and how many times it was longer); these are NaN where not known. And verdict
-        ("pass", "clip", "zero", "skip") and missed. Where steps came faster than they could be read, one row of verdict "gap" stands for the `missed`
-        steps from its step on. After a return to a checkpoint the steps count from there again.
+        ("pass", "clip", "zero", "skip") and missed. Where steps came faster than they could be read, one row of verdict
+        "gap" stands for the `missed` steps from its step on. After a return to a checkpoint the steps count from there
+        again.
         """
         parts = list(self.chunks()) or [_columns([], {})]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

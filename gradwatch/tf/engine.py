@@ -175,7 +175,9 @@ class Engine:
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
-            known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
+            known = functools.partial(
+                facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
+            )
             self.recorder.begin(self._owner, known, built.history)
 
     # -- one step ---------------------------------------------------------------------------------------
@@ -308,7 +310,8 @@ class Engine:
         """See `gradwatch.tf.facts.of`; empty before the first step."""
         if self.on_device is None:
             return {}
-        return facts.of(self.guard, self.on_device.variables, self._optimizer, dict(self.run_info))
+        variables = self.on_device.variables
+        return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
 
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""

@@ -19,9 +19,14 @@ from gradwatch.tf import compat, distribution
 
 
 class Inputs:
-    """Mean squares of the first and of the last array that the step under way was given."""
+    """Mean squares of the first and of the last array that the step under way was given.
+
+    Attributes:
+      kinds: "input" and "target" -> the name of their dtype, where there is one.
+    """
 
     def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}
         self._here = threading.local()  # of a replica, each of which has a thread of its own
         self._found: tuple[Any, Any] | None = None  # the graph, and numbers of shape [2]
 
@@ -38,6 +43,7 @@ class Inputs:
             self.forget()
             return
         target = of_last[-1] if of_last and of_last[-1] is not of_first[0] else None
+        self.kinds = {"input": _kind(of_first[0]).name} | ({} if target is None else {"target": _kind(target).name})
         pair = tf.stack([_mean_square(of_first[0]), NOT_KNOWN if target is None else _mean_square(target)])
         if distribution.replicas() > 1:
             pair = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, pair)
@@ -73,13 +79,22 @@ def _arrays(given: Any) -> list[Any]:
             x = x.flat_values
         elif isinstance(x, tf.SparseTensor):
             x = x.values
-        part = x.values[0] if isinstance(x, tf.distribute.DistributedValues) and getattr(x, "values", None) else x
+        part = _part(x)
         if isinstance(part, (tf.Tensor, np.ndarray)) and not isinstance(part, tf.Variable):
-            kind = tf.as_dtype(part.dtype) if part.dtype != object else tf.string
             rank = part.shape.rank if tf.is_tensor(part) else part.ndim
-            if rank != 0 and (kind.is_floating or kind.is_integer):
+            if rank != 0 and (_kind(x).is_floating or _kind(x).is_integer):
                 found.append(x)
     return found
+
+
+def _part(x: Any) -> Any:
+    """What one replica was given."""
+    return x.values[0] if isinstance(x, tf.distribute.DistributedValues) and getattr(x, "values", None) else x
+
+
+def _kind(x: Any) -> tf.DType:
+    dtype = _part(x).dtype
+    return tf.as_dtype(dtype) if isinstance(dtype, tf.DType) or dtype.kind in "biufc" else tf.string
 
 
 def _mean_square(x: Any) -> tf.Tensor:

@@ -72,6 +72,9 @@ def bad_start(signs: Signs) -> Case | None:
     if wild:
         said.append(wild)
     weights = max(above(middle, 3.0, 4.0), 0.9 * above(start[path], 6.0, 4.0))
+    if middle < 0.3:  # too small: the signal dies on its way
+        weights, out = above(1.0 / max(middle, 1e-9), 8.0, 4.0), signs.harm
+        said = [f"The weights began with {middle:.2g} times the norm of usual new layers (median of {len(start)})."]
     return Case(0.97 * both(weights, weights, out), tuple(said), signs.number(0))
 
 
@@ -137,11 +140,14 @@ def vanishing(signs: Signs) -> Case | None:
         return None
     stuck = signs.stuck
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
-    confidence = both(max(starved, 0.6 * event), max(stuck, 0.3 * event, 0.05))
+    hardly_any = 1.0 - above(ratio, 1e-5, 1.5) if ratio > 0 else starved
+    confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, 0.3 * event, 0.05))
     said = [f"{path} gets {ratio:.2g} of the gradient, for its weights, that the best-fed layer gets."] if path else []
     if stuck > 0.05:
         said.append("The loss does not fall.")
-    return Case(0.96 * confidence * _not_from_outside(signs), tuple(said), signs.number(0))
+    # steps that are far too long may have killed them
+    confidence *= (1.0 - 0.7 * above(signs.haste, 4.0)) * _not_from_outside(signs)
+    return Case(0.96 * confidence, tuple(said), signs.number(0))
 
 
 def dead_run(signs: Signs) -> Case | None:
@@ -166,11 +172,13 @@ def dead_run(signs: Signs) -> Case | None:
 def healthy(signs: Signs) -> Case | None:
     if not len(signs):
         return Case(1.0, ("No step has been made yet.",))
-    said = [f"Norm and loss stayed within their usual range in {steps_text(len(signs))}."]
+    said = [f"Nothing points to a fault in {steps_text(len(signs))}."]
     if signs.learned > 0.95:
         quarter = len(signs) // 4
         first, last = signs.median("loss", 0, quarter), signs.median("loss", len(signs) - quarter, len(signs))
         said.append(f"The loss fell from {first:.3g} to {last:.3g}.")
+    elif signs.stuck > 0.8 and signs.finite_loss.any():
+        said.append(f"But the loss does not fall: it is {signs.median('loss', 0, len(signs)):.3g} throughout.")
     return Case(1.0, tuple(said))
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "top": ("gradwatch.cli.top", "top"),
     "runs": ("gradwatch.cli.record", "runs"),
     "export": ("gradwatch.cli.record", "export"),
+    "diagnose": ("gradwatch.cli.record", "diagnose"),
     "grafana": ("gradwatch.cli.commands", "grafana"),
     "notify": ("gradwatch.cli.commands", "notify"),
 }

@@ -29,8 +29,10 @@ def nonfinite_input(signs: Signs) -> Case | None:
         first = int(signs.broken[0])
         if signs.finite_loss[first] or signs.moved_before(first):
             return None
-        said = f"Loss and gradient of step {signs.number(first)} are NaN or Inf at once; of the input nothing is known."
-        return Case(0.45, (said,), signs.number(first))
+        unknown = (
+            f"Loss and gradient of step {signs.number(first)} are NaN or Inf at once; of the input nothing is known."
+        )
+        return Case(0.45, (unknown,), signs.number(first))
     return None
 
 
@@ -73,8 +75,10 @@ def corrupt_labels(signs: Signs) -> Case | None:
     for first in odd.tolist():
         if (signs.restless[first : first + 2].any() or signs.loss.far[first] > 3.0) and first not in signs.odd_inputs:
             step = signs.number(first)
-            said = f"The targets of step {step} are {rise.times[first]:.3g} times as large as before, the input is not."
-            return Case(0.95, (said,), step)
+            larger = (
+                f"The targets of step {step} are {rise.times[first]:.3g} times as large as before, the input is not."
+            )
+            return Case(0.95, (larger,), step)
     first = signs.sudden_loss
     if first is None and signs.stuck > 0.9 and signs.onset is None and 0.1 < signs.haste < 4.0 and len(signs) >= 50:
         said = (

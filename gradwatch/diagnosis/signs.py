@@ -120,7 +120,8 @@ class Signs:
     @cached_property
     def finite_loss(self) -> np.ndarray:
         """Whether the loss of each step is known and finite, shape [n]."""
-        return np.isfinite(self.run["loss"])
+        known: np.ndarray = np.isfinite(self.run["loss"])
+        return known
 
     @cached_property
     def share(self) -> np.ndarray:

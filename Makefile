@@ -61,6 +61,7 @@ format: $(READY)  ## put the code into the form that check wants
 
 docs: $(DOCS_READY)  ## build the documentation into site/; a warning is an error
 	$(DOCS_BIN)/zensical build --clean --strict
+	@$(DOCS_BIN)/python tests/docs/site.py
 
 package: $(READY)  ## build what a release uploads into dist/, and check it
 	rm -rf dist

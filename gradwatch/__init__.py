@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gradwatch import grafana, reading, testing
     from gradwatch import telemetry as telemetry
     from gradwatch import top as top
+    from gradwatch.diagnosis.diagnose import diagnose
+    from gradwatch.diagnosis.verdict import Cause, Diagnosis
     from gradwatch.exporters import notify
     from gradwatch.exporters.prometheus import Server, serve
     from gradwatch.exporters.push import push
@@ -37,11 +39,14 @@ __version__ = "0.1.0"
 # Imported at first use: TensorFlow takes seconds, and `gradwatch --help` or a look at gradwatch.core needs none of it.
 _NAMES = {
     "Alert": "gradwatch.reading.alerts",
+    "Cause": "gradwatch.diagnosis.verdict",
+    "Diagnosis": "gradwatch.diagnosis.verdict",
     "KerasCallback": "gradwatch.tf.keras",
     "Monitor": "gradwatch.tf.monitor",
     "Run": "gradwatch.record.run",
     "Server": "gradwatch.exporters.prometheus",
     "TensorBoard": "gradwatch.exporters.tensorboard",
+    "diagnose": "gradwatch.diagnosis.diagnose",
     "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
     "serve": "gradwatch.exporters.prometheus",
@@ -59,7 +64,9 @@ _MODULES = {
 
 __all__ = [
     "Alert",
+    "Cause",
     "Decision",
+    "Diagnosis",
     "Event",
     "KerasCallback",
     "Monitor",
@@ -68,6 +75,7 @@ __all__ = [
     "Snapshot",
     "TensorBoard",
     "detectors",
+    "diagnose",
     "errors",
     "grafana",
     "notify",

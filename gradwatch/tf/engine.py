@@ -296,6 +296,12 @@ class Engine:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else rates.learning_rate_now(optimizer)
 
+    def facts(self) -> dict[str, Any]:
+        """See `gradwatch.tf.facts.of`; empty before the first step."""
+        if self.on_device is None:
+            return {}
+        return facts.of(self.guard, self.on_device.variables, self._optimizer, dict(self.run_info))
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         self._pending, self.loss_scale = None, None

@@ -141,6 +141,12 @@ class Monitor(tf.Module):
         return dict(self._engine.run_info)
 
     @property
+    def run_facts(self) -> dict[str, Any]:
+        """What is known of the training: policy, detectors, optimizer and its settings, variables (path -> shape), \
+strategy, replicas, precision; empty before the first step."""
+        return self._engine.facts()
+
+    @property
     def host_seconds(self) -> float:
         """Seconds that gradwatch's host side has taken from the training thread so far."""
         return self._engine.host_seconds

@@ -122,12 +122,17 @@ PRIVATE_NAMES: dict[str, PrivateName] = {
     "invoking_op_callbacks": PrivateName(
         "tensorflow.python.eager.context",
         lambda: hasattr(_eager.context(), "invoking_op_callbacks"),
-        "under tf.debugging.enable_check_numerics a watched step ends with an error about a number of the monitor's own",
+        "under tf.debugging.enable_check_numerics a watched step ends with an error about a number of the monitor's",
     ),
     "eager_mode": PrivateName(
         "tensorflow.python.eager.context",
         lambda: hasattr(_eager, "eager_mode"),
         "tf.saved_model.save refuses a module that holds a monitor",
+    ),
+    "_trackable_children": PrivateName(
+        "keras.optimizers.Optimizer",
+        _of_optimizers("_trackable_children"),
+        "tf.saved_model.save refuses a module with a watched step unless the monitor is an attribute of the module",
     ),
     "_serialize_to_tensors": PrivateName(
         "tf.Module",
@@ -256,6 +261,20 @@ def _make_hyperparameters(optimizer: Any) -> None:
         # made within the step they would be initialized by it
         optimizer.iterations  # noqa: B018
         optimizer._create_hypers()
+
+
+def add_exported_parts(cls: type, parts: Callable[[Any], dict[str, Any]]) -> None:
+    """`parts(object)` are parts of each object of the class too, by name, when it is written into a SavedModel."""
+    original = getattr(cls, "_trackable_children", None)
+    if original is None or hasattr(original, "_gradwatch"):
+        return
+
+    def trackable_children(self: Any, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        children: dict[str, Any] = original(self, save_type, **options)
+        return {**children, **parts(self)} if save_type == "savedmodel" else children
+
+    trackable_children._gradwatch = True  # type: ignore[attr-defined]
+    cls._trackable_children = trackable_children  # type: ignore[attr-defined]
 
 
 # -- tf.function ------------------------------------------------------------------------------------------

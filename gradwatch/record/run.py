@@ -91,9 +91,12 @@ class Run:
         """Every step as it was recorded, columns of one length.
 
         step, time (Unix seconds, as the host saw it), loss, norm, applied_norm, clip_norm, threshold, score,
-        learning_rate, loss_scale, reach, update_ratio (NaN where not known), verdict ("pass", "clip", "zero", "skip")
-        and missed. Where steps came faster than they could be read, one row of verdict "gap" stands for the `missed`
-        steps from its step on. After a return to a checkpoint the steps count from there again.
+        learning_rate, loss_scale, reach, update_ratio, input_rms, target_rms (root mean squares of the step's first and
+        last array, to 5 %; Inf where one held a NaN or Inf), replica and replica_ratio (whose own gradient was the
+        least like the others', and how many times it was longer); these are NaN where not known. And verdict
+        ("pass", "clip", "zero", "skip") and missed. Where steps came faster than they could be read, one row of verdict
+        "gap" stands for the `missed` steps from its step on. After a return to a checkpoint the steps count from there
+        again.
         """
         parts = list(self.chunks()) or [_columns([], {})]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -102,7 +105,9 @@ class Run:
         """`steps` in parts of at most 50,000 rows, for who has little memory."""
         newest: dict[str, float] = {}
         with self._database() as db:
-            cursor = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM steps ORDER BY id")
+            there = {row[1] for row in db.execute("PRAGMA table_info(steps)")}  # an older gradwatch had fewer
+            names = (name if name in there else f"NULL AS {name}" for name in _COLUMNS)
+            cursor = db.execute(f"SELECT {', '.join(names)} FROM steps ORDER BY id")
             while rows := cursor.fetchmany(_ROWS):
                 yield _columns(rows, newest)
 

@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
-from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import compat, distribution, facts, fused, rates, turns
+from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
@@ -101,6 +101,7 @@ class Engine:
 
     Attributes:
       on_device: the state, once the variables are known.
+      inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
     """
@@ -117,6 +118,7 @@ class Engine:
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
+        self.inputs = inputs.Inputs()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -171,7 +173,9 @@ class Engine:
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
-            known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
+            known = functools.partial(
+                facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
+            )
             self.recorder.begin(self._owner, known, built.history)
 
     # -- one step ---------------------------------------------------------------------------------------
@@ -207,7 +211,10 @@ class Engine:
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
-        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        known = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
+        signals = tf.stack([*known, *told])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
@@ -245,6 +252,9 @@ class Engine:
         built, policy = self.on_device, self.guard.policy
         assert built is not None
         whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums != distribution.DONE and distribution.replicas() > 1:
+            odd = inputs.odd_replica(_gradients.norms(grads))
+            signals = tf.stack([*tf.unstack(signals)[: -len(odd)], *odd])
         if sums == distribution.HAND_ON:
             grads = whole
         norms = applied = _gradients.norms(whole)
@@ -299,7 +309,8 @@ class Engine:
         """See `gradwatch.tf.facts.of`; empty before the first step."""
         if self.on_device is None:
             return {}
-        return facts.of(self.guard, self.on_device.variables, self._optimizer, dict(self.run_info))
+        variables = self.on_device.variables
+        return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
 
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""

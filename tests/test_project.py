@@ -17,7 +17,7 @@ PACKAGE = ROOT / "gradwatch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: The floors, from the ground up. A module imports only from its own floor and from those below it.
-FLOORS = ("errors", "core", "diagnosis", "reading", "exporters", "record", "tf", "gradwatch")
+FLOORS = ("errors", "core", "diagnosis", "reading", "exporters", "report", "record", "recovery", "tf", "gradwatch")
 
 #: Who may import these at module level or inside a function; the first part of the module's path.
 ONLY = {
@@ -102,7 +102,7 @@ def test_no_module_imports_one_that_imports_it():
 
 #: Longer than that, a module has more than one subject; these are tables.
 TABLES = {"exporters/metrics.py", "grafana/health.py", "grafana/rule_tests.py"}
-ROOMS = ("cli", "demo", "diagnosis", "exporters", "grafana", "reading", "record", "telemetry")
+ROOMS = ("cli", "demo", "diagnosis", "exporters", "grafana", "reading", "record", "recovery", "report", "telemetry")
 
 
 @pytest.mark.parametrize("room", ROOMS)

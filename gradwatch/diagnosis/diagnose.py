@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradwatch.diagnosis.case import Case
 from gradwatch.diagnosis.causes import CAUSES, HEALTHY
 from gradwatch.diagnosis.observation import observe
 from gradwatch.diagnosis.signs import Signs
@@ -31,14 +32,14 @@ def diagnose(source: Any) -> Diagnosis:
       RecordError: the run's file cannot be read.
     """
     signs = Signs(observe(source))
-    found: list[tuple[float, Cause, str]] = []
+    found: list[tuple[Case, Cause, str]] = []
     for row in CAUSES:
-        case = row.evidence(signs)
+        case = signs.ask(row.evidence)
         if case is not None and case.confidence > 0.0:
             cause = Cause(row.kind, case.confidence, case.sentences, case.advice or row.advice, _runbook(row.kind))
-            found.append((case.confidence, cause, row.verdict))
-    found.sort(key=lambda item: -item[0])
-    likely = found[0][0] if found else 0.0
+            found.append((case, cause, row.verdict))
+    found.sort(key=lambda item: -item[0].confidence)
+    likely = found[0][0].confidence if found else 0.0
     calm = HEALTHY.evidence(signs)
     said = calm.sentences if calm is not None else ()
     healthy = Cause("healthy", 1.0 - likely, said, HEALTHY.advice, _runbook("healthy"))
@@ -47,7 +48,7 @@ def diagnose(source: Any) -> Diagnosis:
         return Diagnosis(causes, None, HEALTHY.verdict, _why(healthy), healthy.advice)
     first = found[0][1]
     causes = (*(cause for _, cause, _ in found), healthy)
-    return Diagnosis(causes, signs.first_step(first.kind), found[0][2], _why(first), first.advice)
+    return Diagnosis(causes, found[0][0].step, found[0][2], _why(first), first.advice)
 
 
 def _why(cause: Cause) -> str:

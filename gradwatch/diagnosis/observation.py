@@ -15,7 +15,7 @@ from gradwatch.errors import ConfigError
 #: Columns of a step, NaN where a run does not know them.
 COLUMNS = (
     *("norm", "applied_norm", "clip_norm", "threshold", "score", "reach", "update_ratio", "loss"),
-    *("learning_rate", "loss_scale"),
+    *("learning_rate", "loss_scale", "input_rms", "target_rms", "replica_ratio", "replica"),
 )
 
 
@@ -28,6 +28,7 @@ class Observation:
       columns: name of `COLUMNS` -> float64, shape [n]; and "verdict", int8: the index into `VERDICTS`.
       events: where anomalies began, in the order of the steps.
       layers: variable path -> step, norm, weight_norm, update_ratio at each look, oldest first, NaN where not known.
+      usual: variable path -> usual norm of its gradient.
       facts: what is known of the run: optimizer, optimizer_settings, variables (path -> shape), precision, replicas.
     """
 
@@ -35,6 +36,7 @@ class Observation:
     columns: Mapping[str, np.ndarray]
     events: tuple[Event, ...] = ()
     layers: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    usual: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -67,21 +69,22 @@ def observe(source: Any) -> Observation:
 
 
 def of_reading(snapshot: Any, history: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Observation:
-    """What a monitor knows at one instant: the last 1,024 steps, and the layers as of the last one."""
+    """What a monitor knows at one instant: the last 1,024 steps, and the layers as of the first and the last one."""
     events = [event for event in snapshot.last_events.values() if event is not None]
     columns = {name: np.asarray(history[name], np.float64) for name in COLUMNS if name in history}
     for name in ("loss_scale", "learning_rate"):
         now = snapshot.loss_scale if name == "loss_scale" else snapshot.extra.get(name)
-        if now is not None and name not in columns:
+        if now is not None and np.isnan(columns.get(name, math.nan)).all():
             columns[name] = np.full(len(history["step"]), float(now))
     columns["verdict"] = np.asarray(history["verdict"], np.int8)
-    unknown = math.nan
     layers = {
         path: {
-            "step": np.array([snapshot.steps]),
-            "norm": np.array([norm], np.float64),
-            "weight_norm": np.array([snapshot.layer_weight_norms.get(path, unknown)]),
-            "update_ratio": np.array([snapshot.layer_update_ratio.get(path, unknown)]),
+            "step": np.array([1, snapshot.steps]),
+            "norm": np.array([math.nan, norm]),
+            "weight_norm": np.array(
+                [of.get(path, math.nan) for of in (snapshot.layer_first_weight_norms, snapshot.layer_weight_norms)]
+            ),
+            "update_ratio": np.array([math.nan, snapshot.layer_update_ratio.get(path, math.nan)]),
         }
         for path, norm in snapshot.layer_norms.items()
     }
@@ -90,6 +93,7 @@ def of_reading(snapshot: Any, history: Mapping[str, np.ndarray], facts: Mapping[
         columns=columns,
         events=tuple(sorted(events, key=lambda event: event.step)),
         layers=layers,
+        usual=dict(snapshot.layer_usual_norms),
         facts=facts,
     )
 
@@ -112,11 +116,14 @@ def of_run(run: Any) -> Observation:
         )
         for i in range(len(told["step"]))
     ]
+    layers = {path: run.layers(path) for path in run.variables}
+    known = {path: rows["norm"][np.isfinite(rows["norm"])] for path, rows in layers.items()}
     return Observation(
         step=rows["step"][kept],
         columns=columns,
         events=tuple(sorted(events, key=lambda event: event.step)),
-        layers={path: run.layers(path) for path in run.variables},
+        layers=layers,
+        usual={path: float(np.median(norms)) for path, norms in known.items() if len(norms)},
         facts=run.info,
     )
 

@@ -15,14 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
-from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import distribution, facts, fused, rates, turns
+from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.reach import Weights
@@ -56,8 +55,7 @@ class DeviceState:
 
     def program(self) -> FusedGuard:
         """What steps the state, for the function that is being traced."""
-        jit_compile = self._jit_compile and not every_operation_is_checked()
-        return fused.program(self._guard, len(self.variables), jit_compile=jit_compile)
+        return fused.program(self._guard, len(self.variables), jit_compile=self._jit_compile)
 
     def vector(self) -> tf.Tensor:
         """The state as this replica has it."""
@@ -103,6 +101,7 @@ class Engine:
 
     Attributes:
       on_device: the state, once the variables are known.
+      inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
     """
@@ -119,6 +118,7 @@ class Engine:
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
+        self.inputs = inputs.Inputs()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -173,11 +173,14 @@ class Engine:
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
-            known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
+            known = functools.partial(
+                facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
+            )
             self.recorder.begin(self._owner, known, built.history)
 
     # -- one step ---------------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def clip(
         self,
         grads: list[Gradient | None],
@@ -208,7 +211,10 @@ class Engine:
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
-        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        known = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
+        signals = tf.stack([*known, *told])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
@@ -246,6 +252,9 @@ class Engine:
         built, policy = self.on_device, self.guard.policy
         assert built is not None
         whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums != distribution.DONE and distribution.replicas() > 1:
+            odd = inputs.odd_replica(_gradients.norms(grads))
+            signals = tf.stack([*tf.unstack(signals)[: -len(odd)], *odd])
         if sums == distribution.HAND_ON:
             grads = whole
         norms = applied = _gradients.norms(whole)
@@ -300,7 +309,8 @@ class Engine:
         """See `gradwatch.tf.facts.of`; empty before the first step."""
         if self.on_device is None:
             return {}
-        return facts.of(self.guard, self.on_device.variables, self._optimizer, dict(self.run_info))
+        variables = self.on_device.variables
+        return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
 
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
@@ -319,7 +329,11 @@ class Engine:
         if self.on_device is None:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
         # a SavedModel is written from a graph that captures nothing
-        state = self.on_device.pack() if tf.executing_eagerly() else tf.constant(outside_of_graphs(self.on_device.pack))
+        state = (
+            self.on_device.pack()
+            if tf.executing_eagerly()
+            else tf.constant(compat.outside_of_graphs(self.on_device.pack))
+        )
         return {"layout": tf.constant(self.on_device.fingerprint), "state": state}
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:

@@ -25,6 +25,7 @@ from gradwatch.record import recorder
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
 
@@ -41,7 +42,7 @@ class MonitorReading(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-class Monitor(tf.Module):
+class Monitor(Shown, tf.Module):
     """Watches and clips the gradients of one optimizer.
 
     Statistics, threshold, verdict and scaling are device ops over one state variable: no host sync per step,

@@ -1,4 +1,4 @@
-"""Every example runs to its end: scripts in this process, notebooks in a kernel, the team's project as its README says."""
+"""Every example runs to its end: scripts in this process, notebooks in a kernel, and the project of a team."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def test_the_quickstart_is_a_usual_step_with_one_line_more():
     assert source.count("gradwatch") - source.count("import gradwatch") == 1 + source.count("gradwatch.watch") - 1
     for usual in ("tf.GradientTape()", "apply_gradients", "Dense(10", "Dense(1)"):
         assert usual in source
+
+
+@pytest.mark.timeout(300)
+def test_the_script_of_the_readme_runs_as_it_stands_and_prints_what_stands_below_it(tmp_path, capsys):
+    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    script, shown = re.search(r"^```python\n(import keras.*?)^```\n\n```\n(.*?)^```", text, re.M | re.S).groups()
+    path = tmp_path / "readme.py"
+    path.write_text(script, encoding="utf-8")
+    runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    numbers = re.compile(r"[\d.]+(e[+-]?\d+)?(?=\s)")  # they belong to one machine, the sentences do not
+    assert numbers.sub("#", printed) == numbers.sub("#", shown)
+    assert re.match(r"loss 0\.\d+\n", printed)
 
 
 @pytest.mark.timeout(300)

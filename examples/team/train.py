@@ -2,8 +2,8 @@
 
     python train.py --epochs 20 --data-seed 0
 
-It ends with status 0 when it is done and 3 when the run is lost, so that a scheduler can tell them apart. Started again with
-the same --folder, it goes on from the newest checkpoint, and so does what gradwatch learned.
+It ends with status 0 when it is done and 3 when the run is lost, so that a scheduler can tell them apart. Started
+again with the same --folder, it goes on from the newest checkpoint, and so does what gradwatch learned.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def alert_channels():
 
 def lost(snapshot):
     """Whether to give the run up: NaN for a hundred steps, or an explosion that goes on."""
-    return snapshot.nonfinite_streak >= 100 or (snapshot.active["explosion"] and snapshot.anomalous_steps["explosion"] > 500)
+    return snapshot.nonfinite_streak >= 100 or (
+        snapshot.active["explosion"] and snapshot.anomalous_steps["explosion"] > 500
+    )
 
 
 def main(given=None):

@@ -36,7 +36,7 @@ def learning_rate_too_high(signs: Signs) -> Case | None:
         said.append(f"The loss went from {begin:.3g} to {end:.3g}.")
     rate = signs.median("learning_rate", 0, len(signs))
     advice = ""
-    if rate > 0:
+    if rate > 0 and share > 0:
         times = share / usual
         said[0] = said[0][:-1] + f": the learning rate is about {times:.2g} times too high."
         advice = f"Lower the learning rate: try {_short(rate / times)} instead of {_short(rate)}."

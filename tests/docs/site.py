@@ -38,7 +38,9 @@ def faults() -> Iterator[str]:
         if f'id="gradwatch.{name}"' not in reference:
             yield f"gradwatch.{name} is not in the reference: add it to docs/reference/api.md"
     for page in SITE.rglob("*.html"):
-        for what in re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="https?://[^"]+"', page.read_text("utf-8")):
+        for what in re.findall(
+            r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="https?://[^"]+"', page.read_text("utf-8")
+        ):
             yield f"{page.relative_to(SITE)} fetches {what}"
     if not (SITE / "search.json").exists():
         yield "there is no index for the search"

@@ -101,7 +101,7 @@ def entry(quick: bool) -> dict[str, Any]:
         "cores": machine.get("cores"),
         "tensorflow": machine.get("versions", {}).get("tensorflow", "unknown"),
         "reduced": quick,
-        **{name: round(value, 4) for name, value in numbers.items()},
+        **{name: float(f"{value:.4g}") for name, value in numbers.items()},
     }
 
 

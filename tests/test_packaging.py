@@ -132,6 +132,7 @@ SCHEMAS = {
     "vendor.github-issue-config": ".github/ISSUE_TEMPLATE/config.yml",
     "vendor.dependabot": ".github/dependabot.yml",
     "vendor.citation-file-format": "CITATION.cff",
+    "vendor.compose-spec": "examples/team/compose*.yaml",
 }
 
 

@@ -28,15 +28,15 @@ def learning_rate_too_high(signs: Signs) -> Case | None:
     if math.isnan(share):
         return None
     usual = USUAL_SHARE[signs.linear]
-    step = signs.number(signs.onset or 0)
-    confidence = both(above(signs.haste, 8.0), signs.harm) * _not_from_outside(signs)
+    step = signs.number(signs.lost or 0)
+    confidence = both(above(signs.haste, 4.0), signs.harm) * _not_from_outside(signs)
     said = [f"A step moves the weights by {share:.2g} of their norm, where about {usual:g} is usual."]
     if signs.harm > 0.5 and signs.finite_loss.any():
         begin, end = signs.run["loss"][0], signs.median("loss", len(signs) - len(signs) // 4, len(signs))
         said.append(f"The loss went from {begin:.3g} to {end:.3g}.")
     rate = signs.median("learning_rate", 0, len(signs))
     advice = ""
-    if rate > 0:
+    if rate > 0 and share > 0:
         times = share / usual
         said[0] = said[0][:-1] + f": the learning rate is about {times:.2g} times too high."
         advice = f"Lower the learning rate: try {_short(rate / times)} instead of {_short(rate)}."
@@ -47,9 +47,9 @@ def warmup_too_short(signs: Signs) -> Case | None:
     high = signs.ask(learning_rate_too_high)
     if high is None:
         return None
-    ramp, onset = signs.ramp, signs.onset
-    early = onset is None or onset <= max(3 * ramp, 20)
-    if ramp and early and ramp < max(len(signs) / 4, 3):
+    ramp, onset = signs.ramp, signs.lost
+    early = onset is None or onset <= max(20 * ramp, 20)
+    if ramp and early and ramp <= max(len(signs) / 10, 3):
         rate = float(np.nanmax(signs.run["learning_rate"]))
         said = f"The learning rate rises to {_short(rate)} within {steps_text(ramp)}."
         advice = f"Let the learning rate rise over {10 * ramp} steps instead of {ramp}, or lower it."
@@ -111,13 +111,23 @@ def embedding_rows(signs: Signs) -> Case | None:
 
 
 def _odd_rows(signs: Signs, path: str) -> Case | None:
-    """A table whose norm is far above that of a table whose rows are all alike."""
+    """A table that began, or became, far larger than one whose rows are all alike."""
     shape = signs.layers.shapes[path]
-    per_number = signs.layers.weight_norm(path, first=True) / math.sqrt(shape[0] * shape[1])
-    if not math.isfinite(per_number):
+    began = signs.layers.weight_norm(path, first=True)
+    each = began / math.sqrt(shape[0] * shape[1])
+    if not math.isfinite(each):
         return None
-    said = f"The numbers of {path} are about {per_number:.2g} at the start: some rows are far larger than the others."
-    return Case(0.97 * both(above(per_number, 1.5, 4.0), signs.wild_start[0]), (said,), signs.number(0))
+    grown = signs.layers.grown_more(path)
+    at_start = both(above(each, 1.5, 4.0), signs.wild_start[0])
+    later = 0.98 * both(above(grown, 4.0, 3.0), max(signs.harm, 1.0 if signs.onset is not None else 0.0))
+    if later > at_start:
+        said = (
+            f"The norm of {path} grew {signs.layers.grown(path):.3g} times, {grown:.3g} times as much as other layers."
+        )
+        first = signs.sudden_loss if signs.sudden_loss is not None else signs.onset
+        return Case(later, (said,), signs.number(first or 0))
+    said = f"The numbers of {path} were about {each:.2g} at the start: some rows are far larger than the others."
+    return Case(0.97 * at_start, (said,), signs.number(0))
 
 
 def vanishing(signs: Signs) -> Case | None:
@@ -125,7 +135,7 @@ def vanishing(signs: Signs) -> Case | None:
     event = signs.has_event("vanishing")
     if not path and not event:
         return None
-    stuck = 1.0 - signs.learned
+    stuck = signs.stuck
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
     confidence = both(max(starved, 0.6 * event), max(stuck, 0.3 * event, 0.05))
     said = [f"{path} gets {ratio:.2g} of the gradient, for its weights, that the best-fed layer gets."] if path else []
@@ -142,7 +152,7 @@ def dead_run(signs: Signs) -> Case | None:
     usual = USUAL_SHARE[signs.linear]
     moved = 0.0 if still else float(np.median(share))
     said = [f"A step moves the weights by {moved:.2g} of their norm, where about {usual:g} is usual."]
-    stuck = max(1.0 - signs.learned, 0.02)
+    stuck = max(signs.stuck, 0.02)
     rate, advice = signs.median("learning_rate", 0, len(signs)), ""
     if rate > 0 and moved > 0:
         advice = f"Raise the learning rate: try {_short(rate * usual / moved)} instead of {_short(rate)}."

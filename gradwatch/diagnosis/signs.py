@@ -30,7 +30,7 @@ JUMP = 2.5
 
 #: Shares of their norm by which a step of a healthy run moves the weights: of a linear optimizer what its gradient
 #: moves them if it is sustained (momentum included), of others what one update moves them.
-USUAL_SHARE = {True: 0.05, False: 0.01}
+USUAL_SHARE = {True: 0.05, False: 0.005}
 
 
 class Rise:
@@ -156,6 +156,14 @@ class Signs:
         found = np.flatnonzero(self.restless)
         return int(found[0]) if len(found) else None
 
+    @cached_property
+    def lost(self) -> int | None:
+        """The first step whose loss is twice that of the first one, or the `onset` where that comes first."""
+        loss = self.run["loss"]
+        with np.errstate(invalid="ignore"):
+            higher = np.flatnonzero(loss > 2.0 * loss[0]) if len(loss) and loss[0] > 0 else np.zeros(0, int)
+        return min((int(i) for i in (*higher[:1], self.onset) if i is not None), default=None)
+
     def moved_before(self, index: int, steps: int = 5) -> bool:
         """Whether a step right before this one was unusually long, so that the weights may explain what comes."""
         before = slice(max(0, index - steps), index)
@@ -189,7 +197,7 @@ class Signs:
             first = (far > 5.0) & (log > 2.5) & much
             then = (far > 3.0) & (log > 1.5) & much
         for i in np.flatnonzero(first[:-2] & then[1:-1] & then[2:]).tolist():
-            if not self.moved_before(i) and i not in self.broken:
+            if not (i and then[i - 1]) and not self.moved_before(i) and i not in self.broken:
                 return int(i)
         return None
 
@@ -256,7 +264,7 @@ class Signs:
         begin, end = self.run["loss"][0], self.median("loss", len(self) - len(self) // 4, len(self))
         broken = 0.9 if len(self.broken) > len(self) / 2 else 0.0
         worse = above(end / begin, 0.9, 12.0) if begin > 0 and end > 0 else 0.0
-        return max(1.0 - self.learned, broken, worse)
+        return max(self.stuck, broken, worse)
 
     @cached_property
     def wild_start(self) -> tuple[float, str]:
@@ -279,6 +287,11 @@ class Signs:
         1 minus the p value of the one-sided Mann-Whitney test. A loss of NaN counts as the largest.
         """
         return self.fell(0, len(self))
+
+    @property
+    def stuck(self) -> float:
+        """How sure it is that the loss does not fall, in [0, 1]: 0.5 where `learned` is 0.99."""
+        return above(1.0 - self.learned, 0.01, 1.5)
 
     def fell(self, begin: int, end: int) -> float:
         """As `learned`, between two steps."""

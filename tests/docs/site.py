@@ -2,8 +2,8 @@
 
     python tests/docs/site.py
 
-Ends with status 1 and a list of what is wrong. It needs the standard library alone: the environment that builds the site has
-neither pytest nor TensorFlow.
+Ends with status 1 and a list of what is wrong. It needs the standard library alone: the environment that builds the
+site has neither pytest nor TensorFlow.
 """
 
 from __future__ import annotations

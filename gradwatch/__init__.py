@@ -19,7 +19,8 @@ from gradwatch.core.snapshot import Event, Snapshot
 
 if TYPE_CHECKING:
     from gradwatch import exporters as exporters
-    from gradwatch import grafana, reading, testing
+    from gradwatch import grafana, reading, recovery, testing
+    from gradwatch import sinks as sinks
     from gradwatch import telemetry as telemetry
     from gradwatch import top as top
     from gradwatch.diagnosis.diagnose import diagnose
@@ -57,6 +58,8 @@ _MODULES = {
     "grafana": "gradwatch.grafana",
     "notify": "gradwatch.exporters.notify",
     "reading": "gradwatch.reading",
+    "recovery": "gradwatch.recovery",
+    "sinks": "gradwatch.sinks",
     "telemetry": "gradwatch.telemetry",  # the former place of reading and exporters
     "testing": "gradwatch.testing",
     "top": "gradwatch.top",
@@ -83,7 +86,9 @@ __all__ = [
     "policies",
     "push",
     "reading",
+    "recovery",
     "serve",
+    "sinks",
     "testing",
     "top",
     "watch",

@@ -13,15 +13,21 @@ from gradwatch.core.snapshot import VERDICTS
 APPLICATION_ID = 0x67726477
 
 #: Of the tables below. A reader refuses a newer one, and reads every older one.
-VERSION = 2
+VERSION = 1
 
 SUFFIX = ".sqlite"
 
-#: Columns of version 2.
-_NEW = ("input_rms", "target_rms", "replica_ratio", "replica")
-
 #: Columns of a step that are kept only where they change.
-SELDOM = ("learning_rate", "loss_scale", "reach", "update_ratio", *_NEW)
+SELDOM = (
+    "learning_rate",
+    "loss_scale",
+    "reach",
+    "update_ratio",
+    "input_rms",
+    "target_rms",
+    "replica_ratio",
+    "replica",
+)
 
 #: The share by which a number of `SELDOM` must differ to have changed: these are there to show what stands out.
 LEAST_CHANGE = {"input_rms": 0.05, "target_rms": 0.05, "replica_ratio": 0.05}

@@ -20,9 +20,8 @@ from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import distribution, facts, fused, inputs, rates, turns
+from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.reach import Weights
@@ -56,8 +55,7 @@ class DeviceState:
 
     def program(self) -> FusedGuard:
         """What steps the state, for the function that is being traced."""
-        jit_compile = self._jit_compile and not every_operation_is_checked()
-        return fused.program(self._guard, len(self.variables), jit_compile=jit_compile)
+        return fused.program(self._guard, len(self.variables), jit_compile=self._jit_compile)
 
     def vector(self) -> tf.Tensor:
         """The state as this replica has it."""
@@ -182,6 +180,7 @@ class Engine:
 
     # -- one step ---------------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def clip(
         self,
         grads: list[Gradient | None],
@@ -331,7 +330,11 @@ class Engine:
         if self.on_device is None:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
         # a SavedModel is written from a graph that captures nothing
-        state = self.on_device.pack() if tf.executing_eagerly() else tf.constant(outside_of_graphs(self.on_device.pack))
+        state = (
+            self.on_device.pack()
+            if tf.executing_eagerly()
+            else tf.constant(compat.outside_of_graphs(self.on_device.pack))
+        )
         return {"layout": tf.constant(self.on_device.fingerprint), "state": state}
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:

@@ -25,6 +25,7 @@ from gradwatch.record import recorder
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
 
@@ -41,7 +42,7 @@ class MonitorReading(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-class Monitor(tf.Module):
+class Monitor(Shown, tf.Module):
     """Watches and clips the gradients of one optimizer.
 
     Statistics, threshold, verdict and scaling are device ops over one state variable: no host sync per step,
@@ -106,7 +107,7 @@ class Monitor(tf.Module):
             )
         folder = recorder.folder_of(record)
         self._host.record = record
-        self._host.recorder = None if folder is None else recorder.Recorder(folder)
+        self._host.recorder = None if folder is None else recorder.Recorder(folder, report=recorder.wants_report())
         self._engine = Engine(
             self,
             guard,

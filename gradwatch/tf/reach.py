@@ -193,6 +193,7 @@ class Weights:
 
     # -- after the update ---------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def settle(self, variables: Sequence[Any] | None) -> None:
         """The update that `signals(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)
@@ -238,6 +239,7 @@ class Weights:
 
     # -- the loss -------------------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def tell(self, loss: Any) -> None:
         """The step that was judged last had this loss: the next one gets it as `norms.loss`."""
         if self.count and loss is not None:

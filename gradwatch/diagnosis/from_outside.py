@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from gradwatch.diagnosis.case import Case, above, both, steps_text
+from gradwatch.diagnosis.case import Case, above, both, others_text, steps_text
 from gradwatch.diagnosis.signs import Signs
 
 _NEAR = 20  # steps in which a cause shows
@@ -20,9 +20,9 @@ def nonfinite_input(signs: Signs) -> Case | None:
         which = "input" if np.isinf(signs.run["input_rms"][first]) else "target"
         hit = np.isin(odd, signs.broken)
         step = signs.number(first)
-        said = [f"The {which} of step {step} holds a NaN or Inf, as that of {steps_text(len(odd))} in all."]
+        said = [f"The {which} of step {step} holds a NaN or Inf{others_text(len(odd))}."]
         if hit.any():
-            said.append(f"The gradient of {steps_text(int(hit.sum()))} of them is NaN or Inf.")
+            said.append(f"The gradient is NaN or Inf in {steps_text(int(hit.sum()))} of that kind.")
         earlier = len(signs.broken) and signs.broken[0] < first
         return Case(0.45 if earlier else 0.97 if hit.any() else 0.3, tuple(said), step)
     if len(signs.broken) and not np.isfinite(signs.run["input_rms"]).any() and not _half(signs):
@@ -146,7 +146,7 @@ def odd_replica(signs: Signs) -> Case | None:
         if lasting or (np.isinf(ratio[first]) and first in signs.broken):
             step, middle = signs.number(first), float(np.exp(np.median(apart[rest])))
             which = f"replica {int(replica[first])}"
-            said = f"From step {step} on the gradient of {which} and those of the others differ {middle:.3g} times."
+            said = f"From step {step} on the gradients of {which} and of the others differ by a factor of {middle:.3g}."
             if np.isinf(ratio[first]):
                 said = f"At step {step} the gradient of {which} alone is NaN or Inf."
             return Case(0.95, (said,), step)
@@ -158,7 +158,7 @@ def loss_operation(signs: Signs) -> Case | None:
         return None
     first = int(signs.broken[0])
     step, loss = signs.number(first), signs.run["loss"][first]
-    said = [f"The gradient of step {step} is NaN or Inf, as that of {steps_text(len(signs.broken))} in all."]
+    said = [f"The gradient of step {step} holds a NaN or Inf{others_text(len(signs.broken))}."]
     known = not np.isnan(signs.run["input_rms"][first])
     if known:
         said.append("Input and target are finite.")

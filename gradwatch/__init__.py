@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from gradwatch.exporters.push import push
     from gradwatch.exporters.tensorboard import TensorBoard
     from gradwatch.reading.alerts import Alert
+    from gradwatch.record.event import BatchEvent, open_event
     from gradwatch.record.run import Run, open_run
+    from gradwatch.tf.blame import Blame, blame
     from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
@@ -37,11 +39,15 @@ __version__ = "0.1.0"
 # Imported at first use: TensorFlow takes seconds, and `gradwatch --help` or a look at gradwatch.core needs none of it.
 _NAMES = {
     "Alert": "gradwatch.reading.alerts",
+    "BatchEvent": "gradwatch.record.event",
+    "Blame": "gradwatch.tf.blame",
     "KerasCallback": "gradwatch.tf.keras",
     "Monitor": "gradwatch.tf.monitor",
     "Run": "gradwatch.record.run",
     "Server": "gradwatch.exporters.prometheus",
     "TensorBoard": "gradwatch.exporters.tensorboard",
+    "blame": "gradwatch.tf.blame",
+    "open_event": "gradwatch.record.event",
     "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
     "serve": "gradwatch.exporters.prometheus",
@@ -59,6 +65,8 @@ _MODULES = {
 
 __all__ = [
     "Alert",
+    "BatchEvent",
+    "Blame",
     "Decision",
     "Event",
     "KerasCallback",
@@ -67,10 +75,12 @@ __all__ = [
     "Server",
     "Snapshot",
     "TensorBoard",
+    "blame",
     "detectors",
     "errors",
     "grafana",
     "notify",
+    "open_event",
     "open_run",
     "policies",
     "push",

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
-    "gradwatch": """Alert Decision Event KerasCallback Monitor Run Server Snapshot TensorBoard detectors errors
-        grafana notify open_run policies push reading serve testing top watch""",
+    "gradwatch": """Alert BatchEvent Blame Decision Event KerasCallback Monitor Run Server Snapshot TensorBoard blame
+        detectors errors grafana notify open_event open_run policies push reading serve testing top watch""",
     "gradwatch.detectors": """DETECTORS Detector State default nonfinite parse parse_all saturated spike trend
         vanishing""",
     "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch RecordError

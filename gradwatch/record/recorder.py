@@ -7,6 +7,8 @@ tried again at every look; the steps of such a look are a gap in the record.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import re
 import sqlite3
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from gradwatch.core.snapshot import Event
 from gradwatch.errors import ConfigError
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.health import health
@@ -31,19 +34,25 @@ from gradwatch.reading.steps import StepCursor
 from gradwatch.reading.track import Source
 from gradwatch.reading.worker import Worker
 from gradwatch.record import facts
+from gradwatch.record.event import Kept, write_event
 from gradwatch.record.schema import SUFFIX
 from gradwatch.record.writer import Look, RunFile, shares_text
+
+logger = logging.getLogger("gradwatch")
 
 #: The folder of records, for who does not say `record=`.
 VARIABLE = "GRADWATCH_RECORD"
 
 _MOST_WAITING = 4  # looks that wait for the disk; beyond it the steps stay in the history
 _MOST_WORDS = 1000
+_MOST_BATCHES = 20  # files of one run: a run that explodes all day must not fill the disk
 _CLOSE_SECONDS = 10.0
 _NAN = float("nan")
 
 
 History = Callable[[], Mapping[str, np.ndarray]]
+#: Gives what the device kept of a step up to a given one, and forgets it; None where there is nothing.
+Collect = Callable[[float], "Kept | None"]
 
 
 def _do(job: Callable[[], None]) -> None:
@@ -92,6 +101,9 @@ class Recorder:
         self._events: dict[str, tuple[int, int]] = {}  # kind -> (episodes, step of the newest)
         self._time = 0.0  # of the look before
         self._put = self._done = 0  # looks
+        self._batches = 0
+        self._unwritten: tuple[Kept, Mapping[str, Any]] | None = None
+        self._name = self._run_id = ""
         self._active, self._ended = False, False
         self._pid = os.getpid()
 
@@ -100,6 +112,7 @@ class Recorder:
         source: Source,
         more_facts: Callable[[], Mapping[str, Any]],
         history: History,
+        collect: Collect | None = None,
     ) -> None:
         """The first step is being made; returns at once. Called again by a monitor that was reset, it goes on.
 
@@ -107,8 +120,9 @@ class Recorder:
           source: the monitor, which is held weakly.
           more_facts: about model, optimizer and policy; called once, from another thread.
           history: as `source.history`, without holding `source`: for the last steps of a monitor that is gone.
+          collect: gives the batch of an event, where batches are kept; does not hold `source` either.
         """
-        self._history = history
+        self._history, self._collect = history, collect
         if self._file is not None:
             return
         now = time.time()
@@ -122,6 +136,7 @@ class Recorder:
             return {**facts.of_process(), **told, **more_facts()}
 
         self._file = RunFile(self.path, known)
+        self._name, self._run_id = name, run_id
         self._source, self._time, self._pid = weakref.ref(source), now, os.getpid()
         weakref.finalize(source, self._orphan).atexit = False
         reader.listen(self._take)
@@ -183,6 +198,7 @@ class Recorder:
             if not _writing.put(partial(self._write, look)):
                 self._done += 1
                 self._failed("its writing thread takes no more")
+        self._take_batch(snapshot.steps, snapshot.last_events)
         return self._cursor.next_look_seconds()
 
     def _look(
@@ -229,7 +245,54 @@ class Recorder:
                 found = True
         return found
 
+    def _take_batch(self, up_to: float, events: Mapping[str, Event | None]) -> None:
+        """Empties the device's place for a batch, up to the step that the reading knows of, and has it written."""
+        if self._collect is None or self._put - self._done >= _MOST_WAITING:
+            return
+        if self._unwritten is not None:  # by a disk that did not take it; meanwhile the device keeps the next one
+            again, self._unwritten = self._unwritten, None
+            self._have_written(*again)
+            return
+        kept = self._collect(up_to)
+        if kept is None:
+            return
+        self._batches += 1
+        if self._batches > _MOST_BATCHES:
+            if self._batches == _MOST_BATCHES + 1:
+                logger.warning("monitor %r has kept %d batches: this run keeps no more", self._name, _MOST_BATCHES)
+            return
+        history = self._history()
+        at = np.flatnonzero(history["step"] == kept.step)
+        row = {name: float(column[at[0]]) if len(at) else _NAN for name, column in history.items()}
+        event = next((e for e in map(events.get, kept.kinds) if e is not None and e.step == kept.step), None)
+        told = {
+            "norm": row["norm"] if event is None else event.norm,
+            "threshold": row.get("threshold", _NAN) if event is None else event.threshold,
+            "loss": row.get("loss", _NAN),
+            "shares": {} if event is None else dict(event.shares),
+            "time": time.time(),
+            "monitor": self._name,
+            "run_id": self._run_id,
+        }
+        self._have_written(kept, told)
+
+    def _have_written(self, kept: Kept, told: Mapping[str, Any]) -> None:
+        self._put += 1
+        if not _writing.put(partial(self._write_batch, kept, told)):
+            self._done += 1
+            self._failed("its writing thread takes no more")
+
     # -- on the writing thread ---------------------------------------------------------------------------
+
+    def _write_batch(self, kept: Kept, told: Mapping[str, Any]) -> None:
+        assert self.path is not None
+        try:
+            write_event(self.path, kept, **told)
+        except OSError as error:
+            self._unwritten = (kept, told)
+            self._failed(str(error))
+        finally:
+            self._done += 1
 
     def _write(self, look: Look) -> None:
         assert self._file is not None
@@ -247,6 +310,7 @@ class Recorder:
         look = self._look(history(), {})
         over = not self._active and how == "finished"  # it was said when model.fit ended
         self._write(look if over else replace(look, ended=(look.time, how)))
+        self._take_batch(math.inf, {})
         with contextlib.suppress(OSError, sqlite3.Error):
             self._file.fold()
 

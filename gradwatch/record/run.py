@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import glob
 import json
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -54,6 +56,16 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 def files_of(folder: Path) -> list[Path]:
     """The records in a folder, newest first; the names begin with the time."""
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name, reverse=True)
+
+
+def batches_of(run: Path) -> tuple[Path, ...]:
+    """The files of the events of a run whose batch was kept, the earliest step first."""
+    found = {}
+    for path in run.parent.glob(f"{glob.escape(run.stem)}.event-*.npz"):
+        number = re.fullmatch(r"\.event-(\d+)\.npz", path.name[len(run.stem) :])
+        if number:
+            found[int(number[1])] = path
+    return tuple(found[step] for step in sorted(found))
 
 
 class Run:
@@ -148,6 +160,11 @@ class Run:
     def notes(self) -> dict[str, np.ndarray]:
         """step, time and text of `Monitor.note`, and of each return to a checkpoint."""
         return self._words("notes")
+
+    @property
+    def batches(self) -> tuple[Path, ...]:
+        """Files of the events whose batch was kept (`keep_batch=True`), the earliest first; see `open_event`."""
+        return batches_of(self.path)
 
     def to_pandas(self) -> Any:
         """`steps` as a pandas.DataFrame.

@@ -25,6 +25,7 @@ from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.kept import Keeper
 from gradwatch.tf.reach import Weights
 from gradwatch.tf.variables import VariableSet, first_difference
 
@@ -41,6 +42,7 @@ class DeviceState:
         self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
         self.state = distribution.in_scope(self._make)
         self.replaceable = False  # whether the next step may bring other variables
+        self.started: list[float] = [0.0, 0.0]  # the step that it goes on from, as the two limbs of a counter
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
@@ -72,6 +74,7 @@ class DeviceState:
         with tf.init_scope():
             self.state.assign(packed[: self.layout.size])
         self.weights.put(packed[self.layout.size :])
+        self.started = list(counters.limbs(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"], "steps"))
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""
@@ -100,6 +103,7 @@ class Engine:
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
       update_limit: see `Monitor`.
       recorder: takes the run from its first step on; None for no record.
+      keeper: keeps the batch of the step that alarmed; None to keep none.
 
     Attributes:
       on_device: the state, once the variables are known.
@@ -116,6 +120,7 @@ class Engine:
         alerts: bool = False,
         update_limit: float | None = None,
         recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
@@ -131,7 +136,7 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.recorder = recorder
+        self.recorder, self.keeper = recorder, keeper
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
@@ -174,7 +179,7 @@ class Engine:
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
             known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
-            self.recorder.begin(self._owner, known, built.history)
+            self.recorder.begin(self._owner, known, built.history, None if self.keeper is None else self.keeper.collect)
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -267,6 +272,11 @@ class Engine:
             scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
 
+    def keep(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """A call of the step with these arguments has ended: keep them where it alarmed and somebody wants them."""
+        if self.keeper is not None:
+            self.keeper.keep(self.on_device, args, keywords)
+
     # -- reading ----------------------------------------------------------------------------------------
 
     def tree(self) -> dict[str, Any]:
@@ -296,11 +306,16 @@ class Engine:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else rates.learning_rate_now(optimizer)
 
+    def _put(self, built: DeviceState, packed: np.ndarray) -> None:
+        built.put(packed)
+        if self.keeper is not None:
+            self.keeper.rebase(built.started)
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         self._pending, self.loss_scale = None, None
         if self.on_device is not None:
-            self.on_device.put(self.on_device.initial)
+            self._put(self.on_device, self.on_device.initial)
             self.on_device.replaceable = True
             if self.recorder is not None:
                 self.recorder.resume(0)
@@ -333,7 +348,7 @@ class Engine:
             vector = built.initial
         if self.recorder is not None:
             self.recorder.resume(built.steps_of(vector))
-        built.put(vector)
+        self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
 

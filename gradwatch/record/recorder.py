@@ -189,7 +189,10 @@ class Recorder:
             path: (norm, snapshot.layer_weight_norms.get(path, _NAN), snapshot.layer_update_ratio.get(path, _NAN))
             for path, norm in snapshot.layer_norms.items()
         }
-        look = self._look(source.history(), layers, told, snapshot.extra.get("learning_rate"), snapshot.loss_scale)
+        # the history is read later than the snapshot: a step that it alone knows is of the next look
+        history = source.history()
+        history = {name: column[history["step"] <= snapshot.steps] for name, column in history.items()}
+        look = self._look(history, layers, told, snapshot.extra.get("learning_rate"), snapshot.loss_scale)
         if reading.active != self._active:  # model.fit ends a run, and a next one goes on with it
             self._active = reading.active
             look = replace(look, ended=(None, None) if reading.active else (look.time, "finished"))

@@ -53,6 +53,8 @@ _NAN = float("nan")
 History = Callable[[], Mapping[str, np.ndarray]]
 #: Gives what the device kept of a step up to a given one, and forgets it; None where there is nothing.
 Collect = Callable[[float], "Kept | None"]
+#: Gives step -> variable -> numbers around an event, up to a given step and at the end of the run; see `Look.around`.
+Around = Callable[[int, bool], "Mapping[int, Mapping[str, tuple[float, float, float]]] | None"]
 
 
 def _do(job: Callable[[], None]) -> None:
@@ -113,16 +115,19 @@ class Recorder:
         more_facts: Callable[[], Mapping[str, Any]],
         history: History,
         collect: Collect | None = None,
+        around: Around | None = None,
     ) -> None:
         """The first step is being made; returns at once. Called again by a monitor that was reset, it goes on.
 
         Args:
           source: the monitor, which is held weakly.
           more_facts: about model, optimizer and policy; called once, from another thread.
-          history: as `source.history`, without holding `source`: for the last steps of a monitor that is gone.
+          history: as `source.history`, and learning_rate and loss_scale of each step where they are known; it does not
+            hold `source`, for the last steps of a monitor that is gone.
           collect: gives the batch of an event, where batches are kept; does not hold `source` either.
+          around: gives the variables' numbers around an event; does not hold `source` either.
         """
-        self._history, self._collect = history, collect
+        self._history, self._collect, self._around = history, collect, around
         if self._file is not None:
             return
         now = time.time()
@@ -190,13 +195,21 @@ class Recorder:
             for path, norm in snapshot.layer_norms.items()
         }
         # the history is read later than the snapshot: a step that it alone knows is of the next look
-        history = source.history()
+        history = self._history()
         history = {name: column[history["step"] <= snapshot.steps] for name, column in history.items()}
-        look = self._look(history, layers, told, snapshot.extra.get("learning_rate"), snapshot.loss_scale)
+        around = None if self._around is None else self._around(snapshot.steps, False)
+        look = self._look(
+            history,
+            layers,
+            told or around is not None,
+            around,
+            snapshot.extra.get("learning_rate"),
+            snapshot.loss_scale,
+        )
         if reading.active != self._active:  # model.fit ends a run, and a next one goes on with it
             self._active = reading.active
             look = replace(look, ended=(None, None) if reading.active else (look.time, "finished"))
-        if len(look.rows["step"]) or look.words or look.ended:
+        if len(look.rows["step"]) or look.words or look.ended or look.around:
             self._put += 1
             if not _writing.put(partial(self._write, look)):
                 self._done += 1
@@ -209,6 +222,7 @@ class Recorder:
         history: Mapping[str, np.ndarray],
         layers: Mapping[str, tuple[float, float, float]],
         told: bool = False,
+        around: Mapping[int, Mapping[str, tuple[float, float, float]]] | None = None,
         learning_rate: float | None = None,
         loss_scale: float | None = None,
     ) -> Look:
@@ -227,6 +241,7 @@ class Recorder:
             learning_rate=learning_rate,
             loss_scale=loss_scale,
             layers=layers,
+            around=around or {},
             words=words,
             told=told,
         )
@@ -310,7 +325,10 @@ class Recorder:
         assert self._file is not None
         reader.unlisten(self._take)
         reader.cancel_at_exit(self.close)
-        look = self._look(history(), {})
+        rows = history()
+        steps = rows["step"]
+        around = self._around(int(steps[-1]), True) if self._around is not None and len(steps) else None
+        look = self._look(rows, {}, around=around)
         over = not self._active and how == "finished"  # it was said when model.fit ended
         self._write(look if over else replace(look, ended=(look.time, how)))
         self._take_batch(math.inf, {})

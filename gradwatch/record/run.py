@@ -130,17 +130,33 @@ class Run:
         Raises:
           RecordError: there is no such variable.
         """
-        query = "SELECT step, time_ms / 1000.0, norm, weight_norm, update_ratio FROM layers WHERE variable = ?"
+        return self._of_variable("layers", variable)
+
+    def around(self, variable: str) -> dict[str, np.ndarray]:
+        """One variable step by step around each event, with the columns of `layers`: 16 steps before, 15 after it.
+
+        norm is that of each step. weight_norm and update_ratio are measured in each step after the event; up to it they
+        are the newest that were known. NaN where not known.
+
+        Raises:
+          RecordError: there is no such variable.
+        """
+        return self._of_variable("around", variable)
+
+    def _of_variable(self, table: str, variable: str) -> dict[str, np.ndarray]:
+        query = f"SELECT step, time_ms / 1000.0, norm, weight_norm, update_ratio FROM {table} WHERE variable = ?"
         with self._database() as db:
             found = db.execute("SELECT id FROM variables WHERE path = ?", (variable,)).fetchone()
-            rows = [] if found is None else db.execute(query, found).fetchall()
+            # a record of an earlier gradwatch has not all tables
+            there = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+            rows = [] if found is None or there is None else db.execute(query, found).fetchall()
         if found is None:
             known = self.variables
             near = difflib.get_close_matches(str(variable), known, 3) or known[:3]
             raise RecordError(f"the run has no variable {variable!r}; it has {len(known)}, such as {', '.join(near)}")
-        table = np.array(rows, np.float64).reshape(-1, 5)  # None becomes NaN
+        columns = np.array(rows, np.float64).reshape(-1, 5)  # None becomes NaN
         names = ("step", "time", "norm", "weight_norm", "update_ratio")
-        return {name: column.astype(np.int64) if name == "step" else column for name, column in zip(names, table.T)}
+        return {name: column.astype(np.int64) if name == "step" else column for name, column in zip(names, columns.T)}
 
     @property
     def events(self) -> dict[str, np.ndarray]:

@@ -57,6 +57,7 @@ class Look:
       loss_before: of the step before the first row, which is known only now; NaN where it is not.
       learning_rate, loss_scale: now; None where they are not known.
       layers: variable path -> (norm, weight norm, update ratio) at the last step, NaN where not known.
+      around: step -> variable path -> the same three, of the steps around an event.
       words: (table, values without the columns' names) of events, alerts and notes.
       told: whether something happened, so that the variables are worth their place.
       ended: when and how the run ended; (None, None): it goes on; None: as before.
@@ -69,6 +70,7 @@ class Look:
     learning_rate: float | None = None
     loss_scale: float | None = None
     layers: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    around: Mapping[int, Mapping[str, tuple[float, float, float]]] = field(default_factory=dict)
     words: Sequence[tuple[str, tuple[Any, ...]]] = ()
     told: bool = False
     ended: tuple[float | None, str | None] | None = None
@@ -224,7 +226,7 @@ class RunFile:
         unknown = np.full(len(steps), math.nan)
         columns: dict[str, Any] = {name: np.asarray(look.rows.get(name, unknown), np.float64) for name in NUMBERS}
         for name in ("learning_rate", "loss_scale"):
-            if getattr(look, name) is not None:
+            if name not in look.rows and getattr(look, name) is not None:
                 columns[name] = np.full(len(steps), float(getattr(look, name)))
         values = (
             _changes(column, after.seldom, name) if name in SELDOM else column.tolist()
@@ -236,8 +238,10 @@ class RunFile:
         after.steps += len(steps)
 
     def _add_layers(self, db: sqlite3.Connection, look: Look, after: _Written) -> None:
-        for path in look.layers.keys() - after.variables.keys():  # of another model, after a reset
-            after.variables[path] = _variable(db, path)
+        for layers in (look.layers, *look.around.values()):
+            for path in layers.keys() - after.variables.keys():  # of another model, after a reset
+                after.variables[path] = _variable(db, path)
+        self._add_around(db, look, after)
         room = _FIRST_LAYER_ROWS + _LAYER_ROWS_A_STEP * after.steps - after.layer_rows
         if after.last_step is None or (len(look.layers) > room and not look.told):
             return
@@ -245,6 +249,14 @@ class RunFile:
         rows = ((*at, after.variables[path], *numbers) for path, numbers in look.layers.items())
         db.executemany("INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?)", rows)
         after.layer_rows += len(look.layers)
+
+    def _add_around(self, db: sqlite3.Connection, look: Look, after: _Written) -> None:
+        rows = (
+            (step, round(1000 * look.time), after.variables[path], *numbers)
+            for step, layers in look.around.items()
+            for path, numbers in layers.items()
+        )
+        db.executemany("INSERT INTO around VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
 def _changes(column: np.ndarray, newest: dict[str, float], name: str) -> list[float | None]:

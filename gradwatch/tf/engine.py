@@ -20,20 +20,23 @@ from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import distribution, facts, fused, rates, turns
+from gradwatch.tf import compat, distribution, facts, fused, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.reach import Weights
+from gradwatch.tf.trail import UNKNOWN, Trail
 from gradwatch.tf.variables import VariableSet, first_difference
 
 
 class DeviceState:
     """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
 
-    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
+    def __init__(
+        self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool, recorded: bool
+    ) -> None:
         self.variables, self.weights = variables, weights
         weights.build(len(variables))
         self._guard, self._jit_compile = guard, jit_compile
@@ -41,6 +44,8 @@ class DeviceState:
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
         self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
         self.state = distribution.in_scope(self._make)
+        self.trail = Trail(self.layout, len(variables)) if recorded else None
+        weights.hurries = None if self.trail is None else self.trail.hurries
         self.replaceable = False  # whether the next step may bring other variables
         self.started: list[float] = [0.0, 0.0]  # the step that it goes on from, as the two limbs of a counter
 
@@ -87,6 +92,15 @@ class DeviceState:
     def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
         return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
+
+    def recorded_history(self) -> dict[str, np.ndarray]:
+        """`history` with learning rate and loss scale of each step."""
+        found = self.history()
+        return found if self.trail is None else {**found, **self.trail.rates_of(found["step"])}
+
+    def around(self, up_to: int, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
+        """See `Trail.around`."""
+        return None if self.trail is None else self.trail.around(self.variables.paths, up_to, over=over)
 
     def steps_of(self, packed: np.ndarray) -> int:
         """How many steps a state out of `pack` has seen."""
@@ -164,7 +178,8 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
+        recorded = self.recorder is not None
+        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile, recorded=recorded)
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -179,7 +194,8 @@ class Engine:
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
             known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
-            self.recorder.begin(self._owner, known, built.history, None if self.keeper is None else self.keeper.collect)
+            collect = None if self.keeper is None else self.keeper.collect
+            self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -216,11 +232,12 @@ class Engine:
         signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
+        told = None if self.recorder is None else _rates(optimizer, multiple)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums)
+            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums, told)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums)
+            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums, told)
         out: list[Gradient | None] = list(grads)
         for i in present:
             out[i] = scaled[i]
@@ -233,11 +250,12 @@ class Engine:
         signals: tf.Tensor,
         skips_itself: bool,
         sums: str,
+        told: tf.Tensor | None,
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, signals, skips_itself, sums)
-        return self._eager(grads, loss_scale, signals, skips_itself, sums)
+            return self._step(grads, loss_scale, signals, skips_itself, sums, told)
+        return self._eager(grads, loss_scale, signals, skips_itself, sums, told)
 
     def _step(
         self,
@@ -246,6 +264,7 @@ class Engine:
         signals: tf.Tensor,
         skips_itself: bool,
         sums: str,
+        told: tf.Tensor | None,
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.on_device, self.guard.policy
@@ -264,6 +283,9 @@ class Engine:
         with turns.one_at_a_time(self.run_id) as wrote:
             new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
+            if built.trail is not None and told is not None:
+                for written in built.trail.push(new_state, norms, built.weights.measured(), told):
+                    wrote(written)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
@@ -377,6 +399,13 @@ def _convert(gradient: Any) -> Gradient:
     if isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.convert_to_tensor(gradient)
+
+
+def _rates(optimizer: Any, loss_scale: tf.Tensor | None) -> tf.Tensor:
+    """Learning rate and loss scale of this step, as `Trail` takes them."""
+    rate = None if optimizer is None else compat.learning_rate(optimizer)
+    found = (rate, loss_scale)
+    return tf.stack([UNKNOWN if x is None else tf.cast(tf.convert_to_tensor(x), tf.float32) for x in found])
 
 
 def _nothing(variable: Any) -> Gradient:

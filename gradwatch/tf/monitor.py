@@ -357,6 +357,8 @@ class Monitor(tf.Module):
             weights = self._engine.on_device.weights
             children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
             kept_there = self._engine.keeper.variables if self._engine.keeper is not None else []
+            trail = self._engine.on_device.trail
+            kept_there += [] if trail is None else trail.variables
             children.update({f"gradwatch_kept_{i}": v for i, v in enumerate(kept_there)})
         return children
 

@@ -50,14 +50,14 @@ def fail_twice_then(recorded, reader, log):
 
 
 def test_a_step_between_the_snapshot_and_the_history_of_a_look_is_of_the_next_look(recorded):
-    real = recorded.history
+    real = recorded.recorder._history
 
     def history():
         if not recorded.state.steps:
             recorded.step()  # the training goes on while the reader reads
         return real()
 
-    recorded.history = history
+    recorded.recorder._history = history
     looks = []
     write = recorded.recorder._write
     recorded.recorder._write = lambda look: (looks.append(look), write(look))

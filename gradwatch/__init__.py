@@ -19,9 +19,12 @@ from gradwatch.core.snapshot import Event, Snapshot
 
 if TYPE_CHECKING:
     from gradwatch import exporters as exporters
-    from gradwatch import grafana, reading, testing
+    from gradwatch import grafana, reading, recovery, testing
+    from gradwatch import sinks as sinks
     from gradwatch import telemetry as telemetry
     from gradwatch import top as top
+    from gradwatch.diagnosis.diagnose import diagnose
+    from gradwatch.diagnosis.verdict import Cause, Diagnosis
     from gradwatch.exporters import notify
     from gradwatch.exporters.prometheus import Server, serve
     from gradwatch.exporters.push import push
@@ -41,6 +44,8 @@ _NAMES = {
     "Alert": "gradwatch.reading.alerts",
     "BatchEvent": "gradwatch.record.event",
     "Blame": "gradwatch.tf.blame",
+    "Cause": "gradwatch.diagnosis.verdict",
+    "Diagnosis": "gradwatch.diagnosis.verdict",
     "KerasCallback": "gradwatch.tf.keras",
     "Monitor": "gradwatch.tf.monitor",
     "Run": "gradwatch.record.run",
@@ -48,6 +53,7 @@ _NAMES = {
     "TensorBoard": "gradwatch.exporters.tensorboard",
     "blame": "gradwatch.tf.blame",
     "open_event": "gradwatch.record.event",
+    "diagnose": "gradwatch.diagnosis.diagnose",
     "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
     "serve": "gradwatch.exporters.prometheus",
@@ -58,6 +64,8 @@ _MODULES = {
     "grafana": "gradwatch.grafana",
     "notify": "gradwatch.exporters.notify",
     "reading": "gradwatch.reading",
+    "recovery": "gradwatch.recovery",
+    "sinks": "gradwatch.sinks",
     "telemetry": "gradwatch.telemetry",  # the former place of reading and exporters
     "testing": "gradwatch.testing",
     "top": "gradwatch.top",
@@ -67,7 +75,9 @@ __all__ = [
     "Alert",
     "BatchEvent",
     "Blame",
+    "Cause",
     "Decision",
+    "Diagnosis",
     "Event",
     "KerasCallback",
     "Monitor",
@@ -77,6 +87,7 @@ __all__ = [
     "TensorBoard",
     "blame",
     "detectors",
+    "diagnose",
     "errors",
     "grafana",
     "notify",
@@ -85,7 +96,9 @@ __all__ = [
     "policies",
     "push",
     "reading",
+    "recovery",
     "serve",
+    "sinks",
     "testing",
     "top",
     "watch",

@@ -24,7 +24,7 @@ _ADVICE = {
     "vanishing": "Look at these variables' activations (saturated, dead), at their initial values and at a learning "
     "rate schedule that has run out.",
     "nonfinite": "Look for a log, a square root or a division by zero in the loss, and for NaN in the input; "
-    "tf.debugging.enable_check_numerics() names the operation.",
+    "tf.debugging.enable_check_numerics() names the operation (without jit_compile).",
 }
 _OVERFLOW = "Lower the learning rate: the numbers grew until float32 could not hold them."
 _GRADUAL = "Lower the learning rate."

@@ -26,6 +26,7 @@ import numpy as np
 from gradwatch.record.schema import (
     APPLICATION_ID,
     GAP,
+    LEAST_CHANGE,
     NO_LONGER,
     NUMBERS,
     SELDOM,
@@ -226,8 +227,9 @@ class RunFile:
         unknown = np.full(len(steps), math.nan)
         columns: dict[str, Any] = {name: np.asarray(look.rows.get(name, unknown), np.float64) for name in NUMBERS}
         for name in ("learning_rate", "loss_scale"):
-            if name not in look.rows and getattr(look, name) is not None:
-                columns[name] = np.full(len(steps), float(getattr(look, name)))
+            if getattr(look, name) is not None:
+                column = columns[name]
+                columns[name] = np.where(np.isnan(column), float(getattr(look, name)), column)
         values = (
             _changes(column, after.seldom, name) if name in SELDOM else column.tolist()
             for name, column in columns.items()
@@ -262,9 +264,18 @@ class RunFile:
 def _changes(column: np.ndarray, newest: dict[str, float], name: str) -> list[float | None]:
     """The column, which is not empty, with None wherever a number is that of the row before."""
     known = np.where(np.isnan(column), NO_LONGER, column)
-    before = np.append(newest.get(name, NO_LONGER), known[:-1])
-    newest[name] = float(known[-1])
-    out: list[float | None] = np.where(known == before, None, known.astype(object)).tolist()
+    before, share = newest.get(name, float(NO_LONGER)), LEAST_CHANGE.get(name, 0.0)
+    out: list[float | None]
+    if not share:
+        newest[name] = float(known[-1])
+        out = np.where(known == np.append(before, known[:-1]), None, known.astype(object)).tolist()
+        return out
+    out = []
+    for x in known.tolist():
+        same = x == before or (x > 0 < before and abs(x - before) < share * before < math.inf)
+        out.append(None if same else x)
+        before = before if same else x
+    newest[name] = before
     return out
 
 
@@ -279,6 +290,19 @@ def _put(db: sqlite3.Connection, **facts: Any) -> None:
     db.executemany("INSERT OR IGNORE INTO variables (path, shape) VALUES (?, ?)", shapes)
     rows = ((key, json.dumps(value, default=str)) for key, value in facts.items())
     db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+
+
+def keep(path: Path, **facts: Any) -> None:
+    """Puts facts into a record that is there; whoever writes it meanwhile waits a moment.
+
+    Raises:
+      OSError, sqlite3.Error: the disk did not take them.
+    """
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    with contextlib.closing(sqlite3.connect(address, _BUSY_SECONDS, isolation_level=None, uri=True)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        _put(db, **facts)
+        db.execute("COMMIT")
 
 
 def shares_text(shares: Mapping[str, float]) -> str:

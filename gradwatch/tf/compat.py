@@ -7,13 +7,16 @@ nobody calls it any more, so `distribution` and `accumulation` count the calls o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context as _eager
 
 from gradwatch.errors import UnsupportedError
 
@@ -115,6 +118,21 @@ PRIVATE_NAMES: dict[str, PrivateName] = {
         "tensorflow.python.ops.control_flow_util",
         lambda: _xla_probe() is not None,
         "steps of several threads in one plain tf.function are not kept apart: some may be lost from the statistics",
+    ),
+    "invoking_op_callbacks": PrivateName(
+        "tensorflow.python.eager.context",
+        lambda: hasattr(_eager.context(), "invoking_op_callbacks"),
+        "under tf.debugging.enable_check_numerics a watched step ends with an error about a number of the monitor's",
+    ),
+    "eager_mode": PrivateName(
+        "tensorflow.python.eager.context",
+        lambda: hasattr(_eager, "eager_mode"),
+        "tf.saved_model.save refuses a module that holds a monitor",
+    ),
+    "_trackable_children": PrivateName(
+        "keras.optimizers.Optimizer",
+        _of_optimizers("_trackable_children"),
+        "tf.saved_model.save refuses a module with a watched step unless the monitor is an attribute of the module",
     ),
     "_serialize_to_tensors": PrivateName(
         "tf.Module",
@@ -245,6 +263,20 @@ def _make_hyperparameters(optimizer: Any) -> None:
         optimizer._create_hypers()
 
 
+def add_exported_parts(cls: type, parts: Callable[[Any], dict[str, Any]]) -> None:
+    """`parts(object)` are parts of each object of the class too, by name, when it is written into a SavedModel."""
+    original = getattr(cls, "_trackable_children", None)
+    if original is None or hasattr(original, "_gradwatch"):
+        return
+
+    def trackable_children(self: Any, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        children: dict[str, Any] = original(self, save_type, **options)
+        return {**children, **parts(self)} if save_type == "savedmodel" else children
+
+    trackable_children._gradwatch = True  # type: ignore[attr-defined]
+    cls._trackable_children = trackable_children  # type: ignore[attr-defined]
+
+
 # -- tf.function ------------------------------------------------------------------------------------------
 
 
@@ -276,6 +308,31 @@ def _xla_probe() -> Callable[[Any], bool] | None:
     except ImportError:
         return None
     return getattr(control_flow_util, "GraphOrParentsInXlaContext", None)
+
+
+@contextlib.contextmanager
+def unseen_by_debuggers() -> Iterator[None]:
+    """What is run or traced inside is hidden from `tf.debugging.enable_check_numerics` and its like.
+
+    The monitor computes with NaN and Inf where something is not known or not bounded, and XLA has no kernel for the
+    operations that a debugger adds. TensorFlow has this flag so that a debugger does not look at its own operations.
+    """
+    here = _eager.context()
+    if getattr(here, "invoking_op_callbacks", True) or not getattr(here, "op_callbacks", None):
+        yield
+        return
+    here.invoking_op_callbacks = True
+    try:
+        yield
+    finally:
+        here.invoking_op_callbacks = False
+
+
+def outside_of_graphs(read: Callable[[], tf.Tensor]) -> np.ndarray:
+    """The value of `read()`, run outside of the graph that is being built."""
+    require("eager_mode")
+    with _eager.eager_mode():
+        return read().numpy()
 
 
 # -- model.fit --------------------------------------------------------------------------------------------

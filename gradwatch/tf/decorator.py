@@ -185,9 +185,11 @@ def _scoped(
             return step(*args, **kwargs)  # somebody looks at its gradients: it is no step of the training
         for scope in scopes:
             scope.enter()
+            scope.monitor._hidden.inputs.expect((args, kwargs), (args, kwargs))
         with watchers.watching(in_context):
             result = step(*args, **kwargs)
         for scope in scopes:
+            scope.monitor._hidden.inputs.forget()
             if not scope.leave():
                 watchers.refuse_blindness(scope)
         losses.tell([scope.monitor for scope in scopes], result, loss)

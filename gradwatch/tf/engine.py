@@ -15,19 +15,18 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
-from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import compat, distribution, facts, fused, rates, turns
+from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.devices import every_operation_is_checked, outside_of_graphs
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.reach import Weights
-from gradwatch.tf.trail import UNKNOWN, Trail
+from gradwatch.tf.trail import Trail
 from gradwatch.tf.variables import VariableSet, first_difference
 
 
@@ -63,8 +62,7 @@ class DeviceState:
 
     def program(self) -> FusedGuard:
         """What steps the state, for the function that is being traced."""
-        jit_compile = self._jit_compile and not every_operation_is_checked()
-        return fused.program(self._guard, len(self.variables), jit_compile=jit_compile)
+        return fused.program(self._guard, len(self.variables), jit_compile=self._jit_compile)
 
     def vector(self) -> tf.Tensor:
         """The state as this replica has it."""
@@ -94,9 +92,9 @@ class DeviceState:
         return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
 
     def recorded_history(self) -> dict[str, np.ndarray]:
-        """`history` with learning rate and loss scale of each step."""
+        """`history` with the loss scale of each step."""
         found = self.history()
-        return found if self.trail is None else {**found, **self.trail.rates_of(found["step"])}
+        return found if self.trail is None else {**found, "loss_scale": self.trail.loss_scales(found["step"])}
 
     def around(self, up_to: int, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
         """See `Trail.around`."""
@@ -121,6 +119,7 @@ class Engine:
 
     Attributes:
       on_device: the state, once the variables are known.
+      inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
     """
@@ -138,6 +137,7 @@ class Engine:
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
+        self.inputs = inputs.Inputs()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -193,12 +193,15 @@ class Engine:
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
-            known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
+            known = functools.partial(
+                facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
+            )
             collect = None if self.keeper is None else self.keeper.collect
             self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
     # -- one step ---------------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def clip(
         self,
         grads: list[Gradient | None],
@@ -229,15 +232,17 @@ class Engine:
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
-        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        known = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
+        signals = tf.stack([*known, *told])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
-        told = None if self.recorder is None else _rates(optimizer, multiple)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums, told)
+            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums)
             self.host_seconds += time.perf_counter() - began
         else:
-            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums, told)
+            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums)
         out: list[Gradient | None] = list(grads)
         for i in present:
             out[i] = scaled[i]
@@ -250,12 +255,11 @@ class Engine:
         signals: tf.Tensor,
         skips_itself: bool,
         sums: str,
-        told: tf.Tensor | None,
     ) -> tuple[list[Gradient], Decision]:
         if distribution.replicas() > 1:
             # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, signals, skips_itself, sums, told)
-        return self._eager(grads, loss_scale, signals, skips_itself, sums, told)
+            return self._step(grads, loss_scale, signals, skips_itself, sums)
+        return self._eager(grads, loss_scale, signals, skips_itself, sums)
 
     def _step(
         self,
@@ -264,12 +268,14 @@ class Engine:
         signals: tf.Tensor,
         skips_itself: bool,
         sums: str,
-        told: tf.Tensor | None,
     ) -> tuple[list[Gradient], Decision]:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.on_device, self.guard.policy
         assert built is not None
         whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums != distribution.DONE and distribution.replicas() > 1:
+            odd = inputs.odd_replica(_gradients.norms(grads))
+            signals = tf.stack([*tf.unstack(signals)[: -len(odd)], *odd])
         if sums == distribution.HAND_ON:
             grads = whole
         norms = applied = _gradients.norms(whole)
@@ -283,8 +289,8 @@ class Engine:
         with turns.one_at_a_time(self.run_id) as wrote:
             new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
-            if built.trail is not None and told is not None:
-                for written in built.trail.push(new_state, norms, built.weights.measured(), told):
+            if built.trail is not None:
+                for written in built.trail.push(new_state, norms, built.weights.measured(), loss_scale):
                     wrote(written)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
@@ -333,6 +339,13 @@ class Engine:
         if self.keeper is not None:
             self.keeper.rebase(built.started)
 
+    def facts(self) -> dict[str, Any]:
+        """See `gradwatch.tf.facts.of`; empty before the first step."""
+        if self.on_device is None:
+            return {}
+        variables = self.on_device.variables
+        return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         self._pending, self.loss_scale = None, None
@@ -350,7 +363,11 @@ class Engine:
         if self.on_device is None:
             return {"layout": tf.constant(""), "state": tf.zeros([0])}
         # a SavedModel is written from a graph that captures nothing
-        state = self.on_device.pack() if tf.executing_eagerly() else tf.constant(outside_of_graphs(self.on_device.pack))
+        state = (
+            self.on_device.pack()
+            if tf.executing_eagerly()
+            else tf.constant(compat.outside_of_graphs(self.on_device.pack))
+        )
         return {"layout": tf.constant(self.on_device.fingerprint), "state": state}
 
     def restore(self, restored: Mapping[str, tf.Tensor]) -> None:
@@ -399,13 +416,6 @@ def _convert(gradient: Any) -> Gradient:
     if isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.convert_to_tensor(gradient)
-
-
-def _rates(optimizer: Any, loss_scale: tf.Tensor | None) -> tf.Tensor:
-    """Learning rate and loss scale of this step, as `Trail` takes them."""
-    rate = None if optimizer is None else compat.learning_rate(optimizer)
-    found = (rate, loss_scale)
-    return tf.stack([UNKNOWN if x is None else tf.cast(tf.convert_to_tensor(x), tf.float32) for x in found])
 
 
 def _nothing(variable: Any) -> Gradient:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.tf.devices import compiled_by_xla, every_operation_is_checked, has_accelerator
+from gradwatch.tf.devices import compiled_by_xla, has_accelerator
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
@@ -51,7 +51,7 @@ def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
     if compiled_by_xla():
         return _in_double(arrays)
     if has_accelerator():
-        return _in_double(arrays) if every_operation_is_checked() else _compiled(arrays)
+        return _compiled(arrays)
     small, large = _by_size(arrays)
     parts = [_of_small([arrays[i] for i in small])] if small else []
     if large:

@@ -15,7 +15,7 @@ from keras.optimizers import Optimizer as _Optimizer
 
 from gradwatch.core.guard import SKIP
 from gradwatch.errors import NothingToWatch
-from gradwatch.tf import accumulation, capture, compat, distribution, legacy, updates, watchers
+from gradwatch.tf import accumulation, capture, compat, distribution, exports, legacy, updates, watchers
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -23,6 +23,7 @@ from gradwatch.tf.skip import apply_or_keep
 def install() -> None:
     """Hook the update on each optimizer class that defines it. Classes made later inherit the hook."""
     _install(_base(), "apply", _hooked)
+    exports.install()
     for root in legacy.roots():
         _install(root, "apply_gradients", _hooked_legacy)
 
@@ -122,6 +123,8 @@ def _apply(
     sums: str,
 ) -> Any:
     """`update(optimizer, grads, variables)` with the gradients that the monitor lets through."""
+    if not tf.executing_eagerly():
+        exports.remember(optimizer, monitor)
     if variables is not None and hasattr(optimizer, "optimizers") and not optimizer.built:
         # MultiOptimizer learns only here which optimizers it wraps
         optimizer.build(variables)

@@ -26,6 +26,7 @@ from gradwatch.tf import capture, kept, reported
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
 
@@ -42,7 +43,7 @@ class MonitorReading(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-class Monitor(tf.Module):
+class Monitor(Shown, tf.Module):
     """Watches and clips the gradients of one optimizer.
 
     Statistics, threshold, verdict and scaling are device ops over one state variable: no host sync per step,
@@ -116,7 +117,7 @@ class Monitor(tf.Module):
             )
         folder = recorder.folder_of(record)
         self._host.record = record
-        self._host.recorder = None if folder is None else recorder.Recorder(folder)
+        self._host.recorder = None if folder is None else recorder.Recorder(folder, report=recorder.wants_report())
         keeper = kept.keeper_of(keep_batch, batch_bytes, weights, recorded=folder is not None)
         self._engine = Engine(
             self,
@@ -151,6 +152,12 @@ class Monitor(tf.Module):
     def run_info(self) -> Mapping[str, str]:
         """Facts about the run, for labels: run_name, strategy, replicas, precision, policy."""
         return dict(self._engine.run_info)
+
+    @property
+    def run_facts(self) -> dict[str, Any]:
+        """What is known of the training: policy, detectors, optimizer and its settings, variables (path -> shape), \
+strategy, replicas, precision; empty before the first step."""
+        return self._engine.facts()
 
     @property
     def host_seconds(self) -> float:

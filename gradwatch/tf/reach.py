@@ -90,7 +90,7 @@ class Weights:
 
     Attributes:
       count: how many variables have a gradient; 0 before `build`.
-      state: norms and newest ratios of the variables, then `_SCALARS`; shape [2 * count + 4].
+      state: norms, newest ratios and first norms of the variables, then `_SCALARS`; shape [3 * count + 4].
       loss: of the newest step, shape (); `NO_LOSS` where it is not known.
       hurries: says in the graph whether to look in this step although it is not time; None: never.
     """
@@ -106,8 +106,8 @@ class Weights:
         """Make the variables, once it is known how many gradients there are."""
         self.count = count
         self._functions.clear()
-        self.initial: np.ndarray = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
-        self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
+        self.initial: np.ndarray = np.full(3 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
+        self.initial[3 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
         self.state: tf.Variable
         self.loss: tf.Variable
         self.state, self.loss = distribution.in_scope(self._make)
@@ -130,8 +130,8 @@ class Weights:
 
     def signals(
         self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
-    ) -> tf.Tensor:
-        """What `FusedGuard.step` wants to know beside the norms, shape [4]; looks at the weights where it is time.
+    ) -> list[Any]:
+        """What `FusedGuard.step` wants to know beside the norms, four numbers; looks at the weights where it is time.
 
         Args:
           variables: of the gradients, in their order; None when they are not known.
@@ -146,7 +146,7 @@ class Weights:
         self.loss.assign(self._pending())
         if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
             ratio = tf.convert_to_tensor(self.state)[1 - len(_SCALARS)]
-            return tf.stack([NO_REACH, 1.0, loss, ratio])
+            return [NO_REACH, 1.0, loss, ratio]
         kind, moving, rate = _motion(optimizer, variables)
         moving = tuple(sorted(set(moving) & set(present)))
         total, ratio, update = self._in_function(
@@ -155,49 +155,51 @@ class Weights:
         if follow:
             self._here.update = _Update(_graph(), tuple(present), *update)
         top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
-        return tf.stack([top, rate, loss, ratio])
+        return [top, rate, loss, ratio]
 
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
-        norms, ratios, (rest, ratio, *limited) = self._parts()
+        norms, ratios, first, (rest, ratio, *limited) = self._parts()
         due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
         places = _places(variables)
 
-        def look() -> tuple[tf.Tensor, tf.Tensor]:
+        def look() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
             found = _lengths(x, places if _predicates_travel() else None)
-            return found, _concat(x, places) if follow else tf.zeros([0])
+            return found, tf.where(first < 0.0, found, first), _concat(x, places) if follow else tf.zeros([0])
 
-        def keep() -> tuple[tf.Tensor, tf.Tensor]:
-            return norms, tf.zeros([sum(p.size for p in places) if follow else 0])
+        def keep() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            return norms, first, tf.zeros([sum(p.size for p in places) if follow else 0])
 
         if self.limit is not None:
-            norms, _ = look()
+            norms, first, _ = look()
             before: Any = [tf.identity(tf.convert_to_tensor(v)) for v in variables] if follow else []
         elif _predicates_travel():
-            norms, before = look()
+            norms, first, before = look()
         else:
-            norms, before = tf.cond(due, look, keep)
+            norms, first, before = tf.cond(due, look, keep)
         rest = tf.where(due, EVERY - 1.0, rest - 1.0)
         if not follow:
-            self._write(norms, ratios, [rest, ratio, *limited])
+            self._write(norms, ratios, first, [rest, ratio, *limited])
         total = weight_norm(TENSORFLOW, _some(norms, moving), _initial(variables, moving)) if moving else NO_REACH
         # what follows writes once for both: each op counts in a step of a millisecond
-        return total, ratio, (due, before, (norms, ratios, [rest, ratio, *limited])) if follow else ()
+        return total, ratio, (due, before, (norms, ratios, first, [rest, ratio, *limited])) if follow else ()
 
     def measured(self) -> tf.Tensor:
         """Norms and newest update ratios of the variables, shape [2 * count]; `UNKNOWN` where there is none."""
         return tf.convert_to_tensor(self.state)[: 2 * self.count]
 
-    def _parts(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Norms and ratios of the variables, and `_SCALARS`."""
-        norms, ratios, scalars = tf.split(tf.convert_to_tensor(self.state), [self.count, self.count, len(_SCALARS)])
-        return norms, ratios, tf.unstack(scalars)
+    def _parts(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Norms, ratios and first norms of the variables, and `_SCALARS`."""
+        *found, scalars = tf.split(tf.convert_to_tensor(self.state), [*[self.count] * 3, len(_SCALARS)])
+        norms, ratios, first = found
+        return norms, ratios, first, tf.unstack(scalars)
 
-    def _write(self, norms: tf.Tensor, ratios: tf.Tensor, scalars: Sequence[tf.Tensor]) -> None:
-        self.state.assign(tf.concat([norms, ratios, tf.stack(scalars)], 0))
+    def _write(self, norms: tf.Tensor, ratios: tf.Tensor, first: tf.Tensor, scalars: Sequence[tf.Tensor]) -> None:
+        self.state.assign(tf.concat([norms, ratios, first, tf.stack(scalars)], 0))
 
     # -- after the update ---------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def settle(self, variables: Sequence[Any] | None) -> None:
         """The update that `signals(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)
@@ -208,7 +210,7 @@ class Weights:
         self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.parts)
 
     def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, parts: Any) -> None:
-        norms, ratios, (rest, ratio, low, high) = parts
+        norms, ratios, first, (rest, ratio, low, high) = parts
         places = _places(variables)
 
         def shares(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -239,10 +241,11 @@ class Weights:
             low = low + tf.cast(over, tf.float32)
             carry = tf.cast(low >= LIMB, tf.float32)
             low, high = low - carry * LIMB, high + carry
-        self._write(norms, ratios, [rest, ratio, low, high])
+        self._write(norms, ratios, first, [rest, ratio, low, high])
 
     # -- the loss -------------------------------------------------------------------------------------------
 
+    @compat.unseen_by_debuggers()
     def tell(self, loss: Any) -> None:
         """The step that was judged last had this loss: the next one gets it as `norms.loss`."""
         if self.count and loss is not None:
@@ -279,12 +282,13 @@ class Weights:
         if not self.count:
             return {}
         vector = tf.convert_to_tensor(self.state).numpy()
-        scalars = dict(zip(_SCALARS, vector[2 * self.count :].tolist()))
-        norms, ratios = (zip(paths, part.tolist()) for part in np.split(vector[: 2 * self.count], 2))
+        scalars = dict(zip(_SCALARS, vector[3 * self.count :].tolist()))
+        norms, ratios, first = (zip(paths, part.tolist()) for part in np.split(vector[: 3 * self.count], 3))
         return {
             "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
             "layer_update_ratio": {path: x for path, x in ratios if x >= 0.0},
             "layer_weight_norms": {path: x for path, x in norms if x >= 0.0},
+            "layer_first_weight_norms": {path: x for path, x in first if x >= 0.0},
             "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
         }
 

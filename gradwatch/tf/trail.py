@@ -1,7 +1,7 @@
 """What only a recorded run needs of each step, kept on the device until the host looks.
 
-Learning rate and loss scale of the last 1,024 steps, beside the history; and each variable's numbers of the 32 steps
-around an event, in a ring that stops 15 steps after an event began and goes on once the host has read it.
+The loss scale of the last 1,024 steps, beside the history; and each variable's numbers of the 32 steps around an event,
+in a ring that stops 15 steps after an event began and goes on once the host has read it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from gradwatch.tf.ops import TENSORFLOW
 #: Steps that are kept around an event, and how many of them come after the one at which it began.
 AROUND, AFTER = 32, 15
 
-UNKNOWN = -1.0  # of a rate or a loss scale: the device holds no NaN
+UNKNOWN = -1.0  # in place of NaN, which the device does not hold
 
-_RATES = ("step", "learning_rate", "loss_scale")
 _RUNNING = -1.0  # the ring goes on; else the steps that it still takes, 0 where it has stopped
 
 
@@ -43,7 +42,7 @@ class Trail:
         self._places = [fields["count", limb] + steps for limb in ("low", "high")]
         self._places += [fields["episodes", kind, f"step_{limb}"] for limb in ("low", "high") for kind in KINDS]
         self._count, self._width = count, 1 + 3 * count
-        self._rates, self._ring, self._left, self._collected = distribution.in_scope(self._make)
+        self._scales, self._ring, self._left, self._collected = distribution.in_scope(self._make)
 
     def _make(self) -> tuple[tf.Variable, ...]:
         def variable(value: Any, name: str) -> tf.Variable:
@@ -58,7 +57,7 @@ class Trail:
             )
 
         return (
-            variable(np.full(HISTORY * len(_RATES), UNKNOWN), "gradwatch_rates"),
+            variable(np.full(2 * HISTORY, UNKNOWN), "gradwatch_scales"),  # low limb of the step, loss scale
             variable(np.full(AROUND * self._width, UNKNOWN), "gradwatch_around"),
             variable(np.array([_RUNNING, 0.0]), "gradwatch_left"),  # and the number of the event
             variable(0.0, "gradwatch_read"),
@@ -67,7 +66,7 @@ class Trail:
     @property
     def variables(self) -> list[tf.Variable]:
         """All of them, for an export."""
-        return [self._rates, self._ring, self._left, self._collected]
+        return [self._scales, self._ring, self._left, self._collected]
 
     # -- the step ---------------------------------------------------------------------------------------
 
@@ -75,19 +74,20 @@ class Trail:
         """Whether the weights are to be looked at in this step: an event has just begun."""
         return tf.convert_to_tensor(self._left)[0] > 0.5
 
-    def push(self, state: tf.Tensor, norms: tf.Tensor, weights: tf.Tensor, rates: tf.Tensor) -> list[Any]:
+    def push(self, state: tf.Tensor, norms: tf.Tensor, weights: tf.Tensor, loss_scale: tf.Tensor | None) -> list[Any]:
         """One step has been judged; returns what was assigned.
 
         Args:
           state: after it.
           norms: of the gradients, shape [count].
           weights: norms and update ratios of the variables as the step before left them, shape [2 * count].
-          rates: learning rate and loss scale, shape [2]; `UNKNOWN` where there is none.
+          loss_scale: shape (); None where there is none.
         """
         low, high, *begun = tf.unstack(tf.gather(state, self._places))
         lows, highs = tf.stack(begun[: len(KINDS)]), tf.stack(begun[len(KINDS) :])
         began = tf.reduce_any(tf.equal(lows, low) & tf.equal(highs, high))
-        all_rates = tf.concat([tf.convert_to_tensor(self._rates)[len(_RATES) :], low[None], rates], 0)
+        scale = tf.stack([low, UNKNOWN if loss_scale is None else loss_scale])
+        scales = tf.concat([tf.convert_to_tensor(self._scales)[2:], scale], 0)
         left, number = tf.unstack(tf.convert_to_tensor(self._left))
         collected, ring = tf.convert_to_tensor(self._collected), tf.convert_to_tensor(self._ring)
         left = tf.where(tf.equal(left, 0.0) & (number <= collected), _RUNNING, left)
@@ -99,20 +99,19 @@ class Trail:
         with tf.control_dependencies([getattr(self._ring.assign(pushed), "op", pushed)]):
             # says that the ring has stopped, so it comes last
             stopped = self._left.assign(tf.stack([left, number]))
-        return [self._rates.assign(all_rates), stopped]
+        return [self._scales.assign(scales), stopped]
 
     # -- the host ---------------------------------------------------------------------------------------
 
-    def rates_of(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Learning rate and loss scale of these steps, which follow one another; NaN where they are not known."""
-        rows = tf.convert_to_tensor(self._rates).numpy().reshape(-1, len(_RATES))
-        low = rows[:, 0].astype(np.int64)
-        places = len(low) - 1 - (low[-1] - steps) % int(LIMB)
-        inside = (places >= 0) & (low[np.maximum(places, 0)] == steps % int(LIMB))
-        found = rows[np.where(inside, places, 0)]
-        good = inside[:, None] & (found >= 0.0)
-        numbers = np.where(good, found, np.nan).astype(np.float64)
-        return {name: numbers[:, i] for i, name in enumerate(_RATES) if i}
+    def loss_scales(self, steps: np.ndarray) -> np.ndarray:
+        """The loss scales of these steps, which follow one another; NaN where they are not known."""
+        low, scales = tf.convert_to_tensor(self._scales).numpy().astype(np.float64).reshape(-1, 2).T
+        wanted = steps % int(LIMB)
+        # the rings are read one after the other: this one may have gone on meanwhile
+        places = np.asarray(len(low) - 1 - (low[-1] - wanted) % LIMB, np.int64)
+        inside = (places >= 0) & (low[np.maximum(places, 0)] == wanted)
+        found = np.where(inside, scales[np.maximum(places, 0)], UNKNOWN)
+        return np.where(found < 0.0, np.nan, found)
 
     def around(self, paths: Sequence[str], up_to: int, *, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
         """step -> variable path -> (norm, weight norm, update ratio) around an event, and the ring goes on.

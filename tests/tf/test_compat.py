@@ -34,7 +34,7 @@ def test_a_name_that_is_gone_is_refused_with_what_would_happen(name, monkeypatch
 
 def test_no_private_name_of_keras_is_used_outside_of_compat():
     # names that Keras and TensorFlow look for in our classes are not used but defined
-    defined = {"_serialize_to_tensors", "_restore_from_tensors", "_implements_train_batch_hooks"}
+    defined = {"_serialize_to_tensors", "_restore_from_tensors", "_implements_train_batch_hooks", "_trackable_children"}
     public = {"make_train_function", "outer_graph", "python_function"}
     for path in PACKAGE.rglob("*.py"):
         if path.name == "compat.py":

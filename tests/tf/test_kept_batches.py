@@ -13,6 +13,7 @@ from support import HOST_OPS, MODES, batches, model, one_variable_step, op_types
 import gradwatch
 from gradwatch.errors import ConfigError, RecordError
 from gradwatch.reading.reader import reader
+from gradwatch.record import batches as kept_files
 from gradwatch.record import recorder
 
 SPIKE = 9
@@ -324,7 +325,7 @@ def test_a_second_event_waits_for_the_host_and_does_not_replace_the_first(folder
 
 
 def test_a_run_keeps_a_bounded_number_of_batches(folder, monkeypatch, caplog):
-    monkeypatch.setattr(recorder, "_MOST_BATCHES", 2)
+    monkeypatch.setattr(kept_files, "MOST", 2)
     step = step_of(lambda w, x: w * tf.reduce_sum(x), record=folder, keep_batch=True)
     for _ in range(4):
         step(tf.ones([2]))
@@ -338,7 +339,7 @@ def test_a_disk_that_takes_no_batch_does_not_stop_the_training(folder, monkeypat
     def full(*args, **keywords):
         raise OSError("no space left")
 
-    monkeypatch.setattr(recorder, "write_event", full)
+    monkeypatch.setattr(kept_files, "write_event", full)
     step = step_of(lambda w, x: w * tf.reduce_sum(x), record=folder, keep_batch=True)
     step(np.nan * tf.ones([2]))
     look()

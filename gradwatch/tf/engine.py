@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
+from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
@@ -24,34 +26,30 @@ from gradwatch.tf import compat, distribution, facts, fused, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
-from gradwatch.tf.reach import Weights
+from gradwatch.tf.last_loss import LastLoss
 from gradwatch.tf.variables import VariableSet, first_difference
+from gradwatch.tf.weights import SCALARS, Weights
 
 
 class DeviceState:
     """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
 
-    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
-        self.variables, self.weights = variables, weights
+    def __init__(
+        self, guard: Guard, variables: VariableSet, weights: Weights, loss: LastLoss, *, jit_compile: bool
+    ) -> None:
+        self.variables, self.weights, self.loss = variables, weights, loss
         weights.build(len(variables))
+        loss.build()
         self._guard, self._jit_compile = guard, jit_compile
         self.layout = self.program().layout
-        self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
-        self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
-        self.state = distribution.in_scope(self._make)
+        # thresholds are settings and may change; what a detector remembers means the same only to its own kind
+        kinds = ", ".join(d.name if type(d) is Detector else type(d).__name__ for d in guard.detectors)
+        layout = f"{self.layout.fingerprint()}-{len(SCALARS)}"
+        self.fingerprint = json.dumps([guard.policy.name, kinds, layout, variables.fingerprint()])
+        initial = self.layout.pack(NUMPY, guard.init(len(variables)))
+        self.initial = np.concatenate([initial, weights.initial, np.float32([fused.NO_LOSS])])
+        self.state = distribution.in_scope(lambda: distribution.state_variable(initial, "gradwatch_state"))
         self.replaceable = False  # whether the next step may bring other variables
-
-    def _make(self) -> tf.Variable:
-        return tf.Variable(
-            self.initial[: self.layout.size],
-            trainable=False,
-            name="gradwatch_state",
-            dtype=tf.float32,
-            # under a strategy each replica writes its own equal copy
-            aggregation=tf.VariableAggregation.NONE,
-            # a tf.function that sees a variable made would trace the user's step a second time
-            experimental_enable_variable_lifting=False,
-        )
 
     def program(self) -> FusedGuard:
         """What steps the state, for the function that is being traced."""
@@ -63,13 +61,14 @@ class DeviceState:
 
     def pack(self) -> tf.Tensor:
         """All that a checkpoint needs, as one vector."""
-        return tf.concat([tf.convert_to_tensor(self.state), self.weights.pack()], 0)
+        return tf.concat([self.vector(), tf.convert_to_tensor(self.weights.state), self.loss.value()[None]], 0)
 
     def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""
         with tf.init_scope():
             self.state.assign(packed[: self.layout.size])
-        self.weights.put(packed[self.layout.size :])
+        self.weights.put(packed[self.layout.size : -1])
+        self.loss.put(packed[-1])
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""
@@ -81,7 +80,7 @@ class DeviceState:
 
     def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
-        return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
+        return decode.history(state, float(self.loss.value()))
 
     def steps_of(self, packed: np.ndarray) -> int:
         """How many steps a state out of `pack` has seen."""
@@ -116,7 +115,7 @@ class Engine:
         recorder: Recorder | None = None,
     ) -> None:
         self.guard = guard
-        self.weights = Weights(update_limit)
+        self.weights, self.loss = Weights(update_limit), LastLoss()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -140,7 +139,14 @@ class Engine:
 
     # -- building ---------------------------------------------------------------------------------------
 
-    def _ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None, *, loss_scaled: bool) -> None:
+    def _ensure_built(
+        self,
+        grads: Sequence[Gradient],
+        variables: Sequence[Any] | None,
+        *,
+        loss_scaled: bool,
+        same_optimizer: bool,
+    ) -> None:
         if self.on_device is not None and self.on_device.replaceable:
             self.on_device.replaceable = False
             self.on_device.variables.forget_identities()
@@ -153,11 +159,11 @@ class Engine:
                 if self.on_device is None:
                     self._build(VariableSet(grads, variables), loss_scaled=loss_scaled)
         assert self.on_device is not None
-        self.on_device.variables.check(self._name, grads, variables)
+        self.on_device.variables.check(self._name, grads, variables, same_optimizer=same_optimizer)
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
+        built = DeviceState(guard, variables, self.weights, self.loss, jit_compile=self.jit_compile)
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -204,10 +210,13 @@ class Engine:
             )
         variable_of = [None] * len(grads) if variables is None else variables
         tensors = [_nothing(v) if g is None else _convert(g) for g, v in zip(grads, variable_of)]
+        same_optimizer = optimizer is not None and self._optimizer is not None and self._optimizer() is optimizer
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
-        self._ensure_built(tensors, variables, loss_scaled=skips_itself)
-        signals = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        self._ensure_built(tensors, variables, loss_scaled=skips_itself, same_optimizer=same_optimizer)
+        loss = self.loss.take()
+        weights, rate, ratio = self.weights.look(variables, optimizer, present=present, follow=follow)
+        signals = tf.stack([weights, rate, loss, ratio])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
@@ -344,20 +353,22 @@ class Engine:
 def _check_fingerprint(name: str, saved: str, ours: str) -> None:
     """LayoutError where a state was not written by the same policy and detectors over the same variables."""
     cure = "restore with the same model, policy and detectors, or leave the monitor out of the checkpoint"
-    policy, layout, *variables = saved.split("|", 2)
-    our_policy, our_layout, our_variables = ours.split("|", 2)
-    if not variables:
-        raise LayoutError(
-            f"the state of monitor {name!r} was written by an older gradwatch, which did not note the variables that "
-            f"it is of; {cure}"
-        )
-    difference = first_difference(variables[0], our_variables)
+    if not saved.startswith("["):
+        raise LayoutError(f"the state of monitor {name!r} was written by an older gradwatch; {cure}")
+    policy, kinds, layout, variables = json.loads(saved)
+    our_policy, our_kinds, our_layout, our_variables = json.loads(ours)
+    difference = first_difference(variables, our_variables)
     if difference:
         raise LayoutError(f"the state of monitor {name!r} is of other variables: {difference}; {cure}")
-    if (policy, layout) != (our_policy, our_layout):
+    if policy != our_policy:
         raise LayoutError(
-            f"the state of monitor {name!r} was written with {policy} (layout {layout}), this monitor runs "
-            f"{our_policy} (layout {our_layout}), or its detectors differ; {cure}"
+            f"the state of monitor {name!r} was written with {policy}, and this monitor runs {our_policy}; {cure}"
+        )
+    if (kinds, layout) != (our_kinds, our_layout):
+        raise LayoutError(
+            f"the state of monitor {name!r} was written with the detectors {kinds or 'none'} (layout {layout}), and "
+            f"this monitor has {our_kinds or 'none'} (layout {our_layout}); their thresholds may differ, their kinds "
+            f"and what they remember must be the same; {cure}"
         )
 
 

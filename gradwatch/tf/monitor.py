@@ -117,10 +117,6 @@ class Monitor(tf.Module):
         )
 
     @property
-    def _hidden(self) -> Engine:
-        return self._engine
-
-    @property
     def name(self) -> str:
         """Label of its metrics."""
         return self._label
@@ -243,7 +239,7 @@ class Monitor(tf.Module):
         loss = numbers.get("loss")
         values = {key: _number(key, x) for key, x in numbers.items() if not (key == "loss" and _is_symbolic(x))}
         if loss is not None:
-            self._engine.weights.report(loss)
+            self._engine.loss.report(loss)
         self._host.reported.update(values)
 
     def note(self, text: str) -> None:
@@ -334,8 +330,8 @@ class Monitor(tf.Module):
         if save_type == "savedmodel" and self._engine.on_device is not None:
             # the functions that are exported capture it
             children["gradwatch_state"] = self._engine.on_device.state
-            weights = self._engine.on_device.weights
-            children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
+            children["gradwatch_weights"] = self._engine.weights.state
+            children["gradwatch_loss"] = self._engine.loss.variable
         return children
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:

@@ -1,19 +1,13 @@
-"""How far a step carries the weights: their norms, the reach of a gradient, the share by which they really moved.
+"""The weights of a monitor: their norms, and the share by which they really moved, in the graph.
 
-    reach = (1 - momentum) * |w| / learning_rate
-
-is the global gradient norm which, sustained, moves the weights by their own length in a step. Weights move slowly, so
-their norms are taken every `EVERY` steps only, and in the same steps the update is measured: |dw| / |w|. Both in the
-graph. docs/decisions/0008 has the measurements and the choices.
+Weights move slowly, so their norms are taken every `EVERY` steps only, and in the same steps the update is measured:
+|dw| / |w|. docs/decisions/0008 has the measurements and the choices.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,55 +15,20 @@ import tensorflow as tf
 
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
-from gradwatch.core.xp import HUGE, TINY, Array, Namespace
+from gradwatch.core.xp import HUGE, TINY
 from gradwatch.tf import compat, devices, distribution, gradients, rates
-from gradwatch.tf.fused import ANY_REACH, NO_LOSS, NO_REACH
+from gradwatch.tf.fused import ANY_REACH, NO_REACH
 from gradwatch.tf.ops import TENSORFLOW
+from gradwatch.tf.places import UNKNOWN, concat, lengths, places_of
+from gradwatch.tf.reach import initial_norm, motion, weight_norm
 from gradwatch.tf.updates import tf_variable
 
 #: Steps between two looks at the weights.
 EVERY = 50
 
-#: How many numbers of all variables together are held to see how far they moved. A variable that has more is looked
-#: at in evenly spaced places.
-HELD = 1 << 16
-
-UNKNOWN = -1.0  # of a norm and a ratio in the state, which holds no NaN
-
-# what the state holds behind the norms and the ratios of the variables
-_SCALARS = ("rest", "ratio", "limited_low", "limited_high")
-
-
-def weight_norm(xp: Namespace, per_variable: Array, least: float) -> Array:
-    """|w| as reach and update_limit count it, shape (): max(sqrt(sum |w_i|^2), least), 0 where it is not known.
-
-    A layer that starts at zero, or a model whose weights are all tiny, must be able to grow: it counts as long as its
-    matrices would be after Glorot's initialisation, `initial_norm`.
-
-    Args:
-      per_variable: norms of the variables, shape [num_variables]; negative or NaN where it is not known.
-      least: `initial_norm` of the variables.
-    """
-    # a comparison with NaN is false
-    good = (per_variable >= 0.0) & (per_variable <= HUGE)
-    total = _norms.total(xp, xp.where(good, per_variable, 0.0))
-    known = (xp.sum(xp.where(good, 0.0, 1.0)) < 0.5) & (xp.maximum(total, least) > TINY) & (total <= HUGE)
-    return xp.where(known, xp.maximum(total, least), 0.0)
-
-
-def initial_norm(shapes: Iterable[Sequence[int]]) -> float:
-    """The norm that matrices and kernels of these shapes have when they are new; vectors and scalars count as 0.
-
-    sqrt(sum size * 2 / (fan_in + fan_out)), the variance of Glorot's initialisation times the number of elements.
-
-    Args:
-      shapes: of the variables, in Keras' order: (..., inputs, outputs).
-
-    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", eq. 12.
-    """
-    matrices = [tuple(shape) for shape in shapes if len(shape) >= 2 and min(shape) > 0]
-    # size / (fan_in + fan_out): what a kernel covers is in both, and cancels
-    return math.sqrt(sum(2.0 * shape[-2] * shape[-1] / (shape[-2] + shape[-1]) for shape in matrices))
+#: What the state holds behind the norms and the ratios of the variables: steps until the next look, the newest ratio of
+#: all, the norm of all as `weight_norm` counts it, and two limbs of the number of limited updates.
+SCALARS = ("rest", "ratio", "total", "limited_low", "limited_high")
 
 
 class _Update(NamedTuple):
@@ -79,7 +38,7 @@ class _Update(NamedTuple):
     present: tuple[int, ...]  # variables with a gradient
     due: tf.Tensor
     before: Any  # of `HELD` places, or all the variables
-    parts: Any  # the state so far, not yet written
+    state: tf.Tensor  # so far, not yet written
 
 
 class Weights:
@@ -90,8 +49,7 @@ class Weights:
 
     Attributes:
       count: how many variables have a gradient; 0 before `build`.
-      state: norms and newest ratios of the variables, then `_SCALARS`; shape [2 * count + 4].
-      loss: of the newest step, shape (); `NO_LOSS` where it is not known.
+      state: norms and newest ratios of the variables, then `SCALARS`; shape [2 * count + 5].
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -101,35 +59,21 @@ class Weights:
         self._functions: dict[Any, Callable[..., Any]] = {}
 
     def build(self, count: int) -> None:
-        """Make the variables, once it is known how many gradients there are."""
+        """Make the state, once it is known how many gradients there are."""
         self.count = count
         self._functions.clear()
-        self.initial: np.ndarray = np.full(2 * count + len(_SCALARS) + 1, UNKNOWN, np.float32)
-        self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, NO_LOSS]
-        self.state: tf.Variable
-        self.loss: tf.Variable
-        self.state, self.loss = distribution.in_scope(self._make)
-
-    def _make(self) -> tuple[tf.Variable, tf.Variable]:
-        def variable(value: Any, name: str) -> tf.Variable:
-            # as the monitor's state
-            return tf.Variable(
-                value,
-                trainable=False,
-                name=name,
-                dtype=tf.float32,
-                aggregation=tf.VariableAggregation.NONE,
-                experimental_enable_variable_lifting=False,
-            )
-
-        return variable(self.initial[:-1], "gradwatch_weights"), variable(NO_LOSS, "gradwatch_loss")
+        self.initial: np.ndarray = np.full(2 * count + len(SCALARS), UNKNOWN, np.float32)
+        self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, 0.0]
+        self.state: tf.Variable = distribution.in_scope(
+            lambda: distribution.state_variable(self.initial, "gradwatch_weights")
+        )
 
     # -- before the update --------------------------------------------------------------------------------
 
-    def signals(
+    def look(
         self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
-    ) -> tf.Tensor:
-        """What `FusedGuard.step` wants to know beside the norms, shape [4]; looks at the weights where it is time.
+    ) -> tuple[Any, Any, tf.Tensor]:
+        """(norm of the weights, learning_rate / (1 - momentum), newest update ratio), as `FusedGuard.step` takes them.
 
         Args:
           variables: of the gradients, in their order; None when they are not known.
@@ -137,15 +81,10 @@ class Weights:
           present: the variables that have a gradient in this step.
           follow: keep what `settle` needs after the update.
         """
-        graph = _graph()
-        # weakly: a thread must not keep the graph of a training that is over
-        self._here.update, self._here.judged = None, None if graph is None else weakref.ref(graph)
-        loss = tf.convert_to_tensor(self.loss)
-        self.loss.assign(self._pending())
+        self._here.update = None
         if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
-            ratio = tf.convert_to_tensor(self.state)[1 - len(_SCALARS)]
-            return tf.stack([NO_REACH, 1.0, loss, ratio])
-        kind, moving, rate = _motion(optimizer, variables)
+            return NO_REACH, 1.0, self._scalar(tf.convert_to_tensor(self.state), "ratio")
+        kind, moving, rate = motion(optimizer, variables)
         moving = tuple(sorted(set(moving) & set(present)))
         total, ratio, update = self._in_function(
             "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
@@ -153,120 +92,109 @@ class Weights:
         if follow:
             self._here.update = _Update(_graph(), tuple(present), *update)
         top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
-        return tf.stack([top, rate, loss, ratio])
+        return top, rate, ratio
 
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
-        norms, ratios, (rest, ratio, *limited) = self._parts()
+        state = tf.convert_to_tensor(self.state)
+        rest = self._scalar(state, "rest")
         due = rest < 0.5
-        places = _places(variables)
+        places = places_of(variables)
+        hold = follow and self.limit is None
 
-        def look() -> tuple[tf.Tensor, tf.Tensor]:
+        def look(rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            _, ratios, (_, ratio, _, *limited) = self._split(state)
             x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
-            found = _lengths(x, places if _predicates_travel() else None)
-            return found, _concat(x, places) if follow else tf.zeros([0])
+            norms = lengths(x, places if self.limit is None and _predicates_travel() else None)
+            total = weight_norm(TENSORFLOW, norms, _initial(variables, range(self.count)))
+            return self._join(norms, ratios, [rest, ratio, total, *limited]), concat(x, places) if hold else tf.zeros(
+                [0]
+            )
 
         def keep() -> tuple[tf.Tensor, tf.Tensor]:
-            return norms, tf.zeros([sum(p.size for p in places) if follow else 0])
+            # one operation: each counts in a step of a millisecond
+            return state - self._step, tf.zeros([sum(p.size for p in places) if hold else 0])
 
-        if self.limit is not None:
-            norms, _ = look()
-            before: Any = [tf.identity(tf.convert_to_tensor(v)) for v in variables] if follow else []
-        elif _predicates_travel():
-            norms, before = look()
+        if self.limit is not None or _predicates_travel():
+            state, before = look(tf.where(due, EVERY - 1.0, rest - 1.0))
         else:
-            norms, before = tf.cond(due, look, keep)
-        rest = tf.where(due, EVERY - 1.0, rest - 1.0)
+            state, before = tf.cond(due, lambda: look(EVERY - 1.0), keep)
+        if self.limit is not None and follow:
+            before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
         if not follow:
-            self._write(norms, ratios, [rest, ratio, *limited])
-        total = weight_norm(TENSORFLOW, _some(norms, moving), _initial(variables, moving)) if moving else NO_REACH
-        # what follows writes once for both: each op counts in a step of a millisecond
-        return total, ratio, (due, before, (norms, ratios, [rest, ratio, *limited])) if follow else ()
+            self.state.assign(state)
+        total: Any = NO_REACH
+        if len(moving) == self.count:
+            total = self._scalar(state, "total")
+        elif moving:
+            norms = tf.gather(state, tf.constant(moving, tf.int32))
+            total = weight_norm(TENSORFLOW, norms, _initial(variables, moving))
+        # what follows writes once for both
+        return total, self._scalar(state, "ratio"), (due, before, state) if follow else ()
 
-    def _parts(self) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Norms and ratios of the variables, and `_SCALARS`."""
-        norms, ratios, scalars = tf.split(tf.convert_to_tensor(self.state), [self.count, self.count, len(_SCALARS)])
+    @property
+    def _step(self) -> np.ndarray:
+        """What a step without a look takes off the state."""
+        step = np.zeros_like(self.initial)
+        step[2 * self.count + SCALARS.index("rest")] = 1.0
+        return step
+
+    def _scalar(self, state: tf.Tensor, name: str) -> tf.Tensor:
+        return state[2 * self.count + SCALARS.index(name)]
+
+    def _split(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Norms and ratios of the variables, and `SCALARS`."""
+        norms, ratios, scalars = tf.split(state, [self.count, self.count, len(SCALARS)])
         return norms, ratios, tf.unstack(scalars)
 
-    def _write(self, norms: tf.Tensor, ratios: tf.Tensor, scalars: Sequence[tf.Tensor]) -> None:
-        self.state.assign(tf.concat([norms, ratios, tf.stack(scalars)], 0))
+    @staticmethod
+    def _join(norms: tf.Tensor, ratios: tf.Tensor, scalars: Sequence[Any]) -> tf.Tensor:
+        return tf.concat([norms, ratios, tf.stack(scalars)], 0)
 
     # -- after the update ---------------------------------------------------------------------------------
 
     @compat.unseen_by_debuggers()
     def settle(self, variables: Sequence[Any] | None) -> None:
-        """The update that `signals(..., follow=True)` began has been made: measure it, hold it within the limit."""
+        """The update that `look(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)
         self._here.update = None
         if update is None or update.graph is not _graph():
             return
         held = [tf_variable(v) for v in variables or ()]
-        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.parts)
+        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.state)
 
-    def _settle(self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, parts: Any) -> None:
-        norms, ratios, (rest, ratio, low, high) = parts
-        places = _places(variables)
+    def _settle(
+        self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, state: tf.Tensor
+    ) -> None:
+        if self.limit is not None:
+            self.state.assign(self._limited(variables, present, before, state))
+            return
+        places = places_of(variables)
 
-        def shares(moved: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
-            whole = weight_norm(TENSORFLOW, _some(norms, present), _initial(variables, present))
-            distances = _some(moved, present)
-            distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
-            known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
-            good = (norms > TINY) & (moved >= 0.0)
-            share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
-            return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
+        def measure() -> tf.Tensor:
+            norms, _, (rest, _, *others) = self._split(state)
+            now = concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
+            moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
+            ratios, ratio = _shares(variables, present, norms, moved)
+            return self._join(norms, ratios, [rest, ratio, *others])
 
-        if self.limit is None:
+        self.state.assign(measure() if _predicates_travel() else tf.cond(due, measure, lambda: tf.identity(state)))
 
-            def look() -> tuple[tf.Tensor, tf.Tensor]:
-                now = _concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
-                return shares(_lengths(tf.split(now - before, [p.size for p in places]), places, picked=True))
-
-            ratios, ratio = look() if _predicates_travel() else tf.cond(due, look, lambda: (ratios, ratio))
-        else:
-            after = [tf.convert_to_tensor(v) for v in variables]
-            ratios, ratio = shares(_lengths([gradients.values(a - b) for a, b in zip(after, before)]))
-            # an update that is NaN or Inf has no length: on_nonfinite is for that
-            over = ratio > self.limit
-            factor = tf.where(over, self.limit / tf.where(over, ratio, 1.0), 1.0)
-            for v, b, a in zip(variables, before, after):
-                v.assign(tf.where(over, b + tf.cast(factor, a.dtype) * (a - b), a))
-            low = low + tf.cast(over, tf.float32)
-            carry = tf.cast(low >= LIMB, tf.float32)
-            low, high = low - carry * LIMB, high + carry
-        self._write(norms, ratios, [rest, ratio, low, high])
-
-    # -- the loss -------------------------------------------------------------------------------------------
-
-    @compat.unseen_by_debuggers()
-    def tell(self, loss: Any) -> None:
-        """The step that was judged last had this loss: the next one gets it as `norms.loss`."""
-        if self.count and loss is not None:
-            self.loss.assign(_code(loss, getattr(self.loss, "distribute_strategy", None)))
-
-    def expect(self, loss: Any) -> None:
-        """The step that is judged next, here, has this loss: the one after it gets it as `norms.loss`."""
-        self._here.loss = (_graph(), loss)
-
-    def forget(self) -> None:
-        """No step that is judged from now on has the loss that was expected."""
-        self._here.loss = None
-
-    def report(self, loss: Any) -> None:
-        """This step's loss, said before or after it is judged."""
-        judged = getattr(self._here, "judged", None)
-        if tf.executing_eagerly() or (judged is not None and judged() is _graph()):
-            self.tell(loss)
-        else:
-            self.expect(loss)
-
-    def _pending(self) -> tf.Tensor:
-        graph, loss = getattr(self._here, "loss", None) or (None, None)
-        self.forget()
-        here = _graph()
-        while here is not None and here is not graph:
-            here = compat.outer_graph(here)
-        return tf.constant(NO_LOSS) if loss is None or here is not graph else _code(loss)
+    def _limited(
+        self, variables: list[Any], present: tuple[int, ...], before: Sequence[tf.Tensor], state: tf.Tensor
+    ) -> tf.Tensor:
+        """Scale an update that was too long back to the limit; the state after it."""
+        norms, _, (rest, _, total, low, high) = self._split(state)
+        after = [tf.convert_to_tensor(v) for v in variables]
+        moved = lengths([gradients.values(a - b) for a, b in zip(after, before)])
+        ratios, ratio = _shares(variables, present, norms, moved)
+        # an update that is NaN or Inf has no length: on_nonfinite is for that
+        over = ratio > self.limit
+        factor = tf.where(over, self.limit / tf.where(over, ratio, 1.0), 1.0)
+        for v, b, a in zip(variables, before, after):
+            v.assign(tf.where(over, b + tf.cast(factor, a.dtype) * (a - b), a))
+        low = low + tf.cast(over, tf.float32)
+        carry = tf.cast(low >= LIMB, tf.float32)
+        return self._join(norms, ratios, [rest, ratio, total, low - carry * LIMB, high + carry])
 
     # -- from the host ----------------------------------------------------------------------------------------
 
@@ -275,7 +203,7 @@ class Weights:
         if not self.count:
             return {}
         vector = tf.convert_to_tensor(self.state).numpy()
-        scalars = dict(zip(_SCALARS, vector[2 * self.count :].tolist()))
+        scalars = dict(zip(SCALARS, vector[2 * self.count :].tolist()))
         norms, ratios = (zip(paths, part.tolist()) for part in np.split(vector[: 2 * self.count], 2))
         return {
             "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
@@ -284,14 +212,9 @@ class Weights:
             "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
         }
 
-    def pack(self) -> tf.Tensor:
-        """All of it, to be saved beside the monitor's state."""
-        return tf.concat([tf.convert_to_tensor(self.state), tf.convert_to_tensor(self.loss)[None]], 0)
-
     def put(self, packed: np.ndarray) -> None:
         with tf.init_scope():
-            self.state.assign(packed[:-1])
-            self.loss.assign(packed[-1])
+            self.state.assign(packed)
 
     # -- eager mode -------------------------------------------------------------------------------------------
 
@@ -309,6 +232,19 @@ class Weights:
         return function(variables, *given)
 
 
+def _shares(
+    variables: Sequence[Any], present: tuple[int, ...], norms: tf.Tensor, moved: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
+    whole = weight_norm(TENSORFLOW, _some(norms, present), _initial(variables, present))
+    distances = _some(moved, present)
+    distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
+    known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
+    good = (norms > TINY) & (moved >= 0.0)
+    share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
+    return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
+
+
 def _predicates_travel() -> bool:
     """Whether asking on the device whether it is time would make the host wait for it at each step."""
     return devices.has_accelerator()
@@ -320,86 +256,6 @@ def _initial(variables: Sequence[Any], places: Sequence[int]) -> float:
 
 def _some(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
     return x if len(places) == x.shape[0] else tf.gather(x, tf.constant(places, tf.int32))
-
-
-def _motion(optimizer: Any, variables: Sequence[Any]) -> tuple[str | None, Sequence[int], tf.Tensor | None]:
-    """(kind, variables that a linear optimizer moves, learning_rate / (1 - momentum)) of this step.
-
-    In a MultiOptimizer each part has a rate of its own: the largest one of its linear parts counts, over the weights
-    that these move, so that no gradient of norm `reach` moves them by more than their length. Linear parts decide
-    before adaptive ones, and those before the rest.
-    """
-    if optimizer is None:
-        return None, (), None
-    found = [(rates.row(part.optimizer).kind, part) for part in rates.parts(optimizer, variables)]
-    linear = [part for kind, part in found if kind == rates.LINEAR]
-    if not linear:
-        kinds = [kind for kind, _ in found]
-        return (rates.ADAPTIVE if rates.ADAPTIVE in kinds else None), (), None
-    speeds = [rates.effective_rate(part.optimizer) for part in linear]
-    if any(speed is None for speed in speeds):
-        return None, (), None
-    rate = speeds[0] if len(speeds) == 1 else tf.reduce_max(tf.stack(speeds))
-    return rates.LINEAR, [i for part in linear for i in part.variables], rate
-
-
-class _Place(NamedTuple):
-    """Which numbers of a variable are looked at: every `stride`-th, `size` of them, of `of`."""
-
-    size: int
-    stride: int
-    of: int
-
-
-def _places(variables: Sequence[Any]) -> list[_Place]:
-    """Where to look: all of the small variables, evenly spaced places of the large ones, `HELD` together."""
-    sizes = [v.shape.num_elements() for v in variables]
-    share, left = HELD // max(len(sizes), 1), HELD
-    for i, size in enumerate(sorted(sizes)):
-        share = max(left // (len(sizes) - i), 64)
-        left -= min(size, share)
-    return [_place(size, share) for size in sizes]
-
-
-def _place(size: int, share: int) -> _Place:
-    if size <= share:
-        return _Place(size, 1, size)
-    # a stride with a common divisor would stay in some columns of a matrix
-    stride = next(s for s in itertools.count(-(-size // share)) if math.gcd(s, size) == 1)
-    return _Place(-(-size // stride), stride, size)
-
-
-def _pick(x: tf.Tensor, place: _Place) -> tf.Tensor:
-    flat = tf.reshape(x, [-1])
-    return flat if place.stride == 1 else flat[:: place.stride]
-
-
-def _concat(arrays: Sequence[tf.Tensor], places: Sequence[_Place]) -> tf.Tensor:
-    return tf.concat([tf.cast(_pick(x, p), tf.float32) for x, p in zip(arrays, places)], 0)
-
-
-def _lengths(arrays: Sequence[tf.Tensor], places: Sequence[_Place] | None = None, *, picked: bool = False) -> tf.Tensor:
-    """Norm of each array, shape [len(arrays)], exact or estimated from its places; `UNKNOWN` where not finite."""
-    if places is not None and not picked:
-        arrays = [_pick(x, p) for x, p in zip(arrays, places)]
-    # few ops a variable: a model has hundreds of them
-    squares = 2.0 * tf.stack([tf.cast(tf.nn.l2_loss(x), tf.float32) for x in arrays])
-    if places is not None:
-        squares = squares * tf.constant([p.of / max(p.size, 1) for p in places], tf.float32)
-    # a comparison with NaN is false
-    good = squares <= 3e38
-    return tf.where(good, tf.sqrt(tf.where(good, squares, 0.0)), UNKNOWN)
-
-
-def _code(loss: Any, strategy: Any = None) -> tf.Tensor:
-    """A loss as the finite number that stands for it; of several replicas the mean, so that all decide alike."""
-    if isinstance(loss, tf.distribute.DistributedValues):
-        loss = strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
-    x = tf.cast(tf.reshape(tf.convert_to_tensor(loss), []), tf.float32)
-    if distribution.replicas() > 1:
-        x = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, x)
-    bounded = tf.where(x > HUGE, HUGE, tf.where(x < -HUGE, -HUGE, x))
-    return tf.where(tf.math.is_nan(bounded), NO_LOSS, bounded)
 
 
 def _graph() -> Any:

@@ -324,7 +324,7 @@ def test_one_monitor_for_two_sets_of_variables_is_refused():
     monitor = support.monitor()
     gradwatch.watch(monitor=monitor)(support.train_step(small, support.sgd()))(*DATA[0])
     step = gradwatch.watch(monitor=monitor)(support.train_step(other, support.sgd()))
-    with pytest.raises(LayoutError, match="one Monitor for each"):
+    with pytest.raises(LayoutError, match="a monitor of its own"):
         step(*DATA[0])
 
 
@@ -333,7 +333,7 @@ def test_one_monitor_for_two_networks_of_equal_shapes_is_refused_too():
     monitor = support.monitor()
     gradwatch.watch(monitor=monitor)(support.train_step(a, support.sgd()))(*DATA[0])
     step = gradwatch.watch(monitor=monitor)(support.train_step(b, support.sgd()))
-    with pytest.raises(LayoutError, match="one Monitor for each"):
+    with pytest.raises(LayoutError, match="a monitor of its own"):
         step(*DATA[0])
 
 

@@ -19,9 +19,11 @@ from gradwatch.core.snapshot import Event, Snapshot
 
 if TYPE_CHECKING:
     from gradwatch import exporters as exporters
-    from gradwatch import grafana, reading, testing
+    from gradwatch import grafana, reading, recovery, testing
     from gradwatch import telemetry as telemetry
     from gradwatch import top as top
+    from gradwatch.diagnosis.diagnose import diagnose
+    from gradwatch.diagnosis.verdict import Cause, Diagnosis
     from gradwatch.exporters import notify
     from gradwatch.exporters.prometheus import Server, serve
     from gradwatch.exporters.push import push
@@ -37,11 +39,14 @@ __version__ = "0.1.0"
 # Imported at first use: TensorFlow takes seconds, and `gradwatch --help` or a look at gradwatch.core needs none of it.
 _NAMES = {
     "Alert": "gradwatch.reading.alerts",
+    "Cause": "gradwatch.diagnosis.verdict",
+    "Diagnosis": "gradwatch.diagnosis.verdict",
     "KerasCallback": "gradwatch.tf.keras",
     "Monitor": "gradwatch.tf.monitor",
     "Run": "gradwatch.record.run",
     "Server": "gradwatch.exporters.prometheus",
     "TensorBoard": "gradwatch.exporters.tensorboard",
+    "diagnose": "gradwatch.diagnosis.diagnose",
     "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
     "serve": "gradwatch.exporters.prometheus",
@@ -52,6 +57,7 @@ _MODULES = {
     "grafana": "gradwatch.grafana",
     "notify": "gradwatch.exporters.notify",
     "reading": "gradwatch.reading",
+    "recovery": "gradwatch.recovery",
     "telemetry": "gradwatch.telemetry",  # the former place of reading and exporters
     "testing": "gradwatch.testing",
     "top": "gradwatch.top",
@@ -59,7 +65,9 @@ _MODULES = {
 
 __all__ = [
     "Alert",
+    "Cause",
     "Decision",
+    "Diagnosis",
     "Event",
     "KerasCallback",
     "Monitor",
@@ -68,6 +76,7 @@ __all__ = [
     "Snapshot",
     "TensorBoard",
     "detectors",
+    "diagnose",
     "errors",
     "grafana",
     "notify",
@@ -75,6 +84,7 @@ __all__ = [
     "policies",
     "push",
     "reading",
+    "recovery",
     "serve",
     "testing",
     "top",

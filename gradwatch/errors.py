@@ -27,15 +27,14 @@ __all__ = [
     "UnsupportedError",
 ]
 
-#: Name under which `pip install` finds this package; None while no index has it (grad-watch is somebody else's).
-DISTRIBUTION: str | None = None
+#: Name under which `pip install` finds this package. The index refuses the name `gradwatch`: it holds somebody else's
+#: `grad-watch`, and names that differ in `-`, `_` and `.` alone count as one.
+DISTRIBUTION = "gradwatch-tf"
 
 
 def install_hint(extras: str) -> str:
     """The command that brings these extras, such as "live" or "cli,grafana"."""
-    if DISTRIBUTION is not None:
-        return f"pip install '{DISTRIBUTION}[{extras}]'"
-    return f"pip install '.[{extras}]' (in a checkout of gradwatch)"
+    return f"pip install '{DISTRIBUTION}[{extras}]'"
 
 
 class GradwatchError(Exception):

@@ -65,21 +65,21 @@ def test_without_click_the_command_names_the_extra_to_install(capsys, monkeypatc
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert "pip install '.[demo]'" in capsys.readouterr().err
+    assert "pip install 'gradwatch-tf[demo]'" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_demo_says_so_before_it_trains(monkeypatch):
     monkeypatch.setattr("gradwatch.demo.command.find_spec", lambda name: None)
     result = invoke("demo")
     assert isinstance(result.exception, MissingExtra)
-    assert "pip install '.[demo]'" in str(result.exception)
+    assert "pip install 'gradwatch-tf[demo]'" in str(result.exception)
 
 
 def test_the_picture_names_the_extra_when_matplotlib_is_missing(monkeypatch, tmp_path):
     from gradwatch.demo.picture import draw
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match=r"'\.\[demo\]'"):
+    with pytest.raises(MissingExtra, match=r"'gradwatch-tf\[demo\]'"):
         draw(None, None, 4.6, tmp_path / "demo.png")
 
 

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
-    "gradwatch": """Alert Decision Event KerasCallback Monitor Run Server Snapshot TensorBoard detectors errors
-        grafana notify open_run policies push reading serve testing top watch""",
+    "gradwatch": """Alert Cause Decision Diagnosis Event KerasCallback Monitor Run Server Snapshot TensorBoard
+        detectors diagnose errors grafana notify open_run policies push reading recovery serve testing top watch""",
     "gradwatch.detectors": """DETECTORS Detector State default nonfinite parse parse_all saturated spike trend
         vanishing""",
     "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch RecordError
@@ -25,6 +25,7 @@ PUBLIC = {
     "gradwatch.notify": "Apprise Channel SendError Slack Webhook channel_for",
     "gradwatch.policies": """COMBINATORS GLOBAL NONE POLICIES Policy State VALUE VARIABLE after auto bounded fixed
         median observe parse per_variable per_variable_norm percentile smallest value zscore""",
+    "gradwatch.recovery": "Ladder ladder latest_healthy lower rollback skip stop",
     "gradwatch.reading": "mark_active set_interval",
     "gradwatch.testing": "check_detector check_policy replay streams",
     "gradwatch.top": "Endpoint Row as_json parse run table",

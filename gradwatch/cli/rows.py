@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,6 +36,7 @@ class Row:
       update_ratio: share of their norm by which a step moved the weights, when it was last measured.
       anomalies: kind -> episodes.
       overhead_ratio: share of the run that gradwatch's host side took from the training thread.
+      verdict: likeliest cause, or "healthy"; "" before the first verdict.
       time: Unix seconds at which the training's numbers were read.
     """
 
@@ -55,6 +56,7 @@ class Row:
     update_ratio: float = math.nan
     anomalies: Mapping[str, float] = field(default_factory=dict)
     overhead_ratio: float = math.nan
+    verdict: str = ""
     time: float = math.nan
 
 
@@ -66,6 +68,7 @@ def parse(text: str, endpoint: str = "") -> list[Row]:
     """
     found: dict[str, dict[str, float]] = defaultdict(dict)
     runs: dict[str, str] = {}
+    causes: dict[str, str] = {}
     kinds: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -75,12 +78,14 @@ def parse(text: str, endpoint: str = "") -> list[Row]:
             name = sample.name.removeprefix("gradwatch_")
             if name == "run_info":
                 runs[monitor] = sample.labels.get("run_name", "")
+            if name == "verdict_info":
+                causes[monitor] = sample.labels.get("cause", "")
             if "kind" in sample.labels:
                 kinds[monitor][name][sample.labels["kind"]] = sample.value
             elif not _SPLIT & set(sample.labels):
                 found[monitor][name] = sample.value
     return [
-        _row(endpoint, monitor, runs.get(monitor, ""), values, kinds[monitor])
+        replace(_row(endpoint, monitor, runs.get(monitor, ""), values, kinds[monitor]), verdict=causes.get(monitor, ""))
         for monitor, values in sorted(found.items())
     ]
 

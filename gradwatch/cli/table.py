@@ -16,7 +16,7 @@ _STYLES = {"ok": "green", "info": "cyan", "warning": "yellow", "critical": "bold
 
 #: The columns beside monitor and state, the first to be left out last.
 _PRIORITY = (
-    *("norm", "steps", "anomalies", "endpoint", "run", "clip_norm", "clipped", "steps/s", "update ratio"),
+    *("norm", "steps", "anomalies", "verdict", "endpoint", "run", "clip_norm", "clipped", "steps/s", "update ratio"),
     *("threshold", "applied", "overhead"),
 )
 _GAP = 2  # between two columns
@@ -38,7 +38,7 @@ def table(rows: Sequence[Row], width: int | None = None) -> Table:
         columns.pop(name, None)
     drawn = Table(expand=False, pad_edge=False, box=None, padding=(0, _GAP, 0, 0), header_style="dim")
     for name in columns:
-        left = name in ("endpoint", "run", "monitor", "state")
+        left = name in ("endpoint", "run", "monitor", "state", "verdict")
         drawn.add_column(name, justify="left" if left else "right", no_wrap=True)
     for i, row in enumerate(rows):
         # Text, never markup: names come from somebody's model
@@ -68,9 +68,11 @@ def _columns(rows: Sequence[Row], limit: int | None) -> dict[str, list[str]]:
     cells = [_cells(row) if row.monitor else {} for row in rows]
     for name in (
         *("steps", "steps/s", "norm", "applied", "clip_norm", "threshold", "clipped", "update ratio"),
-        *("anomalies", "overhead"),
+        *("anomalies", "verdict", "overhead"),
     ):
         columns[name] = [cell.get(name, "") for cell in cells]
+    if not any(row.verdict for row in rows):
+        columns.pop("verdict")
     return {name: column for name, column in columns.items() if column}
 
 
@@ -88,6 +90,7 @@ def _cells(row: Row) -> dict[str, str]:
         "clipped": clipped,
         "update ratio": _number(row.update_ratio),
         "anomalies": " ".join(f"{count:.0f} {kind}" for kind, count in row.anomalies.items() if count) or "0",
+        "verdict": clean(row.verdict.replace("_", " ")) or "-",
         "overhead": _percent(row.overhead_ratio),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradwatch.core import counters, norms, sketch
 from gradwatch.core.counters import BOUNDS
-from gradwatch.core.guard import COLUMNS, Guard
+from gradwatch.core.guard import COLUMNS, TOLD, Guard
 from gradwatch.core.snapshot import KINDS, VERDICTS, Event, Snapshot
 from gradwatch.core.xp import HUGE, NUMPY
 
@@ -71,6 +71,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         max_norm=float(run["max_norm"]) if count["finite"] else math.nan,
         warmup=bool(run["warmup"] > 0.5) or not count["steps"],
         layer_norms={path: _norm(x) for path, x in zip(paths, last["layer_norms"])},
+        layer_usual_norms={path: math.exp(x) for path, x in zip(paths, state["levels"]) if count["finite"]},
         anomalies={kind: count[f"episodes_{kind}"] for kind in KINDS},
         anomalous_steps={kind: count[f"steps_{kind}"] for kind in KINDS},
         active={kind: bool(state["episodes"][kind]["active"] > 0.5) for kind in KINDS},
@@ -100,7 +101,7 @@ def _ratio(norm: float, applied: float) -> float:
 def history(state: Mapping[str, Any], newest_loss: float = 3e38) -> dict[str, np.ndarray]:
     """The last steps, oldest first: `step` (int64), one float32 array per column, `verdict` (int8).
 
-    `reach`, `update_ratio` and `loss` are NaN where they are not known.
+    `reach`, `update_ratio`, `loss` and the columns of `TOLD` are NaN where they are not known.
 
     Args:
       newest_loss: of the last step, as the device keeps it: 3e38 is "not known", 1e36 is Inf. The state has the loss of
@@ -120,6 +121,10 @@ def history(state: Mapping[str, Any], newest_loss: float = 3e38) -> dict[str, np
     reach[reach > HUGE] = math.inf
     reach[reach <= 0.0] = math.nan
     ratio[ratio < 0.0] = math.nan
+    for name in TOLD:
+        known = np.where(columns[name] > HUGE, np.float32(math.inf), columns[name])
+        known[known < 0.0] = math.nan
+        columns[name] = np.sqrt(known) if name.endswith("_rms") else known
     if kept:
         columns["loss"] = _losses(np.append(columns["loss"][1:], np.float32(newest_loss)))
     return columns

@@ -31,7 +31,14 @@ ON_EXPLOSION = ("clip", "skip", "observe")
 PASS, CLIP, ZERO, SKIP = range(len(VERDICTS))
 
 HISTORY = 1024  # steps kept
-COLUMNS = ("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio", "loss")
+#: Columns that nobody judges by: the history alone has them.
+TOLD = ("learning_rate", "input_rms", "target_rms", "replica_ratio", "replica")
+COLUMNS = (
+    *("norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach", "update_ratio", "loss"),
+    *TOLD,
+)
+#: In the state, what is not known of a column of `TOLD`, and what is not finite.
+NOT_KNOWN, BEYOND = -1.0, 3e38
 WINDOW = 1000  # steps that the reported quantiles remember
 
 _NORMS = ("norm", "applied_norm")  # what of a Decision may be NaN
@@ -153,6 +160,7 @@ class Guard:
         loss: Array | None = None,
         weights: Array | None = None,
         update_ratio: Array | None = None,
+        told: Mapping[str, Array] | None = None,
     ) -> tuple[dict[str, Any], Decision]:
         """Judge one step.
 
@@ -162,6 +170,8 @@ class Guard:
           reach, loss, weights: as in `Norms`, shape (); None for not known.
           update_ratio: the newest share of their norm by which the weights moved, shape (), for the history alone;
             negative or None for not known.
+          told: what is known of `TOLD`, shape () each, for the history alone: `NOT_KNOWN`, `BEYOND` or a number. The
+            columns `input_rms` and `target_rms` take mean squares.
 
         Returns:
           (state after the step, Decision)
@@ -185,6 +195,7 @@ class Guard:
         }
         if update_ratio is not None:
             row["update_ratio"] = xp.where(update_ratio >= 0.0, xp.minimum(update_ratio, HUGE), -1.0)
+        row.update({name: xp.number(NOT_KNOWN) for name in TOLD} if told is None else told)
         new_state = {
             "count": count,
             "last": {

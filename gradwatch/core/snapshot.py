@@ -102,6 +102,10 @@ class Snapshot:
     update_ratio: float | None = None  # newest |dw| / |w|, measured every 50 steps; None: not measured yet
     layer_update_ratio: Mapping[str, float] = field(default_factory=dict)  # variable path -> the same; where known
     layer_weight_norms: Mapping[str, float] = field(default_factory=dict)  # variable path -> |w|, every 50 steps
+    layer_first_weight_norms: Mapping[str, float] = field(
+        default_factory=dict
+    )  # variable path -> |w| at the first step
+    layer_usual_norms: Mapping[str, float] = field(default_factory=dict)  # variable path -> running geometric mean
     limited_updates: int = 0  # steps whose update was scaled back by update_limit
     expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
     extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate

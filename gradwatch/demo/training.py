@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradwatch.core.snapshot import Event, Snapshot
+from gradwatch.diagnosis.diagnose import diagnose
+from gradwatch.diagnosis.verdict import Diagnosis
 
 #: Steps between two looks at the monitor.
 LOOK_EVERY = 10
@@ -32,6 +34,7 @@ class Run:
       events: where each anomaly began, in the order of the steps.
       snapshot: the monitor at the end.
       seconds: how long the steps took, without the first one that compiles.
+      verdict: what `gradwatch.diagnose` says of it at the end.
       ended: "finished", "lost" (only NaN or Inf was left) or "interrupted".
     """
 
@@ -42,6 +45,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
     seconds: float = 0.0
     ended: str = "finished"
+    verdict: Diagnosis | None = None
 
 
 class _Recorder:
@@ -134,4 +138,5 @@ def train(
         recorder.events(),
         seconds,
         ended,
+        diagnose(monitor),
     )

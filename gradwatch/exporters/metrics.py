@@ -151,6 +151,10 @@ def version_of(package: str) -> str:
     return str(getattr(sys.modules.get(package), "__version__", "") or _installed(package))
 
 
+def _verdict(r: Reading) -> Samples:
+    return [] if r.diagnosis is None else [((r.diagnosis.kind, f"{r.diagnosis.confidence:.1f}"), 1.0)]
+
+
 def _build_info(_: Health) -> Samples:
     return [((version_of("gradwatch"), version_of("tensorflow"), platform.python_version()), 1.0)]
 
@@ -182,6 +186,15 @@ METRICS: tuple[Metric, ...] = (
         "What is being trained, and how.",
         _run_info,
         labels=_RUN_INFO,
+        group=_RUN,
+    ),
+    Metric(
+        "gradwatch_verdict_info",
+        "info",
+        "The newest verdict on the run: its likeliest cause, see gradwatch.diagnose.",
+        _verdict,
+        labels=("cause", "confidence"),
+        when="once there is a verdict",
         group=_RUN,
     ),
     Metric(

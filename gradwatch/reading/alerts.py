@@ -15,6 +15,7 @@ from gradwatch.core.snapshot import KINDS
 from gradwatch.reading import wording
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.text import clean
+from gradwatch.reading.verdicts import Judge, sentences
 
 #: From "worth knowing" to "act now".
 SEVERITIES = ("info", "warning", "critical")
@@ -36,13 +37,15 @@ class Alert:
       step: optimizer step (from 1) at which the episode began; for "resolved", the last step seen.
       norm: global gradient norm before clipping at that step; may be NaN or Inf.
       threshold: norm beyond which the detector alarms, at that step; may be Inf.
-      message: what happened, which variables caused it, what gradwatch did, what to look at next. One line.
+      message: why, where a cause stands out; what happened, which variables caused it, what gradwatch did, what to do
+        next. One line.
       severity: one of `SEVERITIES`.
       time: Unix seconds at which the host saw it.
       phase: "fired" or "resolved".
       shares: variable path -> share in [0, 1] of the anomaly, largest first (see `Event`).
       advice: what to do or to look at next; "" for an episode of a kind that was told before in this run.
       action: what gradwatch did with the gradients of that step; "" where that is no longer known.
+      cause: kind of the likeliest cause, see `gradwatch.diagnose`; "" where none stands out.
       episodes: how many episodes began since the last reading; the alert describes the newest.
       active: whether the episode was still under way. An alert that fires active is followed by a
         "resolved" one; one that fires inactive says so in its message, and is not.
@@ -62,6 +65,7 @@ class Alert:
     shares: Mapping[str, float] = field(default_factory=dict)
     advice: str = ""
     action: str = ""
+    cause: str = ""
     episodes: int = 1
     active: bool = True
     run_id: str = ""
@@ -91,6 +95,7 @@ class Alert:
             "message": self.message,
             "advice": self.advice,
             "action": self.action,
+            "cause": self.cause,
             "episodes": self.episodes,
             "active": self.active,
             "time": self.time,
@@ -99,7 +104,10 @@ class Alert:
 
 
 def alerts_between(
-    before: Reading | None, after: Reading, history: Callable[[], Mapping[str, Any]] | None = None
+    before: Reading | None,
+    after: Reading,
+    history: Callable[[], Mapping[str, Any]] | None = None,
+    verdict: Judge | None = None,
 ) -> list[Alert]:
     """The alerts that tell how `after` differs from `before`, in the order of `KINDS`.
 
@@ -108,6 +116,7 @@ def alerts_between(
       after: a newer reading of the same monitor.
       history: returns the monitor's history; asked only when an episode began, for what was done at its
         first step.
+      verdict: returns the verdict on the run; asked only when an episode began or turned critical.
     """
     alerts = []
     for kind in KINDS:
@@ -115,11 +124,11 @@ def alerts_between(
         was_active = before is not None and bool(before.snapshot.active.get(kind))
         is_active = bool(after.snapshot.active.get(kind))
         if began > 0:
-            alerts.append(_fired(before, after, kind, began, is_active, history))
+            alerts.append(_fired(before, after, kind, began, is_active, history, verdict))
         elif was_active and not is_active:
             alerts.append(_resolved(after, kind))
         elif before is not None and is_active and _rank(after, kind) > _rank(before, kind):
-            alerts.append(_fired(before, after, kind, 0, True, history))
+            alerts.append(_fired(before, after, kind, 0, True, history, verdict))
     return alerts
 
 
@@ -148,6 +157,7 @@ def _fired(
     began: int,
     active: bool,
     history: Callable[[], Mapping[str, Any]] | None,
+    verdict: Judge | None,
 ) -> Alert:
     snapshot = reading.snapshot
     event = snapshot.last_events.get(kind)
@@ -161,8 +171,12 @@ def _fired(
     how, from_way = wording.way(kind, rows, step)
     known = before is not None and before.snapshot.anomalies.get(kind, 0) > 0 and severity != "critical"
     follows = wording.followed(event)
+    diagnosis = None if verdict is None else verdict()
+    cause = "" if diagnosis is None or diagnosis.healthy else diagnosis.kind
     advice = (
-        ""
+        diagnosis.next
+        if diagnosis is not None and cause
+        else ""
         if known and not follows
         else wording.advice(
             kind,
@@ -175,7 +189,8 @@ def _fired(
     )
 
     said = [
-        f"{wording.title(kind, norm)} at step {step} of {reading.name}: {wording.comparison(kind, norm, threshold)}."
+        sentences(diagnosis),
+        f"{wording.title(kind, norm)} at step {step} of {reading.name}: {wording.comparison(kind, norm, threshold)}.",
     ]
     if began > 1:
         said.append(f"{began} episodes since the last look; this is the newest.")
@@ -185,7 +200,8 @@ def _fired(
         said.append(f"It goes on at step {snapshot.steps}{_length(reading, kind)}.")
     elif not active:
         said.append(f"It was over by step {snapshot.steps}.")
-    said.append(how)
+    if not cause:
+        said.append(how)
     if not follows:  # else the explosion's alert has named them
         said.append(wording.carriers(shares))
     if action:
@@ -203,6 +219,7 @@ def _fired(
         shares=shares,
         advice=advice,
         action=action,
+        cause=cause,
         episodes=began,
         active=active,
         run_id=reading.run_id,

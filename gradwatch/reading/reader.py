@@ -33,6 +33,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradwatch.errors import ConfigError
+from gradwatch.reading import verdicts
 from gradwatch.reading.alerts import Alert, alerts_between
 from gradwatch.reading.health import health
 from gradwatch.reading.log import log_alert
@@ -132,6 +133,8 @@ class Reader:
                 track.active = active
                 if track.reading is not None:
                     track.reading = replace(track.reading, active=active)
+        if track is not None and not active:
+            track.conclude()
 
     def rebase(self, source: Source) -> None:
         """Call right after a checkpoint was restored into `source`: its old episodes are not news."""
@@ -234,6 +237,8 @@ class Reader:
         if thread is not None and thread is not threading.current_thread():
             thread.join(_EXIT_SECONDS)
         self._alerts.flush(_EXIT_SECONDS)
+        for track in list(self._tracks):
+            track.conclude()
         with self._wake:
             for track in list(self._tracks):
                 self._drop(track)
@@ -321,9 +326,13 @@ class Reader:
             health.failed("snapshot", f"monitor {track.name!r} cannot be read", exc_info=True)
             return
         alerts: list[Alert] = []
+        verdict = verdicts.once(lambda: track.judge(source))
         try:
+            if track.wants_verdict(snapshot.steps):
+                verdict()
             if not restored:  # else from a checkpoint: what it remembers is not news
-                alerts = alerts_between(before, after, source.history)
+                alerts = alerts_between(before, after, source.history, verdict)
+            after = track.reading
             for alert in alerts:
                 self._tell(track, alert, source.alert_sinks)
         except Exception:

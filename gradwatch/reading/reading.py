@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gradwatch.core.snapshot import KINDS, Snapshot
+from gradwatch.diagnosis.verdict import Diagnosis
 
 #: Upper bounds in seconds of the histogram of snapshot durations; +Inf is implied.
 DURATION_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -27,6 +28,7 @@ class Reading:
       last_anomaly_time: kind -> when its newest episode was first seen.
       duration_counts: snapshots no slower than each of `DURATION_BOUNDS`, cumulative; the last one counts all.
       duration_sum: seconds spent in all snapshots.
+      diagnosis: the newest verdict; None before the first one.
       recorded: steps in the run's record so far, and looks that its disk did not take.
     """
 
@@ -42,3 +44,4 @@ class Reading:
     duration_counts: tuple[int, ...] = (0,) * (len(DURATION_BOUNDS) + 1)
     duration_sum: float = 0.0
     recorded: tuple[int, int] = (0, 0)
+    diagnosis: Diagnosis | None = None

@@ -6,9 +6,12 @@ import time
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from gradwatch.core.snapshot import KINDS, Snapshot
+from gradwatch.diagnosis.verdict import Diagnosis
+from gradwatch.reading import verdicts
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.reading import DURATION_BOUNDS, Reading
 from gradwatch.reading.run_name import run_name
@@ -44,6 +47,8 @@ class Track:
         self.reading: Reading | None = None
         self.durations: list[int] = [0] * (len(DURATION_BOUNDS) + 1)
         self.duration_sum: float = 0.0
+        self.concluded = 0  # steps when the end of the run was told
+        self.judged: tuple[float, int] = (time.monotonic(), 0)  # when the newest verdict was made, after which step
         self.logged: dict[str, tuple[float, int]] = {}  # kind -> (time of the last line, episodes kept quiet)
 
     def _run_info(self, source: Source) -> dict[str, str]:
@@ -81,4 +86,27 @@ class Track:
             duration_counts=tuple(self.durations),
             duration_sum=self.duration_sum,
             recorded=source.recorded,
+            diagnosis=before.diagnosis if before and not restored else None,
         )
+
+    def judge(self, source: Source) -> Diagnosis | None:
+        """A new verdict on the run, which its reading has from now on."""
+        if self.reading is None:
+            return None
+        steps = self.reading.snapshot.steps
+        found = verdicts.judge(source, self.reading.snapshot)
+        self.judged = time.monotonic(), steps
+        self.reading = replace(self.reading, diagnosis=found)
+        return found
+
+    def conclude(self) -> None:
+        """Says at the end of a run how it was; once, unless it goes on."""
+        source = self.source()
+        if source is None or self.reading is None or self.reading.snapshot.steps == self.concluded:
+            return
+        self.concluded = self.reading.snapshot.steps
+        verdicts.log_end(self.name, self.concluded, self.judge(source))
+
+    def wants_verdict(self, steps: int) -> bool:
+        """Whether it is time for a new verdict, though nothing was heard of the run."""
+        return steps != self.judged[1] and time.monotonic() - self.judged[0] > verdicts.EVERY_SECONDS

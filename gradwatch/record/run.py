@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import html
 import json
 import os
 import socket
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 
 from gradwatch.errors import MissingExtra, RecordError
-from gradwatch.record.schema import APPLICATION_ID, NO_LONGER, NUMBERS, SELDOM, SUFFIX, VERSION, WORDS
+from gradwatch.record.columns import COLUMNS, columns_of
+from gradwatch.record.overview import material
+from gradwatch.record.schema import APPLICATION_ID, SUFFIX, VERSION
+from gradwatch.report import card, figures, page
+from gradwatch.report.material import Material
 
-_COLUMNS = ("step", "time_ms", *NUMBERS, "verdict", "missed")
 _ROWS = 50_000  # read at a time
 _SILENT_SECONDS = 60.0  # a run on another host that says nothing for so long is over
 
@@ -59,6 +63,8 @@ def files_of(folder: Path) -> list[Path]:
 class Run:
     """One recorded run. Each property reads the file anew, so a run under way shows what is there by now.
 
+    In a notebook it shows itself: name, verdict, a few numbers and the curve of its norm.
+
     Attributes:
       path: of the file.
     """
@@ -78,7 +84,7 @@ class Run:
         end, steps (recorded), last_step, seen (the newest look), and ended: "finished", "exception: ...", "running",
         or "killed" for a run that could not say how it ended.
         """
-        with self._database() as db:
+        with self.database() as db:
             found = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}
             shapes = db.execute("SELECT path, shape FROM variables ORDER BY id")
             found["variables"] = {path: None if shape is None else tuple(json.loads(shape)) for path, shape in shapes}
@@ -91,25 +97,28 @@ class Run:
         """Every step as it was recorded, columns of one length.
 
         step, time (Unix seconds, as the host saw it), loss, norm, applied_norm, clip_norm, threshold, score,
-        learning_rate, loss_scale, reach, update_ratio (NaN where not known), verdict ("pass", "clip", "zero", "skip")
-        and missed. Where steps came faster than they could be read, one row of verdict "gap" stands for the `missed`
-        steps from its step on. After a return to a checkpoint the steps count from there again.
+        learning_rate, loss_scale, reach, update_ratio, input_rms, target_rms (root mean squares of the step's first and
+        last array, to 5 %; Inf where one held a NaN or Inf), replica and replica_ratio (whose own gradient was the
+        least like the others', and how many times it was longer); these are NaN where not known. And verdict
+        ("pass", "clip", "zero", "skip") and missed. Where steps came faster than they could be read, one row of verdict
+        "gap" stands for the `missed` steps from its step on. After a return to a checkpoint the steps count from there
+        again.
         """
-        parts = list(self.chunks()) or [_columns([], {})]
+        parts = list(self.chunks()) or [columns_of([], {})]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def chunks(self) -> Iterator[dict[str, np.ndarray]]:
         """`steps` in parts of at most 50,000 rows, for who has little memory."""
         newest: dict[str, float] = {}
-        with self._database() as db:
-            cursor = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM steps ORDER BY id")
+        with self.database() as db:
+            cursor = db.execute(f"SELECT {', '.join(COLUMNS)} FROM steps ORDER BY id")
             while rows := cursor.fetchmany(_ROWS):
-                yield _columns(rows, newest)
+                yield columns_of(rows, newest)
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Paths of the watched variables."""
-        with self._database() as db:
+        with self.database() as db:
             return tuple(path for (path,) in db.execute("SELECT path FROM variables ORDER BY id"))
 
     def layers(self, variable: str) -> dict[str, np.ndarray]:
@@ -119,7 +128,7 @@ class Run:
           RecordError: there is no such variable.
         """
         query = "SELECT step, time_ms / 1000.0, norm, weight_norm, update_ratio FROM layers WHERE variable = ?"
-        with self._database() as db:
+        with self.database() as db:
             found = db.execute("SELECT id FROM variables WHERE path = ?", (variable,)).fetchone()
             rows = [] if found is None else db.execute(query, found).fetchall()
         if found is None:
@@ -161,15 +170,53 @@ class Run:
             raise MissingExtra("pandas", "record", "Run.to_pandas()") from None
         return pandas.DataFrame(self.steps)
 
+    # -- what it looks like ------------------------------------------------------------------------------
+
+    def write_report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report: one HTML file that opens offline. Returns where it is.
+
+        Raises:
+          MissingExtra: Bokeh is not installed.
+          RecordError: the record cannot be read.
+          OSError: the report cannot be written.
+        """
+        target = Path(path)
+        page.write(target, page.report(self.material()))
+        return target
+
+    def plot(self) -> Any:
+        """Loss, learning rate, norms, update ratio and layers over the steps, as a Bokeh layout for a notebook.
+
+            from bokeh.io import output_notebook, show
+            output_notebook()
+            show(run.plot())
+
+        Raises:
+          MissingExtra: Bokeh is not installed.
+          RecordError: the record cannot be read.
+        """
+        return figures.column(self.material())
+
+    def material(self) -> Material:
+        """What a report shows of it, in bounded size."""
+        return material(self)
+
+    def _repr_html_(self) -> str:
+        try:
+            return card.card(self.material())
+        except RecordError as error:
+            return f"<pre>{html.escape(str(error))}</pre>"
+
     # -- the file ----------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """RecordError where the file is no record that can be read here."""
-        with self._database() as db:
+        with self.database() as db:
             db.execute("SELECT count(*) FROM run").fetchone()
 
     @contextlib.contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
+    def database(self) -> Iterator[sqlite3.Connection]:
+        """The file, open for reading; RecordError where it cannot be read."""
         if not self.path.is_file():
             raise RecordError(f"there is no file {self.path}; `gradwatch runs FOLDER` lists the runs of a folder")
         try:
@@ -184,7 +231,7 @@ class Run:
             ) from error
 
     def _words(self, table: str) -> dict[str, np.ndarray]:
-        with self._database() as db:
+        with self.database() as db:
             cursor = db.execute(f"SELECT * FROM {table} ORDER BY rowid")
             names = [column[0] for column in cursor.description]
             rows = cursor.fetchall()
@@ -231,33 +278,6 @@ def _check_head(path: Path, db: sqlite3.Connection) -> None:
             f"{path} was written by a newer gradwatch (schema {version}, this one reads up to {VERSION}); "
             "update gradwatch to read it"
         )
-
-
-def _columns(rows: list[tuple[Any, ...]], newest: dict[str, float]) -> dict[str, np.ndarray]:
-    """Rows of the table as columns, with the numbers that were left out because they had not changed."""
-    raw = dict(zip(_COLUMNS, zip(*rows))) if rows else dict.fromkeys(_COLUMNS, ())
-    out: dict[str, np.ndarray] = {
-        "step": np.array(raw["step"], np.int64),
-        "time": np.array(raw["time_ms"], np.float64) / 1000.0,
-    }
-    gaps = np.array([missed is not None for missed in raw["missed"]], bool)
-    for name in NUMBERS:
-        column = np.array(raw[name], np.float64)  # None becomes NaN
-        if name in SELDOM:
-            column = _filled(column, newest.get(name, NO_LONGER))
-            newest[name] = float(column[-1]) if len(column) else newest.get(name, NO_LONGER)
-            column = np.where((column == NO_LONGER) | gaps, np.nan, column)
-        out[name] = column
-    out["verdict"] = np.array(WORDS)[np.array(raw["verdict"], np.int64)]
-    out["missed"] = np.array([missed or 0 for missed in raw["missed"]], np.int64)
-    return out
-
-
-def _filled(column: np.ndarray, before: float) -> np.ndarray:
-    """Each NaN replaced by the number in front of it."""
-    known = np.append(before, column)
-    places = np.maximum.accumulate(np.where(np.isnan(known), 0, np.arange(len(known))))
-    return known[places][1:]
 
 
 def _is_alive(found: dict[str, Any]) -> bool:

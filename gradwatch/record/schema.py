@@ -18,7 +18,19 @@ VERSION = 1
 SUFFIX = ".sqlite"
 
 #: Columns of a step that are kept only where they change.
-SELDOM = ("learning_rate", "loss_scale", "reach", "update_ratio")
+SELDOM = (
+    "learning_rate",
+    "loss_scale",
+    "reach",
+    "update_ratio",
+    "input_rms",
+    "target_rms",
+    "replica_ratio",
+    "replica",
+)
+
+#: The share by which a number of `SELDOM` must differ to have changed: these are there to show what stands out.
+LEAST_CHANGE = {"input_rms": 0.05, "target_rms": 0.05, "replica_ratio": 0.05}
 
 #: In place of a number of `SELDOM` that was known and no longer is.
 NO_LONGER = -1

@@ -22,6 +22,7 @@ import numpy as np
 from gradwatch.record.schema import (
     APPLICATION_ID,
     GAP,
+    LEAST_CHANGE,
     NO_LONGER,
     NUMBERS,
     SELDOM,
@@ -176,7 +177,8 @@ class RunFile:
         unknown = [math.nan] * len(steps)
         columns = {name: np.asarray(look.rows.get(name, unknown), np.float64).tolist() for name in NUMBERS}
         for name in ("learning_rate", "loss_scale"):
-            columns[name] = [math.nan if (x := getattr(look, name)) is None else x] * len(steps)
+            now = math.nan if (x := getattr(look, name)) is None else x
+            columns[name] = [now if math.isnan(x) else x for x in columns[name]]
         for name in SELDOM:
             columns[name] = _changes(columns[name], after.seldom, name)
         verdicts = [int(verdict) for verdict in look.rows["verdict"]]
@@ -200,10 +202,13 @@ class RunFile:
 def _changes(column: Sequence[float], newest: dict[str, float], name: str) -> list[float | None]:
     """The column with None wherever a number is that of the row before."""
     out: list[float | None] = []
+    share, before = LEAST_CHANGE.get(name, 0.0), newest.get(name, float(NO_LONGER))
     for x in column:
-        known = NO_LONGER if math.isnan(x) else x
-        out.append(None if known == newest.get(name, NO_LONGER) else known)
-        newest[name] = known
+        known = float(NO_LONGER) if math.isnan(x) else x
+        same = known == before or (known > 0 < before and abs(known - before) < share * before < math.inf)
+        out.append(None if same else known)
+        before = before if same else known
+    newest[name] = before
     return out
 
 

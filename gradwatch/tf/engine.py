@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import threading
 import time
 import uuid
@@ -16,18 +15,17 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
-from gradwatch.core.detectors import Detector
-from gradwatch.core.guard import Decision, Guard
+from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
 from gradwatch.core.xp import NUMPY
-from gradwatch.errors import LayoutError, NothingToWatch
+from gradwatch.errors import NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import compat, distribution, facts, fused, rates, turns
+from gradwatch.tf import compat, distribution, facts, fingerprints, fused, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.last_loss import LastLoss
-from gradwatch.tf.variables import VariableSet, first_difference
+from gradwatch.tf.variables import VariableSet
 from gradwatch.tf.weights import SCALARS, Weights
 
 
@@ -42,10 +40,7 @@ class DeviceState:
         loss.build()
         self._guard, self._jit_compile = guard, jit_compile
         self.layout = self.program().layout
-        # thresholds are settings and may change; what a detector remembers means the same only to its own kind
-        kinds = ", ".join(d.name if type(d) is Detector else type(d).__name__ for d in guard.detectors)
-        layout = f"{self.layout.fingerprint()}-{len(SCALARS)}"
-        self.fingerprint = json.dumps([guard.policy.name, kinds, layout, variables.fingerprint()])
+        self.fingerprint = fingerprints.of(guard, f"{self.layout.fingerprint()}-{len(SCALARS)}", variables)
         initial = self.layout.pack(NUMPY, guard.init(len(variables)))
         self.initial = np.concatenate([initial, weights.initial, np.float32([fused.NO_LOSS])])
         self.state = distribution.in_scope(lambda: distribution.state_variable(initial, "gradwatch_state"))
@@ -100,6 +95,7 @@ class Engine:
 
     Attributes:
       on_device: the state, once the variables are known.
+      inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
     """
@@ -115,7 +111,7 @@ class Engine:
         recorder: Recorder | None = None,
     ) -> None:
         self.guard = guard
-        self.weights, self.loss = Weights(update_limit), LastLoss()
+        self.weights, self.loss, self.inputs = Weights(update_limit), LastLoss(), inputs.Inputs()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -167,7 +163,7 @@ class Engine:
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
-            _check_fingerprint(self._name, fingerprint, built.fingerprint)
+            fingerprints.check(self._name, fingerprint, built.fingerprint)
             built.put(vector)
             resumed_at = built.steps_of(vector)
             self._pending = None
@@ -177,12 +173,14 @@ class Engine:
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
-            known = functools.partial(facts.of, guard, variables, self._optimizer, dict(self.run_info))
+            known = functools.partial(
+                facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
+            )
             self.recorder.begin(self._owner, known, built.history)
 
     # -- one step ---------------------------------------------------------------------------------------
 
-    @compat.unseen_by_debuggers()
+    @compat.hidden_from_debuggers
     def clip(
         self,
         grads: list[Gradient | None],
@@ -215,8 +213,10 @@ class Engine:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself, same_optimizer=same_optimizer)
         loss = self.loss.take()
-        weights, rate, ratio = self.weights.look(variables, optimizer, present=present, follow=follow)
-        signals = tf.stack([weights, rate, loss, ratio])
+        weights, speed, ratio = self.weights.look(variables, optimizer, present=present, follow=follow)
+        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
+        signals = tf.stack([weights, speed, loss, ratio, *told])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
@@ -254,6 +254,9 @@ class Engine:
         built, policy = self.on_device, self.guard.policy
         assert built is not None
         whole = grads if sums == distribution.DONE else distribution.summed(grads)
+        if sums != distribution.DONE and distribution.replicas() > 1:
+            odd = inputs.odd_replica(_gradients.norms(grads))
+            signals = tf.stack([*tf.unstack(signals)[: -len(odd)], *odd])
         if sums == distribution.HAND_ON:
             grads = whole
         norms = applied = _gradients.norms(whole)
@@ -304,6 +307,13 @@ class Engine:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else rates.learning_rate_now(optimizer)
 
+    def facts(self) -> dict[str, Any]:
+        """See `gradwatch.tf.facts.of`; empty before the first step."""
+        if self.on_device is None:
+            return {}
+        variables = self.on_device.variables
+        return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         self._pending, self.loss_scale = None, None
@@ -340,7 +350,7 @@ class Engine:
             self._pending = (fingerprint, vector) if fingerprint else None
             return
         if fingerprint:
-            _check_fingerprint(self._name, fingerprint, built.fingerprint)
+            fingerprints.check(self._name, fingerprint, built.fingerprint)
         else:  # saved before its first step
             vector = built.initial
         if self.recorder is not None:
@@ -348,28 +358,6 @@ class Engine:
         built.put(vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
-
-
-def _check_fingerprint(name: str, saved: str, ours: str) -> None:
-    """LayoutError where a state was not written by the same policy and detectors over the same variables."""
-    cure = "restore with the same model, policy and detectors, or leave the monitor out of the checkpoint"
-    if not saved.startswith("["):
-        raise LayoutError(f"the state of monitor {name!r} was written by an older gradwatch; {cure}")
-    policy, kinds, layout, variables = json.loads(saved)
-    our_policy, our_kinds, our_layout, our_variables = json.loads(ours)
-    difference = first_difference(variables, our_variables)
-    if difference:
-        raise LayoutError(f"the state of monitor {name!r} is of other variables: {difference}; {cure}")
-    if policy != our_policy:
-        raise LayoutError(
-            f"the state of monitor {name!r} was written with {policy}, and this monitor runs {our_policy}; {cure}"
-        )
-    if (kinds, layout) != (our_kinds, our_layout):
-        raise LayoutError(
-            f"the state of monitor {name!r} was written with the detectors {kinds or 'none'} (layout {layout}), and "
-            f"this monitor has {our_kinds or 'none'} (layout {our_layout}); their thresholds may differ, their kinds "
-            f"and what they remember must be the same; {cure}"
-        )
 
 
 def _convert(gradient: Any) -> Gradient:

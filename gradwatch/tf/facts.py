@@ -16,9 +16,13 @@ logger = logging.getLogger("gradwatch")
 
 
 def of(
-    guard: Guard, variables: VariableSet, optimizer: weakref.ref[Any] | None, run_info: Mapping[str, str]
+    guard: Guard,
+    variables: VariableSet,
+    optimizer: weakref.ref[Any] | None,
+    run_info: Mapping[str, str],
+    inputs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Policy, detectors, optimizer and its settings, variables with shapes, strategy, precision.
+    """Policy, detectors, optimizer and its settings, variables with shapes, strategy, precision, inputs with dtypes.
 
     Asked from a thread of the host, outside every graph.
     """
@@ -33,6 +37,8 @@ def of(
         "optimizer": None if found is None else type(found).__name__,
         "optimizer_settings": {} if found is None else _settings(found),
         "variables": dict(zip(variables.paths, variables.shapes)),
+        "sparse_variables": [path for path, sparse in zip(variables.paths, variables.sparse) if sparse],
+        "inputs": dict(inputs),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core.guard import COLUMNS, Guard
+from gradwatch.core.guard import COLUMNS, NOT_KNOWN, TOLD, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.sketch import BUCKETS
 from gradwatch.core.xp import HUGE, NUMPY, TINY
@@ -32,7 +32,7 @@ _HISTORY = ("history",)
 NO_REACH, NO_LOSS, NO_RATIO = 0.0, 3e38, -1.0
 #: The weights' norm of an optimizer for which reach does not apply.
 ANY_REACH = 3e38
-NO_SIGNALS = (NO_REACH, 1.0, NO_LOSS, NO_RATIO)
+NO_SIGNALS = (NO_REACH, 1.0, NO_LOSS, NO_RATIO, *[NOT_KNOWN] * len(TOLD))
 
 
 def _is_big(path: Path, shape: tuple[int, ...]) -> bool:
@@ -136,9 +136,9 @@ class FusedGuard:
         """(state after the step, scale, the other numbers of the Decision, shape [8]).
 
         Args:
-          signals: the weights' norm, learning_rate / (1 - momentum), the loss of the step before and the newest
-            update ratio, shape [4], finite: `NO_REACH`, `ANY_REACH`, `NO_LOSS` and `NO_RATIO` are codes for what
-            `Norms` has NaN and Inf. None: nothing is known.
+          signals: the weights' norm, learning_rate / (1 - momentum), the loss of the step before, the newest update
+            ratio and the columns of `TOLD`, shape [4 + len(TOLD)], finite: `NO_REACH`, `ANY_REACH`, `NO_LOSS`,
+            `NO_RATIO` and `NOT_KNOWN` are codes for what `Norms` has NaN and Inf. None: nothing is known.
         """
         if signals is None:
             signals = tf.constant(NO_SIGNALS)
@@ -176,7 +176,7 @@ class FusedGuard:
             fields = tf.unstack(tf.reshape(vector, [len(group), *group[0].shape]))
             leaves.update({field.path: value for field, value in zip(group, fields)})
         applied = norms if applied is None else applied
-        weights, rate, loss, ratio = tf.unstack(signals)
+        weights, rate, loss, ratio, *told = tf.unstack(signals)
         state, decision = self._guard.step(
             xp,
             self.layout.build(leaves),
@@ -186,6 +186,7 @@ class FusedGuard:
             loss=xp.where(loss > HUGE, math.nan, loss),
             weights=weights,
             update_ratio=ratio,
+            told=dict(zip(TOLD, told)),
         )
         [row] = _at(state, _HISTORY).written
         entries = [number for path in self._sketches for number in _at(state, path).written]
@@ -216,5 +217,6 @@ class FusedGuard:
             loss=known,
             weights=known,
             update_ratio=known,
+            told=dict.fromkeys(TOLD, known),
         )
         return sorted(reads, key=lambda key: isinstance(key[1], float))

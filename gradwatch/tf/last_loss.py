@@ -49,7 +49,7 @@ class LastLoss:
         self.variable.assign(self._pending())
         return loss
 
-    @compat.unseen_by_debuggers()
+    @compat.hidden_from_debuggers
     def tell(self, loss: Any) -> None:
         """The step that was judged last had this loss."""
         if self.variable is not None and loss is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.tf import distribution
+from gradwatch.tf import distribution, updates
 from gradwatch.tf.monitor import Monitor
 
 
@@ -61,6 +61,9 @@ def of_batches(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
     @functools.wraps(original)
     @tf.autograph.experimental.do_not_convert
     def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        given = updates.Arguments(["x", "y"], args, kwargs)
+        for monitor in monitors:
+            monitor._engine.inputs.expect(given.get(0), given.get(1))
         loss = original(*args, **kwargs)
         if _is_number(loss):
             # Keras divides it by the number of replicas, so that their sum is the batch's
@@ -76,6 +79,7 @@ def of_batches(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
     finally:
         for monitor in monitors:
             monitor._engine.loss.forget()
+            monitor._engine.inputs.forget()
         if before is None:
             vars(model).pop("compute_loss", None)
         else:

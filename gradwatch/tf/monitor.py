@@ -22,9 +22,11 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, LayoutError
 from gradwatch.reading import reader
 from gradwatch.record import recorder
+from gradwatch.tf import reports
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
 
@@ -41,7 +43,7 @@ class MonitorReading(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-class Monitor(tf.Module):
+class Monitor(Shown, tf.Module):
     """Watches and clips the gradients of one optimizer.
 
     Statistics, threshold, verdict and scaling are device ops over one state variable: no host sync per step,
@@ -68,6 +70,13 @@ class Monitor(tf.Module):
 
     Raises:
       ConfigError: an argument is not what it should be.
+
+    Example:
+      >>> import gradwatch, tensorflow as tf
+      >>> monitor = gradwatch.Monitor("example", policy="fixed(1)")
+      >>> [gradient], decision = monitor.clip([tf.constant([3.0, 4.0])])
+      >>> [round(float(x), 3) for x in gradient], float(decision.norm)
+      ([0.6, 0.8], 5.0)
     """
 
     def __init__(
@@ -135,6 +144,12 @@ class Monitor(tf.Module):
     def run_info(self) -> Mapping[str, str]:
         """Facts about the run, for labels: run_name, strategy, replicas, precision, policy."""
         return dict(self._engine.run_info)
+
+    @property
+    def run_facts(self) -> dict[str, Any]:
+        """What is known of the training: policy, detectors, optimizer and its settings, variables (path -> shape), \
+strategy, replicas, precision; empty before the first step."""
+        return self._engine.facts()
 
     @property
     def host_seconds(self) -> float:
@@ -237,7 +252,7 @@ class Monitor(tf.Module):
           ConfigError: a value is no number, or another than `loss` is a tensor inside a graph, which has no value yet.
         """
         loss = numbers.get("loss")
-        values = {key: _number(key, x) for key, x in numbers.items() if not (key == "loss" and _is_symbolic(x))}
+        values = reports.numbers({key: x for key, x in numbers.items() if key != "loss" or not reports.in_graph(x)})
         if loss is not None:
             self._engine.loss.report(loss)
         self._host.reported.update(values)
@@ -281,7 +296,7 @@ class Monitor(tf.Module):
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_options, (type(self), self._options())
+        return functools.partial(type(self), **self._options()), ()
 
     def _options(self) -> dict[str, Any]:
         guard = self.guard
@@ -356,10 +371,6 @@ _default_policy = functools.cache(policies.percentile)
 _default_detectors = functools.cache(_detectors.default)
 
 
-def _from_options(kind: type[Monitor], options: dict[str, Any]) -> Monitor:
-    return kind(**options)
-
-
 def _refuse_skip(guard: Guard) -> None:
     for option in ("on_nonfinite", "on_explosion"):
         if getattr(guard, option) == "skip":
@@ -369,22 +380,6 @@ def _refuse_skip(guard: Guard) -> None:
                 "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
                 f"of a Keras optimizer whole, or {option}={other!r}"
             )
-
-
-def _is_symbolic(value: Any) -> bool:
-    return bool(tf.is_tensor(value) and tf.is_symbolic_tensor(value))
-
-
-def _number(key: str, value: Any) -> float:
-    if _is_symbolic(value):
-        raise ConfigError(
-            f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
-            f"report it there: monitor.report({key}=float(step(...)))"
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"report takes numbers, got {value!r} for {key}") from error
 
 
 def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:

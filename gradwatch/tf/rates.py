@@ -92,6 +92,13 @@ def effective_rate(optimizer: Any) -> tf.Tensor | None:
     return rate / (1.0 - tf.cast(tf.convert_to_tensor(momentum), tf.float32))
 
 
+def learning_rate(optimizer: Any) -> tf.Tensor | None:
+    """Of this step, float32, shape (), in the graph; None for an optimizer that has not the one."""
+    *_, optimizer = updates.chain(optimizer)
+    rate = compat.learning_rate(optimizer)
+    return None if rate is None else tf.cast(tf.convert_to_tensor(rate), tf.float32)
+
+
 def learning_rate_now(optimizer: Any) -> float | None:
     """As a number of the host, or None for an optimizer that has not the one (MultiOptimizer)."""
     try:

@@ -66,6 +66,7 @@ class VariableSet:
 
     def __init__(self, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> None:
         self.shapes: tuple[Shape, ...] = tuple(map(shape_of, gradients))
+        self.sparse: tuple[bool, ...] = tuple(_is_sparse(gradient) for gradient in gradients)
         self.named: bool = variables is not None
         self.paths: tuple[str, ...] = _paths(variables if variables is not None else [None] * len(gradients))
         self._references = _references(variables)
@@ -194,6 +195,11 @@ def shape_of(gradient: Gradient) -> Shape:
     dims = tuple(shape.as_list())
     # the rows of IndexedSlices say nothing about the variable when its dense shape is unknown
     return (None, *dims[1:]) if isinstance(gradient, tf.IndexedSlices) and dims else dims
+
+
+def _is_sparse(gradient: Gradient) -> bool:
+    # a gradient of None came as slices of no rows
+    return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] != [0]
 
 
 def _compatible(a: Shape, b: Shape) -> bool:

@@ -26,8 +26,8 @@ from gradwatch.tf.updates import tf_variable
 #: Steps between two looks at the weights.
 EVERY = 50
 
-#: What the state holds behind the norms and the ratios of the variables: steps until the next look, the newest ratio of
-#: all, the norm of all as `weight_norm` counts it, and two limbs of the number of limited updates.
+#: What the state holds behind the norms, the ratios and the first norms of the variables: steps until the next look,
+#: the newest ratio of all, the norm of all as `weight_norm` counts it, and two limbs of the number of limited updates.
 SCALARS = ("rest", "ratio", "total", "limited_low", "limited_high")
 
 
@@ -49,7 +49,7 @@ class Weights:
 
     Attributes:
       count: how many variables have a gradient; 0 before `build`.
-      state: norms and newest ratios of the variables, then `SCALARS`; shape [2 * count + 5].
+      state: norms, newest ratios and first norms of the variables, then `SCALARS`; shape [3 * count + 5].
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -62,8 +62,8 @@ class Weights:
         """Make the state, once it is known how many gradients there are."""
         self.count = count
         self._functions.clear()
-        self.initial: np.ndarray = np.full(2 * count + len(SCALARS), UNKNOWN, np.float32)
-        self.initial[2 * count :] = [0.0, UNKNOWN, 0.0, 0.0, 0.0]
+        self.initial: np.ndarray = np.full(3 * count + len(SCALARS), UNKNOWN, np.float32)
+        self.initial[3 * count :] = [0.0, UNKNOWN, 0.0, 0.0, 0.0]
         self.state: tf.Variable = distribution.in_scope(
             lambda: distribution.state_variable(self.initial, "gradwatch_weights")
         )
@@ -102,13 +102,13 @@ class Weights:
         hold = follow and self.limit is None
 
         def look(rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            _, ratios, (_, ratio, _, *limited) = self._split(state)
+            _, ratios, first, (_, ratio, _, *limited) = self._split(state)
             x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
             norms = lengths(x, places if self.limit is None and _predicates_travel() else None)
             total = weight_norm(TENSORFLOW, norms, _initial(variables, range(self.count)))
-            return self._join(norms, ratios, [rest, ratio, total, *limited]), concat(x, places) if hold else tf.zeros(
-                [0]
-            )
+            first = tf.where(first < 0.0, norms, first)
+            held = concat(x, places) if hold else tf.zeros([0])
+            return self._join(norms, ratios, first, [rest, ratio, total, *limited]), held
 
         def keep() -> tuple[tf.Tensor, tf.Tensor]:
             # one operation: each counts in a step of a millisecond
@@ -135,24 +135,24 @@ class Weights:
     def _step(self) -> np.ndarray:
         """What a step without a look takes off the state."""
         step = np.zeros_like(self.initial)
-        step[2 * self.count + SCALARS.index("rest")] = 1.0
+        step[3 * self.count + SCALARS.index("rest")] = 1.0
         return step
 
     def _scalar(self, state: tf.Tensor, name: str) -> tf.Tensor:
-        return state[2 * self.count + SCALARS.index(name)]
+        return state[3 * self.count + SCALARS.index(name)]
 
-    def _split(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Norms and ratios of the variables, and `SCALARS`."""
-        norms, ratios, scalars = tf.split(state, [self.count, self.count, len(SCALARS)])
-        return norms, ratios, tf.unstack(scalars)
+    def _split(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Norms, ratios and first norms of the variables, and `SCALARS`."""
+        norms, ratios, first, scalars = tf.split(state, [*[self.count] * 3, len(SCALARS)])
+        return norms, ratios, first, tf.unstack(scalars)
 
     @staticmethod
-    def _join(norms: tf.Tensor, ratios: tf.Tensor, scalars: Sequence[Any]) -> tf.Tensor:
-        return tf.concat([norms, ratios, tf.stack(scalars)], 0)
+    def _join(norms: tf.Tensor, ratios: tf.Tensor, first: tf.Tensor, scalars: Sequence[Any]) -> tf.Tensor:
+        return tf.concat([norms, ratios, first, tf.stack(scalars)], 0)
 
     # -- after the update ---------------------------------------------------------------------------------
 
-    @compat.unseen_by_debuggers()
+    @compat.hidden_from_debuggers
     def settle(self, variables: Sequence[Any] | None) -> None:
         """The update that `look(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)
@@ -171,11 +171,11 @@ class Weights:
         places = places_of(variables)
 
         def measure() -> tf.Tensor:
-            norms, _, (rest, _, *others) = self._split(state)
+            norms, _, first, (rest, _, *others) = self._split(state)
             now = concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
             moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
             ratios, ratio = _shares(variables, present, norms, moved)
-            return self._join(norms, ratios, [rest, ratio, *others])
+            return self._join(norms, ratios, first, [rest, ratio, *others])
 
         self.state.assign(measure() if _predicates_travel() else tf.cond(due, measure, lambda: tf.identity(state)))
 
@@ -183,7 +183,7 @@ class Weights:
         self, variables: list[Any], present: tuple[int, ...], before: Sequence[tf.Tensor], state: tf.Tensor
     ) -> tf.Tensor:
         """Scale an update that was too long back to the limit; the state after it."""
-        norms, _, (rest, _, total, low, high) = self._split(state)
+        norms, _, first, (rest, _, total, low, high) = self._split(state)
         after = [tf.convert_to_tensor(v) for v in variables]
         moved = lengths([gradients.values(a - b) for a, b in zip(after, before)])
         ratios, ratio = _shares(variables, present, norms, moved)
@@ -194,7 +194,7 @@ class Weights:
             v.assign(tf.where(over, b + tf.cast(factor, a.dtype) * (a - b), a))
         low = low + tf.cast(over, tf.float32)
         carry = tf.cast(low >= LIMB, tf.float32)
-        return self._join(norms, ratios, [rest, ratio, total, low - carry * LIMB, high + carry])
+        return self._join(norms, ratios, first, [rest, ratio, total, low - carry * LIMB, high + carry])
 
     # -- from the host ----------------------------------------------------------------------------------------
 
@@ -203,12 +203,13 @@ class Weights:
         if not self.count:
             return {}
         vector = tf.convert_to_tensor(self.state).numpy()
-        scalars = dict(zip(SCALARS, vector[2 * self.count :].tolist()))
-        norms, ratios = (zip(paths, part.tolist()) for part in np.split(vector[: 2 * self.count], 2))
+        scalars = dict(zip(SCALARS, vector[3 * self.count :].tolist()))
+        norms, ratios, first = (zip(paths, part.tolist()) for part in np.split(vector[: 3 * self.count], 3))
         return {
             "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
             "layer_update_ratio": {path: x for path, x in ratios if x >= 0.0},
             "layer_weight_norms": {path: x for path, x in norms if x >= 0.0},
+            "layer_first_weight_norms": {path: x for path, x in first if x >= 0.0},
             "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
         }
 

@@ -20,6 +20,8 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import tomllib
+import yaml
 
 # a process that loads TensorFlow takes long on a busy machine, and here are several
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(600)]
@@ -30,7 +32,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"\bgradwatch(?:\.[A-Za-z]\w*)+")
 
 #: Names that pages mention and that are no attributes: files, settings, other languages' names.
-NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md)$")
+NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md|py)$")
 
 
 def called(path):
@@ -146,8 +148,11 @@ def elsewhere(tmp_path, monkeypatch, certificate):
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=called)
-def test_every_python_block_of_the_page_runs(page, reader_has, elsewhere):
-    space = dict(reader_has)
+def test_every_python_block_of_the_page_runs(page, reader_has, elsewhere, monkeypatch):
+    module = types.ModuleType("page")  # a class that a page defines can be pickled only if its module can be found
+    monkeypatch.setitem(sys.modules, "page", module)
+    space = vars(module)
+    space.update(reader_has)
     for number, block in enumerate(blocks(page, "python"), 1):
         before = dict(space)
         exec(compile(block, f"{called(page)}, block {number}", "exec"), space)
@@ -156,6 +161,18 @@ def test_every_python_block_of_the_page_runs(page, reader_has, elsewhere):
         for name, value in space.items():
             if name.startswith("test_") and before.get(name) is not value:
                 value()
+
+
+def in_the_menu(entries):
+    for entry in entries:
+        for target in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from in_the_menu(target) if isinstance(target, list) else [target]
+
+
+def test_every_page_has_its_place_in_the_menu():
+    menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(in_the_menu(menu)) == sorted(pages)
 
 
 def test_all_pages_with_code_are_run():
@@ -283,11 +300,11 @@ def _lines(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=called)
-def test_no_page_tells_to_install_a_distribution_that_is_not_there(page):
+def test_what_a_page_tells_to_install_is_this_distribution_with_extras_that_it_has(page):
     from gradwatch.errors import DISTRIBUTION
 
-    for command in re.findall(r"pip install ([^`\n#]+)", page.read_text(encoding="utf-8")):
-        assert "gradwatch" not in command or DISTRIBUTION, command
-        for extra in re.findall(r"\.\[([a-z,]+)\]", command):
-            known = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
-            assert set(extra.split(",")) <= known, command
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for command in re.findall(r"(?:pip install|uv add) ([^`\n#]+)", page.read_text(encoding="utf-8")):
+        for name, extras in re.findall(r"(\.|gradwatch[\w-]*)(?:\[([a-z,]+)\])?", command):
+            assert name in {".", DISTRIBUTION}, command
+            assert set(filter(None, extras.split(","))) <= set(known), command

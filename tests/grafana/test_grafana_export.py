@@ -48,7 +48,7 @@ def test_alerts_link_to_the_runbook_that_the_caller_names(tmp_path):
 
 def test_without_pyyaml_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(MissingExtra, match=r"\.\[grafana\]"):
+    with pytest.raises(MissingExtra, match=r"gradwatch-tf\[grafana\]"):
         grafana.files()
 
 

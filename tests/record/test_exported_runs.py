@@ -93,7 +93,7 @@ def test_without_pandas_or_pyarrow_the_extra_is_named(run, monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "pandas", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for ask in (run.to_pandas, lambda: export.write_parquet(run, tmp_path / "a")):
-        with pytest.raises(MissingExtra, match=r"'\.\[record\]'"):
+        with pytest.raises(MissingExtra, match=r"'gradwatch-tf\[record\]'"):
             ask()
 
 

@@ -175,7 +175,8 @@ def test_a_policy_on_the_device_gets_the_reach_and_the_loss_that_finite_codes_st
     on_device = FusedGuard(guard, state, jit_compile=jit_compile)
     vector = tf.constant(on_device.layout.pack(NUMPY, state))
     rows = tf.ones([2])
-    vector, _, _ = on_device.step(vector, rows, rows, None if signals is None else tf.constant(signals))
+    signals = None if signals is None else tf.constant([*signals, *fused.NO_SIGNALS[4:]])
+    vector, _, _ = on_device.step(vector, rows, rows, signals)
     seen = on_device.layout.unpack(NUMPY, vector.numpy())["policy"]
     expected = [math.isfinite(reach), reach == math.inf, reach if math.isfinite(reach) else 0.0]
     expected += [math.isfinite(loss), loss if math.isfinite(loss) else 0.0]

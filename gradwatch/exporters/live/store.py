@@ -177,6 +177,7 @@ class _Run:
             "layers": _layers(reading),
             "layer_count": len(s.layer_norms),
             "events": list(self.events),
+            "verdict": None if reading.diagnosis is None else reading.diagnosis.to_dict(),
         }
 
     def _numbers(self, reading: Reading) -> list[tuple[str, str, str, Any]]:
@@ -195,6 +196,12 @@ class _Run:
             ("score", "Score (robust z of the log norm)", "number", s.score),
             ("verdict", "What happened to the last step", "text", s.verdict if s.steps else _NONE_YET),
         ]
+        if reading.diagnosis is not None:
+            told = reading.diagnosis
+            rows[:0] = [
+                (f"diagnosis_{key.lower()}", key, "text", clean(text, 600))
+                for key, text in (("Verdict", told.verdict), ("Why", told.why), ("Next", told.next))
+            ]
         rows += [
             (
                 f"quantile_{q:g}",

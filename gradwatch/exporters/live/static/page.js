@@ -251,7 +251,7 @@
 
   function showTiles(data, n) {
     document.querySelector('[data-tile="state"]').dataset.tone = data.state.tone;
-    tile("state", data.state.word, `last step: ${n.verdict.text}`);
+    tile("state", data.state.word, data.verdict ? data.verdict.verdict : `last step: ${n.verdict.text}`);
     tile("steps", n.steps.text, `${n.steps_per_second.text} a second`);
     tile("norm", n.norm.text, `after clipping ${n.applied_norm.text}`);
     tile("clip", n.clip_norm.text, `explosion above ${n.explosion_threshold.text}`);

@@ -133,7 +133,7 @@ def test_apprise_sends_to_the_services_it_knows(receiver, counted):
 
 def test_without_apprise_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "apprise", None)
-    with pytest.raises(MissingExtra, match=r"\.\[notify\]"):
+    with pytest.raises(MissingExtra, match=r"gradwatch-tf\[notify\]"):
         Apprise("json://localhost")
 
 

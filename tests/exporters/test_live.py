@@ -475,7 +475,7 @@ def test_without_the_extra_the_page_says_how_to_install_it_and_gathers_nothing(r
     page = live.LivePage()
     status, _, body = ask(page)
     assert status == "200 OK"
-    assert b"pip install '.[live]'" in body
+    assert b"pip install 'gradwatch-tf[live]'" in body
     assert b"/metrics" in body
     assert ask(page, "/data.json")[0] == "404 Not Found"
     assert reader._listeners == ()

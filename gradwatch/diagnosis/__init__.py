@@ -1,0 +1,5 @@
+"""Why a run went wrong: the causes that its numbers speak for, the likeliest first.
+
+`observation` is what is known of a run, `signs` are the statistics of it, `causes` is the one table (what a cause
+predicts, what to do), `diagnose` ranks them, `verdict` is the answer. Works on the host, after the steps.
+"""

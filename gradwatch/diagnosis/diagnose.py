@@ -1,0 +1,59 @@
+"""`gradwatch.diagnose`: the causes that a run's numbers speak for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradwatch.diagnosis.case import Case
+from gradwatch.diagnosis.causes import CAUSES, HEALTHY
+from gradwatch.diagnosis.observation import observe
+from gradwatch.diagnosis.signs import Signs
+from gradwatch.diagnosis.verdict import Cause, Diagnosis
+
+#: A cause must be at least so likely to be told instead of `healthy`.
+LEAST = 0.5
+
+RUNBOOK = "docs/diagnosis.md"
+
+
+def diagnose(source: Any) -> Diagnosis:
+    """Say why a run went wrong, or that it is healthy.
+
+        print(gradwatch.diagnose(train_step.monitor))
+        gradwatch.diagnose(gradwatch.open_run("runs")).causes[0].kind
+
+    Takes milliseconds; call it outside a `tf.function`. A monitor knows its last 1,024 steps, a record all of them.
+
+    Args:
+      source: a `gradwatch.Monitor`, or a `gradwatch.Run` as `gradwatch.open_run` gives it.
+
+    Raises:
+      ConfigError: `source` is neither.
+      RecordError: the run's file cannot be read.
+    """
+    signs = Signs(observe(source))
+    found: list[tuple[Case, Cause, str]] = []
+    for row in CAUSES:
+        case = signs.ask(row.evidence)
+        if case is not None and case.confidence > 0.0:
+            cause = Cause(row.kind, case.confidence, case.sentences, case.advice or row.advice, _runbook(row.kind))
+            found.append((case, cause, row.verdict))
+    found.sort(key=lambda item: -item[0].confidence)
+    likely = found[0][0].confidence if found else 0.0
+    calm = HEALTHY.evidence(signs)
+    said = calm.sentences if calm is not None else ()
+    healthy = Cause("healthy", 1.0 - likely, said, HEALTHY.advice, _runbook("healthy"))
+    if likely < LEAST:
+        causes = (healthy, *(cause for _, cause, _ in found))
+        return Diagnosis(causes, None, HEALTHY.verdict, _why(healthy), healthy.advice)
+    first = found[0][1]
+    causes = (*(cause for _, cause, _ in found), healthy)
+    return Diagnosis(causes, found[0][0].step, found[0][2], _why(first), first.advice)
+
+
+def _why(cause: Cause) -> str:
+    return " ".join(cause.evidence[:2])
+
+
+def _runbook(kind: str) -> str:
+    return f"{RUNBOOK}#{kind.replace('_', '-')}"

@@ -1,0 +1,136 @@
+"""What is known of a run, in one form, whether it comes from a monitor or out of a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradwatch.core.snapshot import VERDICTS, Event
+from gradwatch.errors import ConfigError
+
+#: Columns of a step, NaN where a run does not know them.
+COLUMNS = (
+    *("norm", "applied_norm", "clip_norm", "threshold", "score", "reach", "update_ratio", "loss"),
+    *("learning_rate", "loss_scale", "input_rms", "target_rms", "replica_ratio", "replica"),
+)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run as `causes` see it.
+
+    Attributes:
+      step: numbers of the steps, increasing, int64, shape [n].
+      columns: name of `COLUMNS` -> float64, shape [n]; and "verdict", int8: the index into `VERDICTS`.
+      events: where anomalies began, in the order of the steps.
+      layers: variable path -> step, norm, weight_norm, update_ratio at each look, oldest first, NaN where not known.
+      usual: variable path -> usual norm of its gradient.
+      facts: what is known of the run: optimizer, optimizer_settings, variables (path -> shape), precision, replicas.
+    """
+
+    step: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    events: tuple[Event, ...] = ()
+    layers: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    usual: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A column; NaN in each step where the run has none of this name."""
+        found = self.columns.get(name)
+        return np.full(len(self.step), math.nan) if found is None else found
+
+
+def observe(source: Any) -> Observation:
+    """What a `Monitor` or a `Run` knows.
+
+    Raises:
+      ConfigError: `source` is neither.
+      RecordError: the run's file cannot be read.
+    """
+    if isinstance(source, Observation):
+        return source
+    if hasattr(source, "chunks") and hasattr(source, "layers"):
+        return of_run(source)
+    if hasattr(source, "read") and hasattr(source, "guard"):
+        now = source.read()
+        return of_reading(now.snapshot, now.history, source.run_facts)
+    raise ConfigError(
+        f"diagnose takes a gradwatch.Monitor or what gradwatch.open_run gives, got {type(source).__name__}; "
+        "of a watched step that is step.monitor"
+    )
+
+
+def of_reading(snapshot: Any, history: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Observation:
+    """What a monitor knows at one instant: the last 1,024 steps, and the layers as of the first and the last one."""
+    events = [event for event in snapshot.last_events.values() if event is not None]
+    columns = {name: np.asarray(history[name], np.float64) for name in COLUMNS if name in history}
+    for name in ("loss_scale", "learning_rate"):
+        now = snapshot.loss_scale if name == "loss_scale" else snapshot.extra.get(name)
+        if now is not None and np.isnan(columns.get(name, math.nan)).all():
+            columns[name] = np.full(len(history["step"]), float(now))
+    columns["verdict"] = np.asarray(history["verdict"], np.int8)
+    layers = {
+        path: {
+            "step": np.array([1, snapshot.steps]),
+            "norm": np.array([math.nan, norm]),
+            "weight_norm": np.array(
+                [of.get(path, math.nan) for of in (snapshot.layer_first_weight_norms, snapshot.layer_weight_norms)]
+            ),
+            "update_ratio": np.array([math.nan, snapshot.layer_update_ratio.get(path, math.nan)]),
+        }
+        for path, norm in snapshot.layer_norms.items()
+    }
+    return Observation(
+        step=np.asarray(history["step"], np.int64),
+        columns=columns,
+        events=tuple(sorted(events, key=lambda event: event.step)),
+        layers=layers,
+        usual=dict(snapshot.layer_usual_norms),
+        facts=facts,
+    )
+
+
+def of_run(run: Any) -> Observation:
+    """What a record holds. Gaps and what was made before a return to a checkpoint are left out."""
+    rows = run.steps
+    kept = _newest_of_each(rows["step"]) & (rows["verdict"] != "gap")
+    columns = {name: rows[name][kept] for name in COLUMNS if name in rows}
+    columns["verdict"] = np.array([VERDICTS.index(word) for word in rows["verdict"][kept].tolist()], np.int8)
+    told = run.events
+    events = [
+        Event(
+            kind=str(told["kind"][i]),
+            step=int(told["step"][i]),
+            norm=float(told["norm"][i]),
+            threshold=float(told["threshold"][i]),
+            shares=told["shares"][i],
+            follows=int(told["follows"][i]) or None,
+        )
+        for i in range(len(told["step"]))
+    ]
+    layers = {path: run.layers(path) for path in run.variables}
+    known = {path: rows["norm"][np.isfinite(rows["norm"])] for path, rows in layers.items()}
+    return Observation(
+        step=rows["step"][kept],
+        columns=columns,
+        events=tuple(sorted(events, key=lambda event: event.step)),
+        layers=layers,
+        usual={path: float(np.median(norms)) for path, norms in known.items() if len(norms)},
+        facts=run.info,
+    )
+
+
+def _newest_of_each(steps: np.ndarray) -> np.ndarray:
+    """Which rows are not made again further down, after a return to a checkpoint."""
+    if not len(steps):
+        return np.zeros(0, bool)
+    least_after = np.minimum.accumulate(steps[::-1])[::-1]
+    return np.append(steps[:-1] < least_after[1:], True)

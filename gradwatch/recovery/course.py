@@ -1,0 +1,188 @@
+"""Which rung answers which trouble, and the state of the ladder: one table and pure functions of steps."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+from gradwatch.recovery.rungs import Ladder, lower
+from gradwatch.recovery.signs import Trouble
+
+SKIP, LOWER, ROLLBACK, STOP = "skip", "lower", "rollback", "stop"
+_BACK_AND_LOWER = (ROLLBACK, LOWER)
+
+#: Cause -> what is done the first time, the second time, ...; the last entry stays. Trouble that comes again within
+#: `SAME_STEPS` of the last answer is the same trouble. A rung that the ladder does not have is left out, and an answer
+#: of which nothing is left is passed over.
+ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "dropping": ((LOWER,), ()),
+    "saturated": ((LOWER,), (LOWER,), _BACK_AND_LOWER, _BACK_AND_LOWER, (STOP,)),
+    "exploding": ((LOWER,), _BACK_AND_LOWER, _BACK_AND_LOWER, (STOP,)),
+    "lost": (_BACK_AND_LOWER,) * 6 + ((STOP,),),
+    "nonfinite": ((ROLLBACK,), *(_BACK_AND_LOWER,) * 3, (STOP,)),
+    "poisoned": ((ROLLBACK,), (ROLLBACK,), (STOP,)),
+}
+
+#: In place of the table's row, where the diagnosis has a reason. A bad batch or a broken input is none to lower the
+#: rate, nor to go back again and again; a rate that is too high is one to lower it at once.
+REASONS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
+    ("lost", "data"): ((ROLLBACK,), _BACK_AND_LOWER, (STOP,)),
+    ("nonfinite", "data"): ((ROLLBACK,), (STOP,)),
+    ("nonfinite", "rate"): (*(_BACK_AND_LOWER,) * 4, (STOP,)),
+    ("saturated", "data"): ((), _BACK_AND_LOWER, (STOP,)),
+}
+
+#: Steps after an answer in which trouble is the same trouble.
+SAME_STEPS = 500
+#: Steps after which a rate that was lowered is no longer remembered.
+REMEMBERED_STEPS = 3000
+
+_LARGE_RATIO, _GOOD_RATIO = 0.1, 0.01  # shares of the weights' norm that an update moves
+
+
+class Answer(NamedTuple):
+    """What to do now.
+
+    Attributes:
+      rungs: names, in the order in which they are to be done.
+      trouble: what it answers.
+      scale: of the learning rate, from now on.
+      older: go back to the older of two healthy snapshots: the newer one led into the same trouble.
+    """
+
+    rungs: tuple[str, ...]
+    trouble: Trouble
+    scale: float
+    older: bool = False
+
+
+class Rate:
+    """The scale of the learning rate over the steps; see `lower`."""
+
+    def __init__(self, rung: lower) -> None:
+        self._rung = rung
+        self.ceiling: float = 1.0
+        self._scale: float = 1.0  # at `_since`
+        self._since: int | None = None  # the step at which it was lowered last
+
+    def at(self, step: int) -> float:
+        """The scale at this step, in [least, 1]."""
+        if self._since is None:
+            return 1.0
+        way = min(max((step - self._since - self._rung.hold_steps) / self._rung.return_steps, 0.0), 1.0)
+        if way >= 1.0:
+            return self.ceiling
+        return self._scale * (self.ceiling / self._scale) ** way
+
+    @property
+    def is_least(self) -> bool:
+        """Whether it cannot be lowered any more."""
+        return self._since is not None and self._scale <= self._rung.least
+
+    def lower(self, step: int, update_ratio: float | None) -> float:
+        """Lower it at this step; the new scale.
+
+        Args:
+          update_ratio: the newest share of their norm by which an update moved the weights; None where not known.
+        """
+        now, factor = self.at(step), self._rung.factor
+        if update_ratio is not None and math.isfinite(update_ratio) and update_ratio > _LARGE_RATIO:
+            factor = min(factor, _GOOD_RATIO / update_ratio)
+        if self._since is not None and step - self._since < REMEMBERED_STEPS:
+            # it came again on the way back, or soon after: it must not go so far again
+            self.ceiling = max(min(self.ceiling, now * math.sqrt(self._rung.factor)), self._rung.least)
+        self._scale = min(max(now * factor, self._rung.least), self.ceiling)
+        self._since = step
+        return self._scale
+
+
+class Course:
+    """The state of a ladder in one run.
+
+    Args:
+      ladder: the rungs.
+
+    Attributes:
+      rate: the scale of the learning rate; None without the rung `lower`.
+      answers: to the present trouble so far.
+    """
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._ladder = ladder
+        self.rate: Rate | None = None if ladder.lower is None else Rate(ladder.lower)
+        self.answers: int = 0
+        self._answered_at: int | None = None
+        self._rollbacks: deque[int] = deque()
+        self._quiet_until = 0  # a lower rate needs some steps to show
+
+    def scale(self, step: int) -> float:
+        """Of the learning rate at this step."""
+        return 1.0 if self.rate is None else self.rate.at(step)
+
+    def answer(
+        self,
+        step: int,
+        trouble: Trouble,
+        *,
+        reason: str | None = None,
+        update_ratio: float | None = None,
+        broken: bool = False,
+    ) -> Answer | None:
+        """What to do about a trouble that was seen at this step; None for nothing (more) for now.
+
+        Args:
+          step: now.
+          reason: "rate" or "data", as far as the diagnosis is sure of it.
+          update_ratio: see `Rate.lower`.
+          broken: healthy weights gave no finite gradient: what is broken is the data, or an operation.
+        """
+        if self._answered_at is not None and step - self._answered_at > SAME_STEPS:
+            self.answers = 0
+        if broken:
+            return self._when_broken(step, trouble)
+        if step < self._quiet_until:
+            return None
+        rows = REASONS.get((trouble.cause, reason or ""), ANSWERS[trouble.cause])
+        while self.answers < len(rows):
+            wanted = rows[self.answers]
+            self.answers += 1
+            rungs = self._possible(step, wanted)
+            if rungs or not wanted:
+                return self._take(step, trouble, rungs, update_ratio)
+        # the end of the row: what is left is to stop, where that is wanted at all
+        if STOP in rows[-1] and self._ladder.stop is not None:
+            return self._take(step, trouble, (STOP,), update_ratio)
+        return None
+
+    def _when_broken(self, step: int, trouble: Trouble) -> Answer | None:
+        """A stretch of bad data ends by itself, and no update is made meanwhile; what does not end is stopped."""
+        stop = self._ladder.stop
+        if stop is None or trouble.lasted < stop.steps:
+            return None
+        return self._take(step, trouble, (STOP,), None)
+
+    def _possible(self, step: int, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        ladder = self._ladder
+        rungs = [rung for rung in wanted if getattr(ladder, rung) is not None]
+        if ROLLBACK in rungs and ladder.rollback is not None:
+            while self._rollbacks and self._rollbacks[0] <= step - ladder.rollback.window:
+                self._rollbacks.popleft()
+            if len(self._rollbacks) >= ladder.rollback.most:
+                return (STOP,) if ladder.stop is not None else ()
+        if LOWER in rungs and self.rate is not None and self.rate.is_least:
+            rungs.remove(LOWER)
+        return tuple(rungs)
+
+    def _take(self, step: int, trouble: Trouble, rungs: tuple[str, ...], update_ratio: float | None) -> Answer | None:
+        self._answered_at = step
+        if not rungs:
+            return None
+        older = ROLLBACK in rungs and bool(self._rollbacks) and step - self._rollbacks[-1] <= 2 * self._ladder.patience
+        if LOWER in rungs and self.rate is not None:
+            self.rate.lower(step, update_ratio)
+        if ROLLBACK in rungs:
+            self._rollbacks.append(step)
+        else:
+            self._quiet_until = step + self._ladder.patience
+        return Answer(rungs, trouble, self.scale(step), older)

@@ -1,0 +1,269 @@
+"""What the steps say of a run's health: calm, harmed, lost.
+
+Pure functions of the rows of the history, so that every worker comes to the same answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradwatch.core.snapshot import VERDICTS
+
+#: Steps without a finite gradient, or a loss, in a row that are no bad batch. A loss scale that looks for its value
+#: takes more: from 2^15 down to 1 and below it halves at each of them.
+NONFINITE_STEPS = 10
+SCALING_STEPS = 40
+
+#: Steps in a row of a loss far above everything before it: no need to wait whether it comes back.
+WILD_STEPS = 10
+
+_CALM_LOSSES = 200  # losses that the band is made of
+_LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
+_BAND_EVERY = 20  # new calm losses between two bands
+_SMOOTHED = 7  # losses whose median is compared with the band
+_DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
+
+
+class Rows(NamedTuple):
+    """New steps, oldest first, arrays of one length.
+
+    Attributes:
+      step: number of the step, as the monitor counts.
+      norm: before clipping; NaN or Inf as they came.
+      threshold: the norm beyond which the step is an explosion.
+      verdict: index into `VERDICTS`.
+      loss: of the step; NaN where it was NaN or is not known.
+    """
+
+    step: np.ndarray
+    norm: np.ndarray
+    threshold: np.ndarray
+    verdict: np.ndarray
+    loss: np.ndarray
+
+
+class Trouble(NamedTuple):
+    """Something that a rung should answer.
+
+    Attributes:
+      cause: "dropping", "saturated", "exploding", "lost" or "nonfinite".
+      step: at which it began.
+      lasted: steps since then.
+      text: what was seen, a sentence.
+    """
+
+    cause: str
+    step: int
+    lasted: int
+    text: str
+
+
+class Signs:
+    """Reads the rows of one monitor, and says whether its run is in trouble.
+
+    A loss is harmed when the median of the last 7 lies above the band
+
+        m + max(6 s, 0.2 |m|),   m, s: median and scaled median absolute deviation of the last 200 calm losses
+
+    and wild when it lies above both the band and L + 2 |L|, L the first loss of the run. Before there are 20 calm
+    losses the band ends at L + 2 |L|. A loss that is harmed for four times `patience` steps without an anomaly of the
+    gradients is the new normal: other data, another task.
+
+    Args:
+      patience: steps after which a harmed loss is lost.
+      most_drops, window: of the rung skip; None where there is none.
+    """
+
+    def __init__(self, patience: int, most_drops: int | None = 10, window: int = 100) -> None:
+        self._patience, self._most_drops, self._window = patience, most_drops, window
+        self.first_loss: float = math.nan
+        self.last_step: int = 0
+        self._calm: deque[float] = deque(maxlen=_CALM_LOSSES)
+        self._band: tuple[float, float] | None = None
+        self._since_band = 0
+        self._anomaly: int = -(10**9)  # the step of the last one
+        self.forget()
+
+    def forget(self) -> None:
+        """The weights were set back: what the steps since the snapshot said is about others. The band stays."""
+        self._recent: deque[float] = deque(maxlen=_SMOOTHED)
+        self._drops: deque[int] = deque()
+        self._exploding_drops = 0
+        self._nonfinite = self._lossless = self._wild = 0  # steps in a row
+        self._harmed_since = self._exploding_since = self._saturated_since = 0
+        self._harm_step = self.last_step
+        self._began = self.last_step
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def read(self, rows: Rows, active: Mapping[str, bool]) -> None:
+        """Take new steps.
+
+        Args:
+          rows: the steps since the last call.
+          active: kind -> whether an episode of it is under way after the last of them.
+        """
+        if not len(rows.step):
+            return
+        if math.isnan(self.first_loss):
+            known = rows.loss[np.isfinite(rows.loss)]
+            self.first_loss = float(known[0]) if len(known) else math.nan
+        if self._is_plain(rows):
+            for loss in rows.loss.tolist():
+                self._add_calm(loss)
+            self._recent.extend(rows.loss.tolist())
+            self._nonfinite = self._lossless = self._wild = 0
+        else:
+            for row in zip(*(column.tolist() for column in rows)):
+                self._read_one(*row)
+        self.last_step = int(rows.step[-1])
+        if any(active.get(kind, False) for kind in ("explosion", "saturated", "nonfinite")):
+            self._anomaly = self.last_step
+        self._exploding_since = self._since(self._exploding_since, active.get("explosion", False))
+        # steps that were zeroed because they were not finite have a name of their own
+        saturated = active.get("saturated", False) and self._nonfinite < 3
+        self._saturated_since = self._since(self._saturated_since, saturated)
+        if saturated and math.isnan(self.first_loss):
+            self._harm_step = self.last_step
+
+    def _since(self, before: int, now: bool) -> int:
+        return (before or self.last_step) if now else 0
+
+    def _is_plain(self, rows: Rows) -> bool:
+        """Whether nothing stands out in any of them: the usual look, which must cost little."""
+        if self._harmed_since or self._drops or self._band is None:
+            return False
+        return bool(
+            np.all(rows.loss <= self._band[0]) and np.all(rows.norm <= rows.threshold) and np.all(rows.verdict <= 1)
+        )
+
+    def _read_one(self, step: int, norm: float, threshold: float, verdict: int, loss: float) -> None:
+        finite = math.isfinite(norm)
+        self._nonfinite = 0 if finite else self._nonfinite + 1
+        exploding = finite and norm > threshold
+        if exploding or not finite:
+            self._anomaly = step
+        if verdict in _DROPPED:
+            self._drops.append(step)
+            self._exploding_drops += finite
+        while self._drops and self._drops[0] <= step - self._window:
+            self._drops.popleft()
+        if not self._drops:
+            self._exploding_drops = 0
+        if math.isnan(self.first_loss):
+            if not finite or exploding:
+                self._harm_step = step
+            return
+        broken = not math.isfinite(loss)
+        self._lossless = self._lossless + 1 if broken else 0
+        if broken:
+            self._harm_step = step
+            return
+        self._recent.append(loss)
+        smoothed = sorted(self._recent)[len(self._recent) // 2]
+        harmed_from, wild_from = self.band
+        self._wild = self._wild + 1 if loss > wild_from else 0
+        if smoothed > harmed_from:
+            self._harmed_since = self._harmed_since or step
+            self._harm_step = step
+            if step - self._harmed_since >= 4 * self._patience and not self._is_anomalous():
+                self._calm.clear()  # the new normal
+                self._band, self._harmed_since = None, 0
+                self.first_loss = loss
+        else:
+            self._harmed_since = 0
+            if not exploding and finite and loss <= harmed_from:
+                self._add_calm(loss)
+
+    def _is_anomalous(self) -> bool:
+        """Whether the gradients stood out when the present harm began, or since."""
+        return self._anomaly >= self._harmed_since - self._patience
+
+    # -- the band ---------------------------------------------------------------------------------------
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """(harmed from, wild from): losses above."""
+        far = self.first_loss + 2.0 * abs(self.first_loss) + 1e-6
+        if self._band is None:
+            return far, far
+        return self._band[0], max(self._band[0], far)
+
+    def _add_calm(self, loss: float) -> None:
+        self._calm.append(loss)
+        self._since_band += 1
+        if len(self._calm) >= _LEAST_CALM and (self._band is None or self._since_band >= _BAND_EVERY):
+            losses = np.array(self._calm)
+            middle = float(np.median(losses))
+            spread = 1.4826 * float(np.median(np.abs(losses - middle)))
+            self._band, self._since_band = (middle + max(6.0 * spread, 0.2 * abs(middle)), middle), 0
+
+    @property
+    def usual_loss(self) -> float:
+        """Median of the calm losses; NaN before there are any."""
+        return math.nan if self._band is None else self._band[1]
+
+    # -- answers ----------------------------------------------------------------------------------------
+
+    @property
+    def calm_steps(self) -> int:
+        """Steps since harm was last seen, or since the weights were set back."""
+        return self.last_step - self._harm_step
+
+    @property
+    def steps_without_gradient(self) -> int:
+        """Steps in a row, up to now, whose gradient was not finite."""
+        return self._nonfinite
+
+    @property
+    def never_finite(self) -> bool:
+        """Whether no step since the weights were set back had a finite gradient."""
+        return 0 < self._nonfinite == self.last_step - self._began
+
+    def trouble(self, *, loss_scaled: bool = False) -> Trouble | None:
+        """The most severe trouble there is after the steps that were read; None for a run that is well enough.
+
+        Args:
+          loss_scaled: under loss scaling, steps without a finite gradient are how the scale is found.
+        """
+        nonfinite = SCALING_STEPS if loss_scaled and not self._lossless else NONFINITE_STEPS
+        streak = max(self._nonfinite, self._lossless)
+        if streak >= nonfinite:
+            what = "gradient" if self._nonfinite >= self._lossless else "loss"
+            return self._since_text("nonfinite", streak, f"{streak} steps without a finite {what}")
+        if self._wild >= WILD_STEPS:
+            return self._since_text(
+                "lost", self._wild, f"the loss has been above {self.band[1]:.4g} for {self._wild} steps"
+            )
+        harmed = self.last_step - self._harmed_since + 1 if self._harmed_since else 0
+        if harmed >= self._patience and self._is_anomalous():
+            return self._since_text(
+                "lost", harmed, f"the loss has not come back below {self.band[0]:.4g} for {harmed} steps"
+            )
+        if self._saturated_since:
+            lasted = self.last_step - self._saturated_since + 1
+            return Trouble(
+                "saturated", self._saturated_since, lasted, "most of the gradients are clipped away or dropped"
+            )
+        if self._exploding_since and math.isnan(self.first_loss):
+            lasted = self.last_step - self._exploding_since + 1
+            if lasted >= self._patience:
+                return Trouble(
+                    "exploding", self._exploding_since, lasted, f"the gradients have exploded for {lasted} steps"
+                )
+        if self._most_drops is not None and len(self._drops) > self._most_drops and streak < 3:
+            text = f"{len(self._drops)} updates were dropped in the last {self._window} steps"
+            return Trouble("dropping", self._drops[0], self.last_step - self._drops[0] + 1, text)
+        return None
+
+    def _since_text(self, cause: str, lasted: int, text: str) -> Trouble:
+        return Trouble(cause, self.last_step - lasted + 1, lasted, text)
+
+    def facts(self) -> dict[str, Any]:
+        """For the health file beside a snapshot."""
+        return {"usual_loss": None if math.isnan(self.usual_loss) else self.usual_loss}

@@ -1,0 +1,132 @@
+"""What a step was given: how large its numbers are, for whoever asks later which batch was unlike the others.
+
+The mean square of an array is one pass over it, far less than what a step does with it. It is Inf or NaN as soon as one
+number of the array is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gradwatch.core.guard import BEYOND, NOT_KNOWN
+from gradwatch.core.xp import HUGE
+from gradwatch.tf import compat, distribution
+
+
+class Inputs:
+    """Mean squares of the first and of the last array that the step under way was given.
+
+    Attributes:
+      kinds: "input" and "target" -> the name of their dtype, where there is one.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}
+        self._here = threading.local()  # of a replica, each of which has a thread of its own
+        self._found: tuple[Any, Any] | None = None  # the graph, and numbers of shape [2]
+
+    @compat.hidden_from_debuggers
+    def expect(self, first: Any, last: Any) -> None:
+        """The step that is judged next was given these, of any structure; its arrays that are no numbers do not count.
+
+        Args:
+          first: the first array in it is the input.
+          last: the last array in it is the target; no target where it is the input.
+        """
+        of_first, of_last = _arrays(first), _arrays(last)
+        if not of_first:
+            self.forget()
+            return
+        target = of_last[-1] if of_last and of_last[-1] is not of_first[0] else None
+        self.kinds = {"input": _kind(of_first[0]).name} | ({} if target is None else {"target": _kind(target).name})
+        pair = tf.stack([_mean_square(of_first[0]), NOT_KNOWN if target is None else _mean_square(target)])
+        if distribution.replicas() > 1:
+            pair = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, pair)
+        # a comparison with NaN is false
+        found = _graph(), tf.where(pair <= HUGE, pair, BEYOND)
+        if distribution.replicas() > 1:
+            self._here.found = found
+        else:
+            self._found = found
+
+    def forget(self) -> None:
+        """The step is over."""
+        self._here.found = self._found = None
+
+    def known(self) -> list[Any]:
+        """Of this step: mean squares of input and target, each `NOT_KNOWN` where it is not."""
+        for found in (getattr(self._here, "found", None), self._found):
+            if found is None:
+                continue
+            here = _graph()
+            while here is not None and here is not found[0]:
+                here = compat.outer_graph(here)
+            if here is found[0] and (here is not None or tf.executing_eagerly()):
+                return tf.unstack(found[1])
+        return [NOT_KNOWN, NOT_KNOWN]
+
+
+def _arrays(given: Any) -> list[Any]:
+    """The arrays of numbers in a structure, scalars and variables left out."""
+    found = []
+    for x in tf.nest.flatten(given):
+        if isinstance(x, tf.RaggedTensor):
+            x = x.flat_values
+        elif isinstance(x, tf.SparseTensor):
+            x = x.values
+        part = _part(x)
+        if isinstance(part, (tf.Tensor, np.ndarray)) and not isinstance(part, tf.Variable):
+            rank = part.shape.rank if tf.is_tensor(part) else part.ndim
+            if rank != 0 and (_kind(x).is_floating or _kind(x).is_integer):
+                found.append(x)
+    return found
+
+
+def _part(x: Any) -> Any:
+    """What one replica was given."""
+    return x.values[0] if isinstance(x, tf.distribute.DistributedValues) and getattr(x, "values", None) else x
+
+
+def _kind(x: Any) -> tf.DType:
+    dtype = _part(x).dtype
+    return tf.as_dtype(dtype) if isinstance(dtype, tf.DType) or dtype.kind in "biufc" else tf.string
+
+
+def _mean_square(x: Any) -> tf.Tensor:
+    if isinstance(x, tf.distribute.DistributedValues):
+        return tf.add_n([_mean_square(part) for part in x.values]) / len(x.values)
+    x = tf.convert_to_tensor(x)
+    size = x.shape.num_elements()
+    count = tf.cast(tf.size(x), tf.float32) if size is None else float(size)
+    return 2.0 * tf.nn.l2_loss(tf.cast(x, tf.float32)) / tf.maximum(count, 1.0)
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def odd_replica(norms: Sequence[Any] | tf.Tensor) -> list[tf.Tensor]:
+    """(ratio, replica): the replica whose own gradient is the least like the others', and how many times it is longer.
+
+    ratio = n_r / exp(mean(log n_i, i != r)) for the r where |log ratio| is largest, the longer one of two.
+
+    Args:
+      norms: L2 norms of the variables' gradients on this replica, shape [num_variables].
+    """
+    context = tf.distribute.get_replica_context()
+    count = context.num_replicas_in_sync
+    own = tf.norm(tf.convert_to_tensor(norms))
+    own = tf.where(own <= HUGE, tf.maximum(own, 1e-30), BEYOND)
+    mine = tf.one_hot(context.replica_id_in_sync_group, count, dtype=tf.float32)
+    everyone = context.all_reduce(tf.distribute.ReduceOp.SUM, mine * own)
+    logs = tf.math.log(everyone)
+    apart = (count * logs - tf.reduce_sum(logs)) / (count - 1)
+    # 1e-3: of two, which lie equally far apart, the longer one
+    odd = tf.argmax(tf.abs(apart) + 1e-3 * tf.sign(apart))
+    ratio = tf.where(everyone[odd] > HUGE, BEYOND, tf.exp(tf.minimum(apart[odd], 80.0)))
+    return [ratio, tf.cast(odd, tf.float32)]

@@ -1,0 +1,290 @@
+"""Which rung answers which trouble: a table of streams and answers, without TensorFlow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gradwatch import recovery
+from gradwatch.recovery import course
+from gradwatch.recovery.course import ANSWERS, REASONS, Course, Rate
+from gradwatch.recovery.rungs import RUNGS
+from gradwatch.recovery.signs import Rows, Signs, Trouble
+
+
+def trouble(cause="lost", step=100, lasted=50):
+    return Trouble(cause, step, lasted, f"{cause} for {lasted} steps")
+
+
+def answers(ladder, cause, times, *, every=60, **known):
+    """The rungs that answer the same trouble, `every` steps apart."""
+    one = Course(ladder)
+    found = [one.answer(1000 + i * every, trouble(cause), **known) for i in range(times)]
+    return [None if a is None else a.rungs for a in found]
+
+
+BACK, LOWER, BOTH, STOP = ("rollback",), ("lower",), ("rollback", "lower"), ("stop",)
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason", "expected"),
+    [
+        ("dropping", None, [LOWER, None, None]),
+        ("saturated", None, [LOWER, LOWER, BOTH, BOTH, STOP]),
+        ("exploding", None, [LOWER, BOTH, BOTH, STOP]),
+        ("lost", None, [BOTH] * 6 + [STOP, STOP]),
+        ("lost", "rate", [BOTH] * 6 + [STOP]),
+        ("lost", "data", [BACK, BOTH, STOP]),
+        ("nonfinite", None, [BACK, BOTH, BOTH, BOTH, STOP]),
+        ("nonfinite", "data", [BACK, STOP]),
+        ("nonfinite", "rate", [BOTH] * 4 + [STOP]),
+        ("poisoned", None, [BACK, BACK, STOP]),
+    ],
+)
+def test_each_trouble_is_answered_by_the_table_and_in_the_end_by_the_stop(cause, reason, expected):
+    assert answers(recovery.ladder(), cause, len(expected), reason=reason) == expected
+
+
+@pytest.mark.parametrize(
+    ("rungs", "cause", "expected"),
+    [
+        ((recovery.lower(),), "lost", [LOWER, LOWER]),
+        ((recovery.lower(),), "saturated", [LOWER, LOWER]),
+        ((recovery.lower(),), "poisoned", [None, None]),
+        ((recovery.rollback(),), "lost", [BACK, BACK]),
+        ((recovery.rollback(),), "saturated", [BACK, BACK, None]),
+        ((recovery.stop(),), "lost", [STOP]),
+        ((recovery.stop(),), "nonfinite", [STOP]),
+        ((recovery.stop(),), "dropping", [None]),
+        ((recovery.skip(),), "lost", [None]),
+        ((recovery.rollback(), recovery.stop()), "exploding", [BACK, BACK, STOP]),
+    ],
+)
+def test_each_rung_can_be_used_alone(rungs, cause, expected):
+    assert answers(recovery.ladder(*rungs), cause, len(expected)) == expected
+
+
+def test_every_answer_is_made_of_rungs_and_every_reason_belongs_to_a_cause():
+    for row in (*ANSWERS.values(), *REASONS.values()):
+        assert {rung for answer in row for rung in answer} <= set(RUNGS)
+    assert {cause for cause, _ in REASONS} <= set(ANSWERS)
+
+
+def test_trouble_after_a_long_calm_is_a_new_one():
+    one = Course(recovery.ladder())
+    assert one.answer(1000, trouble("saturated")).rungs == LOWER
+    assert one.answer(1000 + course.SAME_STEPS + 1, trouble("saturated")).rungs == LOWER
+    assert one.answer(1000 + course.SAME_STEPS + 61, trouble("saturated")).rungs == LOWER
+    assert one.answer(1000 + course.SAME_STEPS + 121, trouble("saturated")).rungs == BOTH
+
+
+def test_a_lowered_rate_gets_time_to_show():
+    one = Course(recovery.ladder())
+    assert one.answer(1000, trouble("saturated")).rungs == LOWER
+    assert one.answer(1010, trouble("saturated")) is None
+    assert one.answer(1049, trouble("saturated")) is None
+    assert one.answer(1050, trouble("saturated")).rungs == LOWER
+
+
+def test_more_rollbacks_than_the_bound_are_answered_by_the_stop():
+    ladder = recovery.ladder(recovery.rollback(most=2, window=1000), recovery.lower(), recovery.stop())
+    assert answers(ladder, "lost", 3) == [BOTH, BOTH, STOP]
+    # an old rollback no longer counts
+    assert answers(ladder, "lost", 3, every=600) == [BOTH, BOTH, BOTH]
+
+
+def test_a_second_explosion_right_after_the_rollback_goes_back_further():
+    one = Course(recovery.ladder())
+    assert not one.answer(1000, trouble()).older
+    assert one.answer(1060, trouble()).older
+    assert not one.answer(1400, trouble()).older
+
+
+def test_broken_data_is_waited_for_and_then_stopped_and_never_answered_by_going_back():
+    one = Course(recovery.ladder())
+    for lasted in range(10, 100, 10):
+        assert one.answer(1000 + lasted, trouble("nonfinite", lasted=lasted), broken=True) is None
+    assert one.answer(1100, trouble("nonfinite", lasted=100), broken=True).rungs == STOP
+    endless = Course(recovery.ladder(recovery.rollback(), recovery.lower()))
+    assert endless.answer(9000, trouble("nonfinite", lasted=5000), broken=True) is None
+
+
+# -- the rate ---------------------------------------------------------------------------------------------
+
+
+def test_the_rate_is_held_and_comes_back_geometrically():
+    rate = Rate(recovery.lower(factor=0.1, hold_steps=100, return_steps=400))
+    assert rate.at(50) == 1.0
+    assert rate.lower(1000, None) == pytest.approx(0.1)
+    assert rate.at(1000) == rate.at(1100) == pytest.approx(0.1)
+    for t in (0.25, 0.5, 0.75):
+        assert rate.at(1100 + int(400 * t)) == pytest.approx(0.1 ** (1 - t))
+    assert rate.at(1500) == rate.at(10**6) == 1.0
+
+
+def test_a_rate_at_which_it_came_again_is_not_reached_again():
+    rate = Rate(recovery.lower(factor=0.1, hold_steps=100, return_steps=400))
+    rate.lower(1000, None)
+    came = rate.at(1400)  # 10^-0.25
+    assert rate.lower(1400, None) == pytest.approx(came * 0.1)
+    assert rate.at(10**6) == pytest.approx(came * math.sqrt(0.1))
+    # soon after the way back was over, too
+    other = Rate(recovery.lower())
+    other.lower(1000, None)
+    assert other.at(2000) == 1.0
+    other.lower(2000, None)
+    assert other.at(10**6) == pytest.approx(math.sqrt(0.1))
+    # long after it, no longer
+    third = Rate(recovery.lower())
+    third.lower(1000, None)
+    third.lower(1000 + course.REMEMBERED_STEPS, None)
+    assert third.at(10**6) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(None, 0.1), (0.05, 0.1), (0.2, 0.05), (100.0, 1e-4), (1e9, 1e-6), (math.inf, 0.1)]
+)
+def test_an_update_that_moves_the_weights_too_far_says_how_much_to_lower(ratio, expected):
+    assert Rate(recovery.lower()).lower(1000, ratio) == pytest.approx(expected)
+
+
+def test_a_rate_at_its_least_is_not_lowered_further_and_the_next_rung_answers():
+    ladder = recovery.ladder(recovery.lower(least=0.05), recovery.stop())
+    assert answers(ladder, "saturated", 3) == [LOWER, LOWER, STOP]
+
+
+# -- whole streams ----------------------------------------------------------------------------------------
+
+
+def rows(first, losses, norms=1.0, threshold=10.0, verdict=0):
+    count = len(losses)
+    return Rows(
+        np.arange(first, first + count),
+        np.broadcast_to(np.asarray(norms, float), (count,)),
+        np.full(count, threshold),
+        np.broadcast_to(np.asarray(verdict), (count,)),
+        np.asarray(losses, float),
+    )
+
+
+def healthy(signs, steps, *, seed=0, loss=1.0):
+    rng = np.random.default_rng(seed)
+    for i in range(0, steps, 10):
+        signs.read(rows(signs.last_step + 1, loss + 0.1 * rng.standard_normal(10)), {})
+        assert signs.trouble() is None, i
+    return signs
+
+
+def test_a_noisy_run_whose_loss_falls_by_decades_is_never_in_trouble():
+    rng = np.random.default_rng(1)
+    signs = Signs(50)
+    for i in range(0, 5000, 10):
+        level = 3.0 * math.exp(-i / 800) + 0.01
+        # one explosion in fifty, which the policy clips
+        norms = np.where(rng.random(10) < 0.02, 50.0, 1.0)
+        signs.read(rows(i + 1, level * np.exp(0.3 * rng.standard_normal(10)), norms), {"explosion": False})
+        assert signs.trouble() is None
+    assert signs.calm_steps > 100
+
+
+def test_a_loss_that_does_not_come_back_after_an_explosion_is_lost_after_the_patience():
+    signs = healthy(Signs(50), 300)
+    for i in range(10):
+        signs.read(rows(301 + 10 * i, [2.5] * 10, [50.0] + [1.0] * 9 if i == 0 else 1.0), {})
+        found = signs.trouble()
+        if found is not None:
+            break
+    assert found.cause == "lost"
+    # the median of seven follows by four steps
+    assert 50 <= 10 * (i + 1) <= 60
+    assert 301 <= found.step <= 305
+    assert signs.calm_steps == 0
+
+
+def test_a_loss_that_comes_back_within_the_patience_is_no_trouble():
+    signs = healthy(Signs(50), 300)
+    signs.read(rows(301, [2.5] * 40, [50.0] + [1.0] * 39), {})
+    signs.read(rows(341, [1.0] * 40), {})
+    assert signs.trouble() is None
+    # and 34 calm steps later, the median of seven being four late
+    assert signs.calm_steps >= 34
+
+
+def test_a_loss_that_moves_without_an_anomaly_is_other_data_and_becomes_the_new_normal():
+    signs = healthy(Signs(50), 300)
+    for _ in range(30):
+        signs.read(rows(signs.last_step + 1, [2.0] * 10), {})
+        assert signs.trouble() is None
+    assert signs.calm_steps >= 50
+    assert signs.usual_loss == pytest.approx(2.0)
+
+
+def test_a_loss_far_above_the_first_one_is_lost_after_ten_steps():
+    signs = Signs(50)
+    signs.read(rows(1, [2.3] + [1e5] * 9), {})
+    assert signs.trouble() is None
+    signs.read(rows(11, [1e5] * 2), {})
+    assert signs.trouble().cause == "lost"
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_ten_steps_without_a_finite_gradient_are_no_bad_batch(norm):
+    signs = healthy(Signs(50), 300)
+    signs.read(rows(301, [math.nan] * 9, norm, verdict=2), {"nonfinite": True})
+    assert signs.trouble() is None
+    signs.read(rows(310, [math.nan], norm, verdict=2), {"nonfinite": True})
+    assert signs.trouble() == Trouble("nonfinite", 301, 10, "10 steps without a finite gradient")
+
+
+def test_a_loss_scale_that_looks_for_its_value_is_no_trouble():
+    signs = Signs(50)
+    signs.read(rows(1, [2.3] * 30, math.inf, verdict=3), {"nonfinite": True})
+    assert signs.trouble(loss_scaled=True) is None
+    assert signs.trouble(loss_scaled=False).cause == "nonfinite"
+
+
+def test_more_dropped_updates_than_the_bound_are_no_bad_batches():
+    signs = healthy(Signs(50, 3, 50), 300)
+    for i in range(4):
+        assert signs.trouble() is None
+        signs.read(rows(301 + 10 * i, [1.0] * 10, [math.nan] + [1.0] * 9, verdict=[2] + [0] * 9), {})
+    assert signs.trouble().cause == "dropping"
+    signs.read(rows(341, [1.0] * 50), {})
+    assert signs.trouble() is None
+
+
+def test_a_saturated_run_is_in_trouble_unless_it_is_so_for_want_of_finite_gradients():
+    signs = healthy(Signs(50), 300)
+    signs.read(rows(301, [1.0] * 10), {"saturated": True})
+    assert signs.trouble().cause == "saturated"
+    broken = healthy(Signs(50), 300)
+    broken.read(rows(301, [1.0] * 5, math.nan, verdict=2), {"saturated": True})
+    assert broken.trouble() is None
+
+
+def test_without_a_loss_a_lasting_explosion_is_what_tells():
+    signs = Signs(50)
+    for i in range(0, 300, 10):
+        signs.read(rows(i + 1, [math.nan] * 10), {"explosion": False})
+        assert signs.trouble() is None
+    assert signs.calm_steps >= 290
+    for i in range(300, 360, 10):
+        signs.read(rows(i + 1, [math.nan] * 10, 50.0), {"explosion": True})
+    assert signs.trouble().cause == "exploding"
+    assert signs.calm_steps == 0
+
+
+def test_what_the_steps_said_before_the_weights_were_set_back_is_forgotten_and_the_usual_loss_is_not():
+    signs = healthy(Signs(50), 300)
+    signs.read(rows(301, [math.nan] * 20, math.nan, verdict=2), {"nonfinite": True})
+    assert signs.trouble() is not None
+    assert not signs.never_finite
+    signs.forget()
+    assert signs.trouble() is None
+    assert signs.usual_loss == pytest.approx(1.0, abs=0.05)
+    signs.read(rows(321, [math.nan] * 5, math.nan, verdict=2), {})
+    assert signs.never_finite
+    signs.read(rows(326, [1.0] * 5), {})
+    assert not signs.never_finite

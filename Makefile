@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@# an environment of before the distribution got its name
 	@if [ -d $(VENV)/lib ] && ls -d $(VENV)/lib/python*/site-packages/gradwatch-*.dist-info >/dev/null 2>&1; then \
 		$(BIN)/python -m pip uninstall --quiet --yes gradwatch; fi
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[demo,grafana,live,notify,record]' --group dev
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[demo,grafana,live,mlflow,notify,record,wandb]' --group dev
 	@# ours is compared with it in tests/benchmarks; the torch that it asks for is not needed there
 	$(BIN)/python $(PIP_INSTALL) --no-deps zclip==1.0.0
 	@touch $@

@@ -20,6 +20,7 @@ from gradwatch.core.snapshot import Event, Snapshot
 if TYPE_CHECKING:
     from gradwatch import exporters as exporters
     from gradwatch import grafana, reading, recovery, testing
+    from gradwatch import sinks as sinks
     from gradwatch import telemetry as telemetry
     from gradwatch import top as top
     from gradwatch.diagnosis.diagnose import diagnose
@@ -58,6 +59,7 @@ _MODULES = {
     "notify": "gradwatch.exporters.notify",
     "reading": "gradwatch.reading",
     "recovery": "gradwatch.recovery",
+    "sinks": "gradwatch.sinks",
     "telemetry": "gradwatch.telemetry",  # the former place of reading and exporters
     "testing": "gradwatch.testing",
     "top": "gradwatch.top",
@@ -86,6 +88,7 @@ __all__ = [
     "reading",
     "recovery",
     "serve",
+    "sinks",
     "testing",
     "top",
     "watch",

@@ -125,7 +125,19 @@ def test_no_module_imports_one_that_imports_it():
 
 #: Longer than that, a module has more than one subject; these are tables.
 TABLES = {"exporters/metrics.py", "grafana/health.py", "grafana/rule_tests.py"}
-ROOMS = ("cli", "demo", "diagnosis", "exporters", "grafana", "reading", "record", "recovery", "report", "telemetry")
+ROOMS = (
+    "cli",
+    "demo",
+    "diagnosis",
+    "exporters",
+    "grafana",
+    "reading",
+    "record",
+    "recovery",
+    "report",
+    "sinks",
+    "telemetry",
+)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -7,6 +7,7 @@ tried again at every look; the steps of such a look are a gap in the record.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sqlite3
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gradwatch.errors import ConfigError
+from gradwatch.errors import ConfigError, MissingExtra
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
@@ -30,16 +31,25 @@ from gradwatch.reading.run_name import run_name
 from gradwatch.reading.steps import StepCursor
 from gradwatch.reading.track import Source
 from gradwatch.reading.worker import Worker
-from gradwatch.record import facts
+from gradwatch.record import ending, facts
+from gradwatch.record.run import Run
 from gradwatch.record.schema import SUFFIX
-from gradwatch.record.writer import Look, RunFile, shares_text
+from gradwatch.record.writer import Look, RunFile, keep, shares_text
+from gradwatch.report import page
 
 #: The folder of records, for who does not say `record=`.
 VARIABLE = "GRADWATCH_RECORD"
 
+#: "0" or "off": no report is written at the end of a recorded run.
+REPORT_VARIABLE = "GRADWATCH_REPORT"
+
+logger: logging.Logger = logging.getLogger("gradwatch")
+
 _MOST_WAITING = 4  # looks that wait for the disk; beyond it the steps stay in the history
 _MOST_WORDS = 1000
 _CLOSE_SECONDS = 10.0
+_REPORT_SECONDS = 30.0  # for the report, at the end of the process
+_CALM_SECONDS = 2.0  # after model.fit, in which a next one may begin
 _NAN = float("nan")
 
 
@@ -51,6 +61,13 @@ def _do(job: Callable[[], None]) -> None:
 
 
 _writing: Worker[Callable[[], None]] = Worker(_do, "gradwatch-record", capacity=1000)
+# a report takes a second or two, and the steps of other monitors should not wait for it
+_reporting: Worker[Callable[[], None]] = Worker(_do, "gradwatch-report", capacity=1000)
+
+
+def wants_report() -> bool:
+    """Whether the environment leaves a recorded run its report."""
+    return os.environ.get(REPORT_VARIABLE, "").strip().lower() not in ("0", "off", "no", "false")
 
 
 def folder_of(record: Any) -> Path | None:
@@ -73,6 +90,7 @@ class Recorder:
 
     Args:
       folder: where the run's file is made.
+      report: write a report beside it when the run ends.
 
     Attributes:
       path: of the file; None before the first step.
@@ -81,7 +99,7 @@ class Recorder:
       resumed_at: the step of the checkpoint that the monitor goes on from; what is older is of another run. 0: none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, report: bool = False) -> None:
         self.folder = folder
         self.path: Path | None = None
         self.steps = self.errors = self.resumed_at = 0
@@ -93,7 +111,10 @@ class Recorder:
         self._time = 0.0  # of the look before
         self._put = self._done = 0  # looks
         self._active, self._ended = False, False
+        self._wants_report = report
+        self._over, self._over_since, self._reported = False, 0.0, 0  # the step up to which there is a report
         self._pid = os.getpid()
+        ending.install()  # the first step may be built in a thread of a replica, where no handler can be set
 
     def begin(
         self,
@@ -126,6 +147,9 @@ class Recorder:
         weakref.finalize(source, self._orphan).atexit = False
         reader.listen(self._take)
         reader.at_exit(self.close)
+        if self._wants_report:
+            reader.at_exit(_last_reports)
+        ending.expect(id(self), self._save)
 
     def resume(self, step: int) -> None:
         """The monitor goes on from this step of a checkpoint, or with 0 from the beginning: what comes is new."""
@@ -146,16 +170,20 @@ class Recorder:
         self._ended = True
         reader.unlisten(self._take)
         reader.cancel_at_exit(self.close)
+        ending.forget(id(self))
         source = self._source() if self._source is not None else None
         if source is not None:
-            _writing.put(partial(self._finish, source.history, facts.how_it_ended()))
+            how = ending.SIGTERM if ending.terminated() else facts.how_it_ended()
+            _writing.put(partial(self._finish, source.history, how))
         if not _writing.flush(_CLOSE_SECONDS):
             health.failed("record", f"the last steps of {self.path} could not be written in time")
+        _last_reports()
 
     def _orphan(self) -> None:
         """The monitor is garbage: what its device state still holds is written. Runs inside the collector."""
         if not self._ended and os.getpid() == self._pid:
             self._ended = True
+            ending.forget(id(self))
             _writing.put(partial(self._finish, self._history, "finished"))
 
     # -- on the reader's thread --------------------------------------------------------------------------
@@ -178,11 +206,14 @@ class Recorder:
         if reading.active != self._active:  # model.fit ends a run, and a next one goes on with it
             self._active = reading.active
             look = replace(look, ended=(None, None) if reading.active else (look.time, "finished"))
+            self._over, self._over_since = not reading.active, time.monotonic()
         if len(look.rows["step"]) or look.words or look.ended:
             self._put += 1
             if not _writing.put(partial(self._write, look)):
                 self._done += 1
                 self._failed("its writing thread takes no more")
+        elif self._over and time.monotonic() - self._over_since > _CALM_SECONDS:
+            self._ask_for_report()
         return self._cursor.next_look_seconds()
 
     def _look(
@@ -245,10 +276,37 @@ class Recorder:
         reader.unlisten(self._take)
         reader.cancel_at_exit(self.close)
         look = self._look(history(), {})
-        over = not self._active and how == "finished"  # it was said when model.fit ended
+        over = self._over and how in ("finished", ending.SIGTERM)  # it was said when model.fit ended
         self._write(look if over else replace(look, ended=(look.time, how)))
         with contextlib.suppress(OSError, sqlite3.Error):
             self._file.fold()
+        if not over:
+            self._reported = 0  # it says another end
+        self._ask_for_report()
+
+    # -- the report --------------------------------------------------------------------------------------
+
+    def _ask_for_report(self) -> None:
+        """Has the report written, unless there is one of this very step."""
+        if self._wants_report and self._cursor.last != self._reported:
+            self._reported = self._cursor.last
+            if not _reporting.put(self._report):  # at the end of the interpreter no thread can be started
+                self._report()
+
+    def _report(self) -> None:
+        assert self.path is not None
+        try:
+            _write_report(self.path)
+        except MissingExtra as error:
+            logger.info("no report of the run %s: %s", self.path, error)
+        except Exception:
+            health.failed("record", f"the report of {self.path} cannot be written", exc_info=True)
+
+    def _save(self) -> None:
+        """SIGTERM came, and somebody else decides what it means: everything up to now is written."""
+        self.flush(_CLOSE_SECONDS)
+        if self._wants_report and os.getpid() == self._pid:
+            self._report()
 
     def _failed(self, why: str) -> None:
         self.errors += 1
@@ -257,6 +315,20 @@ class Recorder:
             f"the run cannot be recorded in {self.path}: {why}. The training goes on, and each look tries again",
             key=("record", self.path),
         )
+
+
+def _write_report(path: Path) -> None:
+    """Beside the record; and the verdict into it, so that a list of runs need not ask again."""
+    shown = Run(path).material()
+    if shown.diagnosis is not None:
+        keep(path, diagnosis={**shown.diagnosis.to_dict(), "steps": shown.facts["steps"]})
+    page.write(path.with_suffix(".html"), page.report(shown))
+
+
+def _last_reports() -> None:
+    """Waits for reports that are being written."""
+    if not _reporting.flush(_REPORT_SECONDS):
+        health.failed("record", "a report could not be written in time")
 
 
 def _ms(seconds: float) -> int:

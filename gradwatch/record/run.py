@@ -81,8 +81,9 @@ class Run:
 
         name, id, run_name, script, host, pid, platform, versions, git_commit, policy, detectors, on_nonfinite,
         on_explosion, optimizer, optimizer_settings, strategy, replicas, precision, variables (path -> shape), start,
-        end, steps (recorded), last_step, seen (the newest look), and ended: "finished", "exception: ...", "running",
-        or "killed" for a run that could not say how it ended.
+        end, steps (recorded), last_step, seen (the newest look), diagnosis (as `Diagnosis.to_dict`, once the run had a
+        report), and ended: "finished", "exception: ...", "SIGTERM",
+        "running", or "killed" for a run that could not say how it ended.
         """
         with self.database() as db:
             found = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}

@@ -225,6 +225,19 @@ def _put(db: sqlite3.Connection, **facts: Any) -> None:
     db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
 
 
+def keep(path: Path, **facts: Any) -> None:
+    """Puts facts into a record that is there; whoever writes it meanwhile waits a moment.
+
+    Raises:
+      OSError, sqlite3.Error: the disk did not take them.
+    """
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    with contextlib.closing(sqlite3.connect(address, _BUSY_SECONDS, isolation_level=None, uri=True)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        _put(db, **facts)
+        db.execute("COMMIT")
+
+
 def shares_text(shares: Mapping[str, float]) -> str:
     """The largest shares of an event as JSON."""
     return json.dumps(dict(list(shares.items())[:_MOST_SHARES]))

@@ -115,7 +115,7 @@ class Monitor(Shown, tf.Module):
             )
         folder = recorder.folder_of(record)
         self._host.record = record
-        self._host.recorder = None if folder is None else recorder.Recorder(folder)
+        self._host.recorder = None if folder is None else recorder.Recorder(folder, report=recorder.wants_report())
         self._engine = Engine(
             self,
             guard,

@@ -83,6 +83,14 @@ class TensorBoard:
 
     Raises:
       ConfigError: an argument is out of range, or `log_dir` cannot be written.
+
+    Example:
+      >>> import gradwatch, os, tempfile, tensorflow as tf
+      >>> monitor, folder = gradwatch.Monitor("board"), tempfile.mkdtemp()
+      >>> with gradwatch.TensorBoard(folder, monitor):
+      ...     _ = monitor.clip([tf.constant([3.0, 4.0])])
+      >>> os.listdir(folder)
+      ['board']
     """
 
     def __init__(

@@ -268,8 +268,8 @@ def _changes(column: np.ndarray, newest: dict[str, float], name: str) -> list[fl
     out: list[float | None]
     if not share:
         newest[name] = float(known[-1])
-        out = np.where(known == np.append(before, known[:-1]), None, known.astype(object)).tolist()
-        return out
+        same = known == np.append(before, known[:-1])
+        return [None if repeated else x for repeated, x in zip(same.tolist(), known.tolist())]
     out = []
     for x in known.tolist():
         same = x == before or (x > 0 < before and abs(x - before) < share * before < math.inf)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake import FakeMonitor
+from telemetry.fake import FakeMonitor
 
 from gradwatch.core.snapshot import VERDICTS
 from gradwatch.errors import ConfigError

@@ -222,8 +222,7 @@ class Monitor(Shown, tf.Module):
         update_ratio (the newest that was known before the step), loss, learning_rate, input_rms and target_rms (root
         mean squares of the first and the last array that the step was given, Inf where one held a NaN or Inf), replica
         and replica_ratio (whose own gradient was the least like the others', and how many times it was longer); those
-        from reach on are NaN where they are not known. The loss of the newest step is missing until the step has returned
-        it.
+        from reach on are NaN where they are not known. The newest step has its loss once it has returned it.
         """
         return self._engine.history_of(self._engine.tree())
 

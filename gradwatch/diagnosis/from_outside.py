@@ -81,10 +81,10 @@ def corrupt_labels(signs: Signs) -> Case | None:
             return Case(0.95, (larger,), step)
     first = signs.sudden_loss
     if first is None and signs.stuck > 0.9 and signs.onset is None and 0.1 < signs.haste < 4.0 and len(signs) >= 50:
-        said = (
+        flat = (
             "The loss does not fall although the steps are of a usual length: the labels may not belong to the input."
         )
-        return Case(0.4, (said,), signs.number(0))
+        return Case(0.4, (flat,), signs.number(0))
     if first is None or (signs.jump is not None and signs.jump <= first):
         return None
     if len(signs.odd_inputs) and not signs.layers.ids and signs.odd_inputs[0] <= first:

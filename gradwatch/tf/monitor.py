@@ -158,8 +158,11 @@ class Monitor(Shown, tf.Module):
 
     @property
     def run_facts(self) -> dict[str, Any]:
-        """What is known of the training: policy, detectors, optimizer and its settings, variables (path -> shape), \
-strategy, replicas, precision; empty before the first step."""
+        """What is known of the training; empty before the first step.
+
+        policy, detectors, on_nonfinite, on_explosion, optimizer and its settings, variables (path -> shape), strategy,
+        replicas, precision, inputs ("input" and "target" -> dtype), sparse_variables.
+        """
         return self._engine.facts()
 
     @property
@@ -234,8 +237,10 @@ strategy, replicas, precision; empty before the first step."""
         """The last 1,024 steps as numpy arrays, oldest first.
 
         Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach,
-        update_ratio (the newest that was known before the step) and loss; these three are NaN where they are not
-        known. The loss of the newest step is missing until the step has returned it.
+        update_ratio (the newest that was known before the step), loss, learning_rate, input_rms and target_rms (root
+        mean squares of the first and the last array that the step was given, Inf where one held a NaN or Inf), replica
+        and replica_ratio (whose own gradient was the least like the others', and how many times it was longer); those
+        from reach on are NaN where they are not known. The newest step has its loss once it has returned it.
         """
         return self._engine.history_of(self._engine.tree())
 

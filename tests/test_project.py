@@ -88,6 +88,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "keras": "tensorflow",
     "ml_dtypes": "tensorflow",
+    "mlflow": "mlflow-skinny",
     "tf_keras": "tensorflow",
     "IPython": "the notebook itself",
 }

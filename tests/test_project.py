@@ -83,7 +83,13 @@ def test_the_picture_of_the_house_shows_the_floors():
 
 
 #: Imported where the distribution has another name; keras comes with TensorFlow, tf_keras is the user's choice.
-DISTRIBUTIONS = {"yaml": "pyyaml", "keras": "tensorflow", "tf_keras": "tensorflow", "IPython": "the notebook itself"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "mlflow": "mlflow-skinny",
+    "keras": "tensorflow",
+    "tf_keras": "tensorflow",
+    "IPython": "the notebook itself",
+}
 
 
 def test_the_package_imports_only_what_its_distribution_asks_for():

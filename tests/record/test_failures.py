@@ -209,6 +209,21 @@ def test_a_record_of_a_newer_gradwatch_says_so(path):
     refused(path, f"newer gradwatch .schema {VERSION + 1}.*update gradwatch")
 
 
+@pytest.mark.parametrize("name", ["input_rms", "score"])
+def test_a_record_of_an_older_gradwatch_is_read_and_what_it_did_not_record_is_not_known(path, name):
+    before = open_run(path).steps
+    with sqlite3.connect(path) as db:
+        db.execute(f"ALTER TABLE steps DROP COLUMN {name}")
+    db.close()
+    run = open_run(path)
+    steps = run.steps
+    assert np.isnan(steps[name]).all()
+    others = steps.keys() - {name}
+    assert all(np.array_equal(steps[k], before[k], equal_nan=steps[k].dtype.kind == "f") for k in others)
+    assert run.material().diagnosis is not None
+    assert run.material().steps == 300
+
+
 def test_a_file_of_another_program_says_so(path):
     path.unlink()
     with sqlite3.connect(path) as db:

@@ -20,6 +20,8 @@ from record.recorded import Recorded
 from gradwatch.errors import RecordError
 from gradwatch.exporters.metrics import BY_NAME
 from gradwatch.reading import health as health_module
+from gradwatch.reading.steps import StepCursor
+from gradwatch.record import recorder as recorder_module
 from gradwatch.record.run import open_run
 from gradwatch.record.schema import VERSION
 
@@ -102,6 +104,22 @@ def test_a_folder_that_was_deleted_is_not_made_again(recorded, folder, reader, l
     shutil.rmtree(folder)
     fail_twice_then(recorded, reader, log)
     assert not folder.exists()
+
+
+def test_a_flush_behind_a_slow_disk_brings_every_step(recorded, reader, monkeypatch):
+    write = recorder_module.Recorder._write
+
+    def slowly(self, look):
+        time.sleep(0.2)
+        write(self, look)
+
+    monkeypatch.setattr(recorder_module.Recorder, "_write", slowly)
+    monkeypatch.setattr(StepCursor, "next_look_seconds", lambda self: 60.0)  # no look but those that are asked for
+    for _ in range(20):
+        recorded.step()
+        assert reader.poll_now()
+    assert recorded.recorder.flush(20)
+    assert open_run(recorded.recorder.path).steps["step"].tolist() == list(range(1, 21))
 
 
 # -- the process ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`gradwatch runs` and `gradwatch export`: recorded runs, for people and for other programs."""
+"""`gradwatch runs`, `gradwatch export` and `gradwatch diagnose`: recorded runs, for people and for other programs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from gradwatch.diagnosis.diagnose import diagnose as _diagnose
 from gradwatch.reading.text import clean
 from gradwatch.record import export as _export
 from gradwatch.record.folder import Summary, summaries
@@ -79,3 +80,12 @@ def export(run: Path, form: str | None, output: Path | None, json: bool) -> None
         raise click.ClickException(
             f"cannot write {output or 'to standard output'}: {error.strerror or error}"
         ) from error
+
+
+@click.command(short_help="Say why a recorded run went wrong.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", is_flag=True, help="Print all causes as JSON, for other programs.")
+def diagnose(run: Path, json: bool) -> None:
+    """Say why RUN, a file of `gradwatch runs` or a folder for its newest run, went wrong, or that it is healthy."""
+    found = _diagnose(open_run(run))
+    click.echo(_json.dumps(found.to_dict(), allow_nan=False) if json else str(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as _json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +47,7 @@ from gradwatch.errors import MissingExtra
     help="Folder for the picture and the diagnosis.",
 )
 @click.option("--serve", is_flag=True, help="Keep serving the metrics at the end, until Ctrl-C.")
+@click.option("--json", is_flag=True, help="Print what was found as one JSON object; all else goes to standard error.")
 @click.pass_context
 def demo(
     context: click.Context,
@@ -57,6 +59,7 @@ def demo(
     seed: int,
     output: Path,
     serve: bool,
+    json: bool,
 ) -> None:
     """Train a network unprotected, then protected, and tell what happened.
 
@@ -70,7 +73,7 @@ def demo(
     chosen = policies.parse(policy)
     if find_spec("matplotlib") is None:
         raise MissingExtra("matplotlib", "demo", "the demo's picture")
-    console = Console()
+    console = Console(stderr=json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with console.status("Loading TensorFlow ..."):
         from gradwatch.demo import session
@@ -85,5 +88,8 @@ def demo(
         output=output,
         serve=serve,
     )
-    if session.run(options, console).interrupted:
+    outcome = session.run(options, console)
+    if json:
+        click.echo(_json.dumps(outcome.as_json()))
+    if outcome.interrupted:
         context.exit(130)  # as the shell says for Ctrl-C

@@ -69,11 +69,21 @@ class Layers:
         """Usual norm of its gradient; NaN where it is not known."""
         return self.run.usual.get(path, math.nan)
 
+    def fed(self, path: str) -> float:
+        """The larger one of the usual and the last norm of its gradient: one that began at zero may catch up."""
+        last = _first(self.run.layers.get(path, {}).get("norm"), reverse=True)
+        return float(np.fmax(self.norm(path), last))
+
     @cached_property
     def start(self) -> dict[str, float]:
         """Kernel -> how many times the norm of a usual new one it began with, where that is known."""
         found = {path: self.weight_norm(path, first=True) / initial_norm(self.shapes[path]) for path in self.kernels}
         return {path: x for path, x in found.items() if math.isfinite(x)}
+
+    @property
+    def begins_large(self) -> float:
+        """The median of `start`; 1 where nothing is known."""
+        return float(np.median(list(self.start.values()))) if self.start else 1.0
 
     @cached_property
     def recurrence(self) -> tuple[str, float]:
@@ -90,14 +100,14 @@ class Layers:
     def starved(self) -> tuple[str, float]:
         """(a kernel with little gradient for its size, that ratio over the largest one); ("", NaN): not known.
 
-        The ratio is usual norm / max(|w|, norm of a new one): what share of itself plain descent would move a layer.
+        The ratio is `fed` / max(|w|, norm of a new one): what share of itself plain descent would move a layer.
         A quarter of the kernels has as little or less.
         """
         found = {}
         for path, shape in self.shapes.items():
             size = max(self.weight_norm(path), initial_norm(shape) if len(shape) > 1 else 1.0)
-            if math.isfinite(self.norm(path)) and math.isfinite(size):
-                found[path] = self.norm(path) / size
+            if math.isfinite(self.fed(path)) and math.isfinite(size):
+                found[path] = self.fed(path) / size
         kernels = {path: found[path] for path in self.kernels if path in found}
         if len(found) < 2 or not kernels or not max(found.values()) > 0:
             return "", math.nan

@@ -120,7 +120,8 @@ class Signs:
     @cached_property
     def finite_loss(self) -> np.ndarray:
         """Whether the loss of each step is known and finite, shape [n]."""
-        return np.isfinite(self.run["loss"])
+        known: np.ndarray = np.isfinite(self.run["loss"])
+        return known
 
     @cached_property
     def share(self) -> np.ndarray:
@@ -233,13 +234,16 @@ class Signs:
 
     @cached_property
     def early_share(self) -> float:
-        """The median share by which a step moved the weights, before anything stood out; NaN where not known."""
-        end = min(max(self.onset or len(self), 5), 50)
-        known = self.share[:end]
-        known = known[np.isfinite(known)]
-        if not len(known):
-            return math.nan
-        return float(max(np.median(known), np.median(known[:5])))
+        """The share by which a step moves the weights, before anything stood out; NaN where not known.
+
+        The largest of three medians: of the first five steps, of the last ten before the `onset`, and of all before it,
+        but not more than the first fifty.
+        """
+        end = max(len(self) if self.onset is None else self.onset, 5)
+        first = self.share[: min(end, 50)]
+        parts = [first[:5], first] + ([self.share[max(end - 10, 0) : end]] if self.onset is not None else [])
+        known = [part[np.isfinite(part)] for part in parts]
+        return max((float(np.median(part)) for part in known if len(part)), default=math.nan)
 
     @property
     def haste(self) -> float:
@@ -273,6 +277,8 @@ class Signs:
         for name in ("loss", "norm"):
             first, later = self.median(name, 0, 3), self.median(name, len(self) // 4, len(self))
             times[name] = first / later if later > 0 else math.nan
+        if len(self.broken) and self.broken[0] < 5:
+            return 0.9, f"The gradient of step {self.number(int(self.broken[0]))} is NaN or Inf."
         signs = {"loss": above(times["loss"], 5.0), "norm": above(times["norm"], 10.0), "": 0.8 * self.harm}
         best = max(signs, key=lambda name: signs[name])
         said = f"The {best} of the first steps is {times[best]:.3g} times the later one." if best else ""

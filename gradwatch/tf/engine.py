@@ -314,7 +314,8 @@ class Engine:
 
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
-        self._pending, self.loss_scale = None, None
+        # the loss scale stays: functions that were traced do not say again where it is
+        self._pending = None
         if self.on_device is not None:
             self.on_device.put(self.on_device.initial)
             self.on_device.replaceable = True

@@ -31,8 +31,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"\bgradwatch(?:\.[A-Za-z]\w*)+")
 
-#: Names that pages mention and that are no attributes: files, settings, other languages' names.
-NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md|py)$")
+#: Names that pages mention and that are no attributes: files, settings, tags of MLflow.
+NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md|py|verdict|cause|explosion)$")
 
 
 def called(path):

@@ -24,14 +24,18 @@ from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turn
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.kept import Keeper
 from gradwatch.tf.reach import Weights
+from gradwatch.tf.trail import Trail
 from gradwatch.tf.variables import VariableSet, first_difference
 
 
 class DeviceState:
     """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
 
-    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
+    def __init__(
+        self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool, recorded: bool
+    ) -> None:
         self.variables, self.weights = variables, weights
         weights.build(len(variables))
         self._guard, self._jit_compile = guard, jit_compile
@@ -39,7 +43,10 @@ class DeviceState:
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
         self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
         self.state = distribution.in_scope(self._make)
+        self.trail = Trail(self.layout, len(variables)) if recorded else None
+        weights.hurries = None if self.trail is None else self.trail.hurries
         self.replaceable = False  # whether the next step may bring other variables
+        self.started: list[float] = [0.0, 0.0]  # the step that it goes on from, as the two limbs of a counter
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
@@ -70,6 +77,7 @@ class DeviceState:
         with tf.init_scope():
             self.state.assign(packed[: self.layout.size])
         self.weights.put(packed[self.layout.size :])
+        self.started = list(counters.limbs(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"], "steps"))
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""
@@ -82,6 +90,15 @@ class DeviceState:
     def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
         return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
+
+    def recorded_history(self) -> dict[str, np.ndarray]:
+        """`history` with the loss scale of each step."""
+        found = self.history()
+        return found if self.trail is None else {**found, "loss_scale": self.trail.loss_scales(found["step"])}
+
+    def around(self, up_to: int, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
+        """See `Trail.around`."""
+        return None if self.trail is None else self.trail.around(self.variables.paths, up_to, over=over)
 
     def steps_of(self, packed: np.ndarray) -> int:
         """How many steps a state out of `pack` has seen."""
@@ -98,6 +115,7 @@ class Engine:
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
       update_limit: see `Monitor`.
       recorder: takes the run from its first step on; None for no record.
+      keeper: keeps the batch of the step that alarmed; None to keep none.
 
     Attributes:
       on_device: the state, once the variables are known.
@@ -115,6 +133,7 @@ class Engine:
         alerts: bool = False,
         update_limit: float | None = None,
         recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
@@ -131,7 +150,7 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.recorder = recorder
+        self.recorder, self.keeper = recorder, keeper
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
@@ -159,7 +178,8 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
+        recorded = self.recorder is not None
+        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile, recorded=recorded)
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -176,7 +196,8 @@ class Engine:
             known = functools.partial(
                 facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
             )
-            self.recorder.begin(self._owner, known, built.history)
+            collect = None if self.keeper is None else self.keeper.collect
+            self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -268,6 +289,9 @@ class Engine:
         with turns.one_at_a_time(self.run_id) as wrote:
             new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
+            if built.trail is not None:
+                for written in built.trail.push(new_state, norms, built.weights.measured(), loss_scale):
+                    wrote(written)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
@@ -275,6 +299,11 @@ class Engine:
             # NaN in every gradient of every replica, so that all come to the same verdict
             scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
+
+    def keep(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """A call of the step with these arguments has ended: keep them where it alarmed and somebody wants them."""
+        if self.keeper is not None:
+            self.keeper.keep(self.on_device, args, keywords)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -305,6 +334,11 @@ class Engine:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else rates.learning_rate_now(optimizer)
 
+    def _put(self, built: DeviceState, packed: np.ndarray) -> None:
+        built.put(packed)
+        if self.keeper is not None:
+            self.keeper.rebase(built.started)
+
     def facts(self) -> dict[str, Any]:
         """See `gradwatch.tf.facts.of`; empty before the first step."""
         if self.on_device is None:
@@ -317,7 +351,7 @@ class Engine:
         # the loss scale stays: functions that were traced do not say again where it is
         self._pending = None
         if self.on_device is not None:
-            self.on_device.put(self.on_device.initial)
+            self._put(self.on_device, self.on_device.initial)
             self.on_device.replaceable = True
             if self.recorder is not None:
                 self.recorder.resume(0)
@@ -354,7 +388,7 @@ class Engine:
             vector = built.initial
         if self.recorder is not None:
             self.recorder.resume(built.steps_of(vector))
-        built.put(vector)
+        self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
 

@@ -42,7 +42,7 @@ class DeviceState:
         self.layout = self.program().layout
         self.fingerprint = fingerprints.of(guard, f"{self.layout.fingerprint()}-{len(SCALARS)}", variables)
         initial = self.layout.pack(NUMPY, guard.init(len(variables)))
-        self.initial = np.concatenate([initial, weights.initial, np.float32([fused.NO_LOSS])])
+        self.initial = np.concatenate([initial, weights.initial, np.array([fused.NO_LOSS], np.float32)])
         self.state = distribution.in_scope(lambda: distribution.state_variable(initial, "gradwatch_state"))
         self.replaceable = False  # whether the next step may bring other variables
 

@@ -230,6 +230,9 @@ def _check_optimizers(optimizers: Mapping[Any, Any], *, several: bool) -> None:
 
 def _check_step(step: Any) -> None:
     """ConfigError for what is no train step, each with what to do instead."""
+    if isinstance(step, (classmethod, property)):
+        kind = type(step).__name__
+        raise ConfigError(f"watch decorates a train step and was given a {kind}; put @{kind} above @gradwatch.watch")
     if not callable(step) or isinstance(step, Policy) or (isinstance(step, type) and issubclass(step, Policy)):
         raise ConfigError(
             f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"

@@ -456,3 +456,9 @@ def test_a_training_that_only_its_clipping_keeps_alive_raises_saturated_and_a_he
     assert shot.anomalies["saturated"] == alarms
     # 1e4 times a gradient of norm 10 throws the weights 1e5 far, where the gradient is 1e5 long
     assert (float(loss) > 1e6) == bool(alarms)
+
+
+@pytest.mark.parametrize("kind", [classmethod, property])
+def test_a_decorator_in_the_wrong_order_is_told_the_right_one(kind):
+    with pytest.raises(ConfigError, match=f"put @{kind.__name__} above @gradwatch.watch"):
+        gradwatch.watch(kind(lambda self: None))

@@ -89,7 +89,6 @@ DISTRIBUTIONS = {
     "mlflow": "mlflow-skinny",
     "keras": "tensorflow",
     "ml_dtypes": "tensorflow",
-    "mlflow": "mlflow-skinny",
     "tf_keras": "tensorflow",
     "IPython": "the notebook itself",
 }

@@ -26,6 +26,7 @@ from gradwatch.tf import capture, kept, reports
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.host_side import HostSide
 from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
@@ -114,7 +115,7 @@ class Monitor(Shown, tf.Module):
             on_nonfinite,
             on_explosion,
         )
-        self._host = _HostSide(_sinks(on_alert))
+        self._host = HostSide(on_alert)
         if update_limit is not None:
             update_limit = checks.number(
                 "update_limit",
@@ -374,16 +375,6 @@ class Monitor(Shown, tf.Module):
         self._engine.restore(restored)
 
 
-class _HostSide:
-    """What only the host knows of a run. An object of its own: tf.Module wraps every list and dict it holds."""
-
-    def __init__(self, alert_sinks: list[Callable[[Any], None]]) -> None:
-        self.alert_sinks = alert_sinks
-        self.reported: dict[str, float] = {}
-        self.record: str | os.PathLike[str] | None = None  # as it was given
-        self.recorder: recorder.Recorder | None = None
-
-
 # made once: monitors with equal guards share their program
 _default_policy = functools.cache(policies.percentile)
 _default_detectors = functools.cache(_detectors.default)
@@ -398,11 +389,3 @@ def _refuse_skip(guard: Guard) -> None:
                 "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
                 f"of a Keras optimizer whole, or {option}={other!r}"
             )
-
-
-def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:
-    sinks = [] if on_alert is None else list(on_alert) if isinstance(on_alert, (list, tuple)) else [on_alert]
-    for sink in sinks:
-        if not callable(sink):
-            raise ConfigError(f"on_alert must be callable with an Alert, or a list of such, got {sink!r}")
-    return sinks

@@ -91,13 +91,13 @@ def corrupt_labels(signs: Signs) -> Case | None:
         return None
     step = signs.number(first)
     before, now = signs.loss.usual[first], signs.run["loss"][first]
-    said = [f"The loss rose from {before:.3g} to {now:.3g} at step {step}, and the steps before it were as usual."]
+    told = [f"The loss rose from {before:.3g} to {now:.3g} at step {step}, and the steps before it were as usual."]
     if np.isfinite(signs.run["input_rms"]).any():
-        said.append("The input is as large as before.")
+        told.append("The input is as large as before.")
     known = 1.0 if np.isfinite(signs.run["input_rms"]).any() else 0.7
     # it had learned before, at a usual pace
     sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0), 1.0 - above(signs.layers.odd_growth, 10.0, 3.0))
-    return Case(known * both(above(signs.loss.far[first], 5.0, 3.0), sound), tuple(said), step)
+    return Case(known * both(above(signs.loss.far[first], 5.0, 3.0), sound), tuple(told), step)
 
 
 def rate_jump(signs: Signs) -> Case | None:

@@ -12,7 +12,8 @@ from gradwatch.core.snapshot import VERDICTS
 #: Says in the head of an SQLite file that it is a record of gradwatch: "grdw".
 APPLICATION_ID = 0x67726477
 
-#: Of the tables below. A reader refuses a newer one, and reads every older one.
+#: Of the tables below. A reader refuses a newer one, and reads every older one. A further column of `NUMBERS` needs no
+#: new version: in a file that lacks it, it is not known.
 VERSION = 1
 
 SUFFIX = ".sqlite"
@@ -42,6 +43,11 @@ NUMBERS = ("loss", "norm", "applied_norm", "clip_norm", "threshold", "score", *S
 WORDS = (*VERDICTS, "gap")
 GAP = WORDS.index("gap")
 
+_OF_A_VARIABLE = """
+  step INTEGER NOT NULL, time_ms INTEGER NOT NULL, variable INTEGER NOT NULL REFERENCES variables (id),
+  norm REAL, weight_norm REAL, update_ratio REAL
+"""
+
 TABLES = f"""
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, word TEXT NOT NULL);
@@ -51,10 +57,8 @@ CREATE TABLE steps (
   {" REAL, ".join(NUMBERS)} REAL,
   verdict INTEGER NOT NULL, missed INTEGER
 );
-CREATE TABLE layers (
-  step INTEGER NOT NULL, time_ms INTEGER NOT NULL, variable INTEGER NOT NULL REFERENCES variables (id),
-  norm REAL, weight_norm REAL, update_ratio REAL
-);
+CREATE TABLE layers ({_OF_A_VARIABLE});
+CREATE TABLE around ({_OF_A_VARIABLE});
 CREATE TABLE events (
   step INTEGER NOT NULL, time_ms INTEGER NOT NULL, kind TEXT NOT NULL, norm REAL, threshold REAL,
   detail TEXT NOT NULL, follows INTEGER, episodes INTEGER NOT NULL, shares TEXT NOT NULL

@@ -11,7 +11,7 @@ import keras
 
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError
-from gradwatch.tf import compat, hook, legacy, losses, options, watchers
+from gradwatch.tf import batches, capture, compat, hook, legacy, losses, options, watchers
 from gradwatch.tf.methods import WatchedMethod, class_of
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.watchers import Scope
@@ -105,7 +105,7 @@ def watch(
         floating number of shape (). The policy gets it at the next step, as the mean over the replicas under a
         strategy. None from it: no loss.
       **monitor_options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, jit_compile,
-        update_limit, record.
+        update_limit, record, keep_batch, batch_bytes, weights.
 
     Returns:
       The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
@@ -114,6 +114,20 @@ def watch(
     Raises:
       ConfigError: the arguments do not fit together, or `step` is not a train step.
       NothingToWatch: at the first call, when no gradient came by.
+
+    Example:
+      >>> import gradwatch, keras, tensorflow as tf
+      >>> w, optimizer = tf.Variable([3.0, 4.0]), keras.optimizers.SGD(1.0)
+      >>> @gradwatch.watch(policy="fixed(1)")
+      ... def train_step():
+      ...     with tf.GradientTape() as tape:
+      ...         loss = tf.reduce_sum(w * w) / 2.0
+      ...     optimizer.apply_gradients([(tape.gradient(loss, w), w)])
+      ...     return loss
+      >>> float(train_step()), [round(float(x), 3) for x in w]
+      (12.5, [2.4, 3.2])
+      >>> train_step.monitor.snapshot().clipped_steps
+      1
     """
     given = {"name": name, "policy": policy, **monitor_options}
     several = isinstance(optimizer, Mapping)
@@ -181,16 +195,19 @@ def _scoped(
 
     @functools.wraps(step)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        if capture.under_way() is not None:
+            return step(*args, **kwargs)  # somebody looks at its gradients: it is no step of the training
         for scope in scopes:
             scope.enter()
-            scope.monitor._hidden.inputs.expect((args, kwargs), (args, kwargs))
+            scope.monitor._engine.inputs.expect((args, kwargs), (args, kwargs))
         with watchers.watching(in_context):
             result = step(*args, **kwargs)
         for scope in scopes:
-            scope.monitor._hidden.inputs.forget()
+            scope.monitor._engine.inputs.forget()
             if not scope.leave():
                 watchers.refuse_blindness(scope)
         losses.tell([scope.monitor for scope in scopes], result, loss)
+        batches.keep([scope.monitor for scope in scopes], args, kwargs)
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument

@@ -22,6 +22,7 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, LayoutError
 from gradwatch.reading import reader
 from gradwatch.record import recorder
+from gradwatch.tf import capture, kept, reports
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
@@ -66,9 +67,22 @@ class Monitor(Shown, tf.Module):
       update_limit: the share of their norm by which an update may move the weights, > 0; a longer update is scaled
         back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
         update left them. None for no limit.
+      keep_batch: keep what the step was called with where it alarmed: on the device, and from the next reading on in a
+        file beside the record, see `gradwatch.open_event`. Needs `record`. Batches can be private data: nothing is
+        kept unless this is True.
+      batch_bytes: a larger batch is not kept, and the log says so. The device holds one batch, and a run has at most
+        20 files.
+      weights: keep the weights after that step, too.
 
     Raises:
       ConfigError: an argument is not what it should be.
+
+    Example:
+      >>> import gradwatch, tensorflow as tf
+      >>> monitor = gradwatch.Monitor("example", policy="fixed(1)")
+      >>> [gradient], decision = monitor.clip([tf.constant([3.0, 4.0])])
+      >>> [round(float(x), 3) for x in gradient], float(decision.norm)
+      ([0.6, 0.8], 5.0)
     """
 
     def __init__(
@@ -83,6 +97,9 @@ class Monitor(Shown, tf.Module):
         jit_compile: bool = True,
         update_limit: float | None = None,
         record: str | os.PathLike[str] | None = None,
+        keep_batch: bool = False,
+        batch_bytes: int = kept.BYTES,
+        weights: bool = False,
     ) -> None:
         super().__init__()
         if name is None:
@@ -108,6 +125,7 @@ class Monitor(Shown, tf.Module):
         folder = recorder.folder_of(record)
         self._host.record = record
         self._host.recorder = None if folder is None else recorder.Recorder(folder, report=recorder.wants_report())
+        keeper = kept.keeper_of(keep_batch, batch_bytes, weights, recorded=folder is not None)
         self._engine = Engine(
             self,
             guard,
@@ -115,11 +133,8 @@ class Monitor(Shown, tf.Module):
             alerts=bool(self._host.alert_sinks),
             update_limit=update_limit,
             recorder=self._host.recorder,
+            keeper=keeper,
         )
-
-    @property
-    def _hidden(self) -> Engine:
-        return self._engine
 
     @property
     def name(self) -> str:
@@ -204,10 +219,13 @@ class Monitor(Shown, tf.Module):
         _variables.check_gradients(grads)
         named = _variables.listed(variables, len(grads))
         self._engine.explicit_calls += 1
+        captured = capture.under_way()
+        if captured is not None:
+            captured.take(grads, by_hand=True)
         return self._engine.clip(list(grads), named, optimizer=optimizer)
 
     def read(self) -> MonitorReading:
-        """Snapshot and history of one instant, read off the device in one go; safe from any thread."""
+        """Snapshot and history of one instant; safe from any thread."""
         state = self._engine.tree()
         return MonitorReading(self._snapshot(state), self._engine.history_of(state))
 
@@ -253,9 +271,9 @@ class Monitor(Shown, tf.Module):
           ConfigError: a value is no number, or another than `loss` is a tensor inside a graph, which has no value yet.
         """
         loss = numbers.get("loss")
-        values = {key: _number(key, x) for key, x in numbers.items() if not (key == "loss" and _is_symbolic(x))}
+        values = reports.numbers({key: x for key, x in numbers.items() if key != "loss" or not reports.in_graph(x)})
         if loss is not None:
-            self._engine.weights.report(loss)
+            self._engine.loss.report(loss)
         self._host.reported.update(values)
 
     def note(self, text: str) -> None:
@@ -297,10 +315,10 @@ class Monitor(Shown, tf.Module):
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_options, (type(self), self._options())
+        return functools.partial(type(self), **self._options()), ()
 
     def _options(self) -> dict[str, Any]:
-        guard = self.guard
+        guard, keeper = self.guard, self._engine.keeper
         return {
             "name": self.name,
             "policy": guard.policy,
@@ -311,6 +329,7 @@ class Monitor(Shown, tf.Module):
             "jit_compile": self._engine.jit_compile,
             "update_limit": self._engine.weights.limit,
             "record": self._host.record,
+            **({} if keeper is None else keeper.options),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -345,9 +364,7 @@ class Monitor(Shown, tf.Module):
         children: dict[str, Any] = super()._trackable_children(save_type, **options)
         if save_type == "savedmodel" and self._engine.on_device is not None:
             # the functions that are exported capture it
-            children["gradwatch_state"] = self._engine.on_device.state
-            weights = self._engine.on_device.weights
-            children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
+            children.update(self._engine.on_device.exported(self._engine.keeper))
         return children
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
@@ -367,13 +384,9 @@ class _HostSide:
         self.recorder: recorder.Recorder | None = None
 
 
-# made once, so that the monitors with defaults are equal and share their program
+# made once: monitors with equal guards share their program
 _default_policy = functools.cache(policies.percentile)
 _default_detectors = functools.cache(_detectors.default)
-
-
-def _from_options(kind: type[Monitor], options: dict[str, Any]) -> Monitor:
-    return kind(**options)
 
 
 def _refuse_skip(guard: Guard) -> None:
@@ -385,22 +398,6 @@ def _refuse_skip(guard: Guard) -> None:
                 "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
                 f"of a Keras optimizer whole, or {option}={other!r}"
             )
-
-
-def _is_symbolic(value: Any) -> bool:
-    return bool(tf.is_tensor(value) and tf.is_symbolic_tensor(value))
-
-
-def _number(key: str, value: Any) -> float:
-    if _is_symbolic(value):
-        raise ConfigError(
-            f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
-            f"report it there: monitor.report({key}=float(step(...)))"
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"report takes numbers, got {value!r} for {key}") from error
 
 
 def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:

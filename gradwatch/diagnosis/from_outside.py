@@ -96,7 +96,7 @@ def corrupt_labels(signs: Signs) -> Case | None:
         told.append("The input is as large as before.")
     known = 1.0 if np.isfinite(signs.run["input_rms"]).any() else 0.7
     # it had learned before, at a usual pace
-    sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0), 1.0 - above(signs.layers.odd_growth, 4.0, 3.0))
+    sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0), 1.0 - above(signs.layers.odd_growth, 10.0, 3.0))
     return Case(known * both(above(signs.loss.far[first], 5.0, 3.0), sound), tuple(told), step)
 
 

@@ -66,6 +66,10 @@ class VariableSet:
 
     def __init__(self, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> None:
         self.shapes: tuple[Shape, ...] = tuple(map(shape_of, gradients))
+        # of slices the gradient does not say how many rows there are
+        self.whole_shapes: tuple[Shape, ...] = tuple(
+            _shape_of_variable(v) or shape for v, shape in zip(variables or [None] * len(self.shapes), self.shapes)
+        )
         self.sparse: tuple[bool, ...] = tuple(_is_sparse(gradient) for gradient in gradients)
         self.named: bool = variables is not None
         self.paths: tuple[str, ...] = _paths(variables if variables is not None else [None] * len(gradients))
@@ -200,6 +204,11 @@ def shape_of(gradient: Gradient) -> Shape:
     dims = tuple(shape.as_list())
     # the rows of IndexedSlices say nothing about the variable when its dense shape is unknown
     return (None, *dims[1:]) if isinstance(gradient, tf.IndexedSlices) and dims else dims
+
+
+def _shape_of_variable(variable: Any) -> Shape | None:
+    shape = getattr(variable, "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _is_sparse(gradient: Gradient) -> bool:

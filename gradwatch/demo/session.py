@@ -24,7 +24,7 @@ from gradwatch.demo.diagnosis import carried_by, diagnose, number
 from gradwatch.demo.picture import draw
 from gradwatch.demo.text import Text, english, pages
 from gradwatch.demo.training import Run, train
-from gradwatch.errors import ServeError
+from gradwatch.errors import MissingExtra, ServeError
 
 #: Where there is no terminal to draw a bar on, a line is printed this often.
 LINE_SECONDS = 10.0
@@ -70,6 +70,7 @@ class Outcome:
         return {
             "interrupted": self.interrupted,
             "picture": None if self.picture is None else str(self.picture),
+            "reports": [str(run.report) for run in (self.unprotected, self.protected) if run and run.report],
             "diagnosis": [{"about": title, "sentences": sentences} for title, sentences in self.diagnosis],
         }
 
@@ -147,10 +148,12 @@ def _one_run(
     built = task.build(
         text, optimizer=options.optimizer, learning_rate=rate, warmup_steps=options.warmup_steps, seed=options.seed
     )
-    watched = gradwatch.watch(built.train_step, policy=policy, name=name, on_alert=alert)
+    watched = gradwatch.watch(
+        built.train_step, policy=policy, name=name, on_alert=alert, record=options.output / "runs"
+    )
     data = pages(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
     with _progress(name, options.steps, console) as on_look:
-        return train(
+        done = train(
             name,
             watched,
             data,
@@ -158,6 +161,11 @@ def _one_run(
             learning_rate=lambda: float(built.optimizer.learning_rate),
             on_look=on_look,
         )
+    try:
+        done.report = watched.monitor.write_report(options.output / f"{name}.html")
+    except (MissingExtra, OSError) as error:
+        console.print(f"No report of this run: {escape(str(error))}", highlight=False)
+    return done
 
 
 @contextmanager
@@ -252,4 +260,7 @@ def _tell(
     report = "\n\n".join("\n".join([title.capitalize(), *sentences]) for title, sentences in told)
     (output / "diagnosis.txt").write_text(f"{about}\n\n{report}\n", encoding="utf-8")
     console.print(f"\n[bold]Picture[/]   {picture}", highlight=False, soft_wrap=True)
+    for run in (unprotected, protected):
+        if run is not None and run.report is not None:
+            console.print(f"[bold]Report[/]    {run.report}", highlight=False, soft_wrap=True)
     return Outcome(unprotected, protected, picture, told)

@@ -142,7 +142,8 @@ def vanishing(signs: Signs) -> Case | None:
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
     hardly_any = 1.0 - above(ratio, 1e-5, 1.5) if ratio > 0 else starved
     confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, 0.3 * event, 0.05))
-    said = [f"For its size, {path} gets {ratio:.1g} of the gradient of the layer that gets most."] if path else []
+    part = f"{ratio:.1g} of the" if ratio > 1e-20 else "nothing of the"
+    said = [f"For its size, {path} gets {part} gradient of the layer that gets most."] if path else []
     if stuck > 0.05:
         said.append("The loss does not fall.")
     # steps that are far too long may have killed them

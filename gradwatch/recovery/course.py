@@ -73,7 +73,7 @@ class Rate:
         way = min(max((step - self._since - self._rung.hold_steps) / self._rung.return_steps, 0.0), 1.0)
         if way >= 1.0:
             return self.ceiling
-        return self._scale * (self.ceiling / self._scale) ** way
+        return float(self._scale * (self.ceiling / self._scale) ** way)
 
     @property
     def is_least(self) -> bool:

@@ -149,7 +149,7 @@ def _apply(
         given, known, places = [grads[i] for i in watched], names, list(range(len(watched)))
         if names is not None:
             given, known, places = updates.in_known_order(optimizer, given, names, named)
-        scaled, decision = monitor._hidden.clip(
+        scaled, decision = monitor._engine.clip(
             given,
             known,
             loss_scale=loss_scale,
@@ -166,5 +166,5 @@ def _apply(
             result = apply_or_keep(update, optimizer, grads, variables, keep)
         else:
             result = update(optimizer, grads, variables)
-        monitor._hidden.weights.settle(known)
+        monitor._engine.weights.settle(known)
         return result

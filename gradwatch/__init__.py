@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from gradwatch.exporters.push import push
     from gradwatch.exporters.tensorboard import TensorBoard
     from gradwatch.reading.alerts import Alert
+    from gradwatch.record.event import BatchEvent, open_event
     from gradwatch.record.run import Run, open_run
+    from gradwatch.tf.blame import Blame, blame
     from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
@@ -40,6 +42,8 @@ __version__ = "0.1.0"
 # Imported at first use: TensorFlow takes seconds, and `gradwatch --help` or a look at gradwatch.core needs none of it.
 _NAMES = {
     "Alert": "gradwatch.reading.alerts",
+    "BatchEvent": "gradwatch.record.event",
+    "Blame": "gradwatch.tf.blame",
     "Cause": "gradwatch.diagnosis.verdict",
     "Diagnosis": "gradwatch.diagnosis.verdict",
     "KerasCallback": "gradwatch.tf.keras",
@@ -47,6 +51,8 @@ _NAMES = {
     "Run": "gradwatch.record.run",
     "Server": "gradwatch.exporters.prometheus",
     "TensorBoard": "gradwatch.exporters.tensorboard",
+    "blame": "gradwatch.tf.blame",
+    "open_event": "gradwatch.record.event",
     "diagnose": "gradwatch.diagnosis.diagnose",
     "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
@@ -67,6 +73,8 @@ _MODULES = {
 
 __all__ = [
     "Alert",
+    "BatchEvent",
+    "Blame",
     "Cause",
     "Decision",
     "Diagnosis",
@@ -77,11 +85,13 @@ __all__ = [
     "Server",
     "Snapshot",
     "TensorBoard",
+    "blame",
     "detectors",
     "diagnose",
     "errors",
     "grafana",
     "notify",
+    "open_event",
     "open_run",
     "policies",
     "push",

@@ -82,8 +82,16 @@ def test_the_picture_of_the_house_shows_the_floors():
     assert tuple(reversed(shown)) == FLOORS
 
 
-#: Imported where the distribution has another name; keras comes with TensorFlow, tf_keras is the user's choice.
-DISTRIBUTIONS = {"yaml": "pyyaml", "keras": "tensorflow", "tf_keras": "tensorflow", "IPython": "the notebook itself"}
+#: Imported where the distribution has another name. keras and ml_dtypes come with TensorFlow; tf_keras is the user's
+#: choice.
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "mlflow": "mlflow-skinny",
+    "keras": "tensorflow",
+    "ml_dtypes": "tensorflow",
+    "tf_keras": "tensorflow",
+    "IPython": "the notebook itself",
+}
 
 
 def test_the_package_imports_only_what_its_distribution_asks_for():

@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
-    "gradwatch": """Alert Cause Decision Diagnosis Event KerasCallback Monitor Run Server Snapshot TensorBoard
-        detectors diagnose errors grafana notify open_run policies push reading recovery serve sinks testing top
-        watch""",
+    "gradwatch": """Alert BatchEvent Blame Cause Decision Diagnosis Event KerasCallback Monitor Run Server Snapshot
+        TensorBoard blame detectors diagnose errors grafana notify open_event open_run policies push reading recovery
+        serve sinks testing top watch""",
     "gradwatch.detectors": """DETECTORS Detector State default nonfinite parse parse_all saturated spike trend
         vanishing""",
     "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch RecordError

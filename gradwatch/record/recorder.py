@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sqlite3
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from gradwatch.core.snapshot import Event
 from gradwatch.errors import ConfigError, MissingExtra
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.health import health
@@ -32,10 +34,13 @@ from gradwatch.reading.steps import StepCursor
 from gradwatch.reading.track import Source
 from gradwatch.reading.worker import Worker
 from gradwatch.record import ending, facts
+from gradwatch.record.batches import BatchFiles, Collect
 from gradwatch.record.run import Run
 from gradwatch.record.schema import SUFFIX
 from gradwatch.record.writer import Look, RunFile, keep, shares_text
 from gradwatch.report import page
+
+logger = logging.getLogger("gradwatch")
 
 #: The folder of records, for who does not say `record=`.
 VARIABLE = "GRADWATCH_RECORD"
@@ -54,6 +59,8 @@ _NAN = float("nan")
 
 
 History = Callable[[], Mapping[str, np.ndarray]]
+#: Gives step -> variable -> numbers around an event, up to a given step and at the end of the run; see `Look.around`.
+Around = Callable[[int, bool], "Mapping[int, Mapping[str, tuple[float, float, float]]] | None"]
 
 
 def _do(job: Callable[[], None]) -> None:
@@ -110,6 +117,8 @@ class Recorder:
         self._events: dict[str, tuple[int, int]] = {}  # kind -> (episodes, step of the newest)
         self._time = 0.0  # of the look before
         self._put = self._done = 0  # looks
+        self._batches: BatchFiles | None = None
+        self._around: Around | None = None
         self._active, self._ended = False, False
         self._wants_report = report
         self._over, self._over_since, self._reported = False, 0.0, 0  # the step up to which there is a report
@@ -121,15 +130,20 @@ class Recorder:
         source: Source,
         more_facts: Callable[[], Mapping[str, Any]],
         history: History,
+        collect: Collect | None = None,
+        around: Around | None = None,
     ) -> None:
         """The first step is being made; returns at once. Called again by a monitor that was reset, it goes on.
 
         Args:
           source: the monitor, which is held weakly.
           more_facts: about model, optimizer and policy; called once, from another thread.
-          history: as `source.history`, without holding `source`: for the last steps of a monitor that is gone.
+          history: as `source.history`, and the loss_scale of each step where it is known; does not hold `source`, for
+            the last steps of a monitor that is gone.
+          collect: gives the batch of an event, where batches are kept; does not hold `source` either.
+          around: gives the variables' numbers around an event; does not hold `source` either.
         """
-        self._history = history
+        self._history, self._around = history, around
         if self._file is not None:
             return
         now = time.time()
@@ -143,6 +157,8 @@ class Recorder:
             return {**facts.of_process(), **told, **more_facts()}
 
         self._file = RunFile(self.path, known)
+        if collect is not None:
+            self._batches = BatchFiles(self.path, collect, self._failed, monitor=name, run_id=run_id)
         self._source, self._time, self._pid = weakref.ref(source), now, os.getpid()
         weakref.finalize(source, self._orphan).atexit = False
         reader.listen(self._take)
@@ -174,7 +190,7 @@ class Recorder:
         source = self._source() if self._source is not None else None
         if source is not None:
             how = ending.SIGTERM if ending.terminated() else facts.how_it_ended()
-            _writing.put(partial(self._finish, source.history, how))
+            _writing.put(partial(self._finish, self._history, how))
         if not _writing.flush(_CLOSE_SECONDS):
             health.failed("record", f"the last steps of {self.path} could not be written in time")
         _last_reports()
@@ -202,18 +218,30 @@ class Recorder:
             path: (norm, snapshot.layer_weight_norms.get(path, _NAN), snapshot.layer_update_ratio.get(path, _NAN))
             for path, norm in snapshot.layer_norms.items()
         }
-        look = self._look(source.history(), layers, told, snapshot.extra.get("learning_rate"), snapshot.loss_scale)
+        # the history is read later than the snapshot: a step that it alone knows is of the next look
+        history = self._history()
+        history = {name: column[history["step"] <= snapshot.steps] for name, column in history.items()}
+        around = None if self._around is None else self._around(snapshot.steps, False)
+        look = self._look(
+            history,
+            layers,
+            told or around is not None,
+            around,
+            snapshot.extra.get("learning_rate"),
+            snapshot.loss_scale,
+        )
         if reading.active != self._active:  # model.fit ends a run, and a next one goes on with it
             self._active = reading.active
             look = replace(look, ended=(None, None) if reading.active else (look.time, "finished"))
             self._over, self._over_since = not reading.active, time.monotonic()
-        if len(look.rows["step"]) or look.words or look.ended:
+        if len(look.rows["step"]) or look.words or look.ended or look.around:
             self._put += 1
             if not _writing.put(partial(self._write, look)):
                 self._done += 1
                 self._failed("its writing thread takes no more")
         elif self._over and time.monotonic() - self._over_since > _CALM_SECONDS:
             self._ask_for_report()
+        self._take_batch(snapshot.steps, snapshot.last_events)
         return self._cursor.next_look_seconds()
 
     def _look(
@@ -221,6 +249,7 @@ class Recorder:
         history: Mapping[str, np.ndarray],
         layers: Mapping[str, tuple[float, float, float]],
         told: bool = False,
+        around: Mapping[int, Mapping[str, tuple[float, float, float]]] | None = None,
         learning_rate: float | None = None,
         loss_scale: float | None = None,
     ) -> Look:
@@ -239,6 +268,7 @@ class Recorder:
             learning_rate=learning_rate,
             loss_scale=loss_scale,
             layers=layers,
+            around=around or {},
             words=words,
             told=told,
         )
@@ -260,6 +290,12 @@ class Recorder:
                 found = True
         return found
 
+    def _take_batch(self, up_to: float, events: Mapping[str, Event | None]) -> None:
+        """Has the batch of an event written, if the device has kept one."""
+        job = None if self._batches is None else self._batches.job(up_to, events, self._history)
+        if job is not None and not _writing.put(job):
+            job()
+
     # -- on the writing thread ---------------------------------------------------------------------------
 
     def _write(self, look: Look) -> None:
@@ -275,9 +311,13 @@ class Recorder:
         assert self._file is not None
         reader.unlisten(self._take)
         reader.cancel_at_exit(self.close)
-        look = self._look(history(), {})
+        rows = history()
+        steps = rows["step"]
+        around = self._around(int(steps[-1]), True) if self._around is not None and len(steps) else None
+        look = self._look(rows, {}, around=around)
         over = self._over and how in ("finished", ending.SIGTERM)  # it was said when model.fit ended
         self._write(look if over else replace(look, ended=(look.time, how)))
+        self._take_batch(math.inf, {})
         with contextlib.suppress(OSError, sqlite3.Error):
             self._file.fold()
         if not over:

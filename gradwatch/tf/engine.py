@@ -14,72 +14,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core import counters, decode, policies
+from gradwatch.core import decode, policies
 from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
-from gradwatch.core.xp import NUMPY
 from gradwatch.errors import NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import compat, distribution, facts, fingerprints, fused, inputs, rates, turns
+from gradwatch.tf import compat, distribution, facts, fingerprints, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.fused import FusedGuard
+from gradwatch.tf.device_state import DeviceState
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
 from gradwatch.tf.variables import VariableSet
-from gradwatch.tf.weights import SCALARS, Weights
-
-
-class DeviceState:
-    """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
-
-    def __init__(
-        self, guard: Guard, variables: VariableSet, weights: Weights, loss: LastLoss, *, jit_compile: bool
-    ) -> None:
-        self.variables, self.weights, self.loss = variables, weights, loss
-        weights.build(len(variables))
-        loss.build()
-        self._guard, self._jit_compile = guard, jit_compile
-        self.layout = self.program().layout
-        self.fingerprint = fingerprints.of(guard, f"{self.layout.fingerprint()}-{len(SCALARS)}", variables)
-        initial = self.layout.pack(NUMPY, guard.init(len(variables)))
-        self.initial = np.concatenate([initial, weights.initial, np.array([fused.NO_LOSS], np.float32)])
-        self.state = distribution.in_scope(lambda: distribution.state_variable(initial, "gradwatch_state"))
-        self.replaceable = False  # whether the next step may bring other variables
-
-    def program(self) -> FusedGuard:
-        """What steps the state, for the function that is being traced."""
-        return fused.program(self._guard, len(self.variables), jit_compile=self._jit_compile)
-
-    def vector(self) -> tf.Tensor:
-        """The state as this replica has it."""
-        return tf.convert_to_tensor(self.state)
-
-    def pack(self) -> tf.Tensor:
-        """All that a checkpoint needs, as one vector."""
-        return tf.concat([self.vector(), tf.convert_to_tensor(self.weights.state), self.loss.value()[None]], 0)
-
-    def put(self, packed: np.ndarray) -> None:
-        """Overwrite the state, on every replica."""
-        with tf.init_scope():
-            self.state.assign(packed[: self.layout.size])
-        self.weights.put(packed[self.layout.size : -1])
-        self.loss.put(packed[-1])
-
-    def tree(self) -> dict[str, Any]:
-        """The state by names, as numpy arrays of one instant."""
-        return self.layout.unpack(NUMPY, self.vector().numpy())
-
-    def history(self) -> dict[str, np.ndarray]:
-        """See `Monitor.history`."""
-        return self.history_of(self.tree())
-
-    def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
-        return decode.history(state, float(self.loss.value()))
-
-    def steps_of(self, packed: np.ndarray) -> int:
-        """How many steps a state out of `pack` has seen."""
-        return counters.exact(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"])["steps"]
+from gradwatch.tf.weights import Weights
 
 
 class Engine:
@@ -92,6 +39,7 @@ class Engine:
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
       update_limit: see `Monitor`.
       recorder: takes the run from its first step on; None for no record.
+      keeper: keeps the batch of the step that alarmed; None to keep none.
 
     Attributes:
       on_device: the state, once the variables are known.
@@ -109,6 +57,7 @@ class Engine:
         alerts: bool = False,
         update_limit: float | None = None,
         recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.guard = guard
         self.weights, self.loss, self.inputs = Weights(update_limit), LastLoss(), inputs.Inputs()
@@ -124,7 +73,7 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.recorder = recorder
+        self.recorder, self.keeper = recorder, keeper
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
@@ -159,7 +108,8 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, self.weights, self.loss, jit_compile=self.jit_compile)
+        recorded = self.recorder is not None
+        built = DeviceState(guard, variables, self.weights, self.loss, jit_compile=self.jit_compile, recorded=recorded)
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -176,7 +126,8 @@ class Engine:
             known = functools.partial(
                 facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
             )
-            self.recorder.begin(self._owner, known, built.history)
+            collect = None if self.keeper is None else self.keeper.collect
+            self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -270,6 +221,9 @@ class Engine:
         with turns.one_at_a_time(self.run_id) as wrote:
             new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
+            if built.trail is not None:
+                for written in built.trail.push(new_state, norms, built.weights.measured(), loss_scale):
+                    wrote(written)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
@@ -277,6 +231,11 @@ class Engine:
             # NaN in every gradient of every replica, so that all come to the same verdict
             scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
+
+    def keep(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """A call of the step with these arguments has ended: keep them where it alarmed and somebody wants them."""
+        if self.keeper is not None:
+            self.keeper.keep(self.on_device, args, keywords)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -307,6 +266,11 @@ class Engine:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else rates.learning_rate_now(optimizer)
 
+    def _put(self, built: DeviceState, packed: np.ndarray) -> None:
+        built.put(packed)
+        if self.keeper is not None:
+            self.keeper.rebase(built.started)
+
     def facts(self) -> dict[str, Any]:
         """See `gradwatch.tf.facts.of`; empty before the first step."""
         if self.on_device is None:
@@ -319,7 +283,7 @@ class Engine:
         # the loss scale stays: functions that were traced do not say again where it is
         self._pending = None
         if self.on_device is not None:
-            self.on_device.put(self.on_device.initial)
+            self._put(self.on_device, self.on_device.initial)
             self.on_device.replaceable = True
             if self.recorder is not None:
                 self.recorder.resume(0)
@@ -356,7 +320,7 @@ class Engine:
             vector = built.initial
         if self.recorder is not None:
             self.recorder.resume(built.steps_of(vector))
-        built.put(vector)
+        self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
 

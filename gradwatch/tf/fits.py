@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from gradwatch.tf import compat, hook, losses, watchers
+from gradwatch.tf import batches, compat, hook, losses, watchers
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.watchers import Scope
 
@@ -52,7 +52,9 @@ class TrainFunction:
             for optimizer, scope in self._watchers:
                 scope.enter()
                 stack.enter_context(watchers.attached_meanwhile(optimizer, scope))
-            stack.enter_context(losses.of_batches(self._model, [scope.monitor for _, scope in self._watchers]))
+            monitors = [scope.monitor for _, scope in self._watchers]
+            stack.enter_context(losses.of_batches(self._model, monitors))
+            stack.enter_context(batches.of_fit(self._model, monitors))
             result = self._function()(*args)
         for _, scope in self._watchers:
             scope.leave()

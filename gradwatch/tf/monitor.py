@@ -22,7 +22,7 @@ from gradwatch.core.snapshot import Snapshot
 from gradwatch.errors import ConfigError, LayoutError
 from gradwatch.reading import reader
 from gradwatch.record import recorder
-from gradwatch.tf import reports
+from gradwatch.tf import capture, kept, reported, wishes
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
@@ -67,6 +67,12 @@ class Monitor(Shown, tf.Module):
       update_limit: the share of their norm by which an update may move the weights, > 0; a longer update is scaled
         back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
         update left them. None for no limit.
+      keep_batch: keep what the step was called with where it alarmed: on the device, and from the next reading on in a
+        file beside the record, see `gradwatch.open_event`. Needs `record`. Batches can be private data: nothing is
+        kept unless this is True.
+      batch_bytes: a larger batch is not kept, and the log says so. The device holds one batch, and a run has at most
+        20 files.
+      weights: keep the weights after that step, too.
 
     Raises:
       ConfigError: an argument is not what it should be.
@@ -91,6 +97,9 @@ class Monitor(Shown, tf.Module):
         jit_compile: bool = True,
         update_limit: float | None = None,
         record: str | os.PathLike[str] | None = None,
+        keep_batch: bool = False,
+        batch_bytes: int = kept.BYTES,
+        weights: bool = False,
     ) -> None:
         super().__init__()
         if name is None:
@@ -105,7 +114,7 @@ class Monitor(Shown, tf.Module):
             on_nonfinite,
             on_explosion,
         )
-        self._host = _HostSide(_sinks(on_alert))
+        self._host = _HostSide(wishes.sinks(on_alert))
         if update_limit is not None:
             update_limit = checks.number(
                 "update_limit",
@@ -116,6 +125,7 @@ class Monitor(Shown, tf.Module):
         folder = recorder.folder_of(record)
         self._host.record = record
         self._host.recorder = None if folder is None else recorder.Recorder(folder, report=recorder.wants_report())
+        keeper = kept.keeper_of(keep_batch, batch_bytes, weights, recorded=folder is not None)
         self._engine = Engine(
             self,
             guard,
@@ -123,6 +133,7 @@ class Monitor(Shown, tf.Module):
             alerts=bool(self._host.alert_sinks),
             update_limit=update_limit,
             recorder=self._host.recorder,
+            keeper=keeper,
         )
 
     @property
@@ -196,7 +207,7 @@ strategy, replicas, precision; empty before the first step."""
           ConfigError: grads is not a list of gradients, variables has another length, or the monitor is to skip or
             limit updates: who calls `clip` makes the update, and nobody else can change it.
         """
-        _refuse_skip(self.guard)
+        wishes.refuse_skip(self.guard)
         if self._engine.weights.limit is not None:
             raise ConfigError(
                 f"update_limit={self._engine.weights.limit:g} needs to see the update, which monitor.clip does not; "
@@ -205,6 +216,9 @@ strategy, replicas, precision; empty before the first step."""
         _variables.check_gradients(grads)
         named = _variables.listed(variables, len(grads))
         self._engine.explicit_calls += 1
+        captured = capture.under_way()
+        if captured is not None:
+            captured.take(grads, by_hand=True)
         return self._engine.clip(list(grads), named, optimizer=optimizer)
 
     def read(self) -> MonitorReading:
@@ -252,7 +266,11 @@ strategy, replicas, precision; empty before the first step."""
           ConfigError: a value is no number, or another than `loss` is a tensor inside a graph, which has no value yet.
         """
         loss = numbers.get("loss")
-        values = reports.numbers({key: x for key, x in numbers.items() if key != "loss" or not reports.in_graph(x)})
+        values = {
+            key: reported.number(key, x)
+            for key, x in numbers.items()
+            if not (key == "loss" and reported.is_symbolic(x))
+        }
         if loss is not None:
             self._engine.loss.report(loss)
         self._host.reported.update(values)
@@ -299,7 +317,7 @@ strategy, replicas, precision; empty before the first step."""
         return functools.partial(type(self), **self._options()), ()
 
     def _options(self) -> dict[str, Any]:
-        guard = self.guard
+        guard, keeper = self.guard, self._engine.keeper
         return {
             "name": self.name,
             "policy": guard.policy,
@@ -310,6 +328,7 @@ strategy, replicas, precision; empty before the first step."""
             "jit_compile": self._engine.jit_compile,
             "update_limit": self._engine.weights.limit,
             "record": self._host.record,
+            **({} if keeper is None else keeper.options),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -347,6 +366,10 @@ strategy, replicas, precision; empty before the first step."""
             children["gradwatch_state"] = self._engine.on_device.state
             children["gradwatch_weights"] = self._engine.weights.state
             children["gradwatch_loss"] = self._engine.loss.variable
+            kept_there = self._engine.keeper.variables if self._engine.keeper is not None else []
+            trail = self._engine.on_device.trail
+            kept_there += [] if trail is None else trail.variables
+            children.update({f"gradwatch_kept_{i}": v for i, v in enumerate(kept_there)})
         return children
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
@@ -369,22 +392,3 @@ class _HostSide:
 # made once, so that the monitors with defaults are equal and share their program
 _default_policy = functools.cache(policies.percentile)
 _default_detectors = functools.cache(_detectors.default)
-
-
-def _refuse_skip(guard: Guard) -> None:
-    for option in ("on_nonfinite", "on_explosion"):
-        if getattr(guard, option) == "skip":
-            other = "zero" if option == "on_nonfinite" else "clip"
-            raise ConfigError(
-                f"{option}='skip' cannot be kept by monitor.clip: it hands the gradients back, and the update is "
-                "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
-                f"of a Keras optimizer whole, or {option}={other!r}"
-            )
-
-
-def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:
-    sinks = [] if on_alert is None else list(on_alert) if isinstance(on_alert, (list, tuple)) else [on_alert]
-    for sink in sinks:
-        if not callable(sink):
-            raise ConfigError(f"on_alert must be callable with an Alert, or a list of such, got {sink!r}")
-    return sinks

@@ -48,6 +48,7 @@ class Weights:
       limit: the share of |w| that an update may move the weights by; None for no limit.
 
     Attributes:
+      hurries: says in the graph whether to look in this step although it is not time; None: never.
       count: how many variables have a gradient; 0 before `build`.
       state: norms, newest ratios and first norms of the variables, then `SCALARS`; shape [3 * count + 5].
     """
@@ -57,6 +58,7 @@ class Weights:
         self.count: int = 0
         self._here = threading.local()  # each replica has a thread of its own
         self._functions: dict[Any, Callable[..., Any]] = {}
+        self.hurries: Callable[[], tf.Tensor] | None = None
 
     def build(self, count: int) -> None:
         """Make the state, once it is known how many gradients there are."""
@@ -97,7 +99,7 @@ class Weights:
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
         state = tf.convert_to_tensor(self.state)
         rest = self._scalar(state, "rest")
-        due = rest < 0.5
+        due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
         places = places_of(variables)
         hold = follow and self.limit is None
 
@@ -130,6 +132,10 @@ class Weights:
             total = weight_norm(TENSORFLOW, norms, _initial(variables, moving))
         # what follows writes once for both
         return total, self._scalar(state, "ratio"), (due, before, state) if follow else ()
+
+    def measured(self) -> tf.Tensor:
+        """Norms and newest update ratios of the variables, shape [2 * count]; `UNKNOWN` where there is none."""
+        return tf.convert_to_tensor(self.state)[: 2 * self.count]
 
     @property
     def _step(self) -> np.ndarray:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "site"
 
 #: Names that are documented by what stands in them.
-MODULES = {"detectors", "errors", "grafana", "notify", "policies", "reading", "recovery", "testing", "top"}
+MODULES = {"detectors", "errors", "grafana", "notify", "policies", "reading", "recovery", "sinks", "testing", "top"}
 
 
 def public_names() -> set[str]:

@@ -1,8 +1,7 @@
-"""The numbers that a person tells a monitor with `report`."""
+"""Numbers that the training reports: values of the host, or tensors inside a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -10,18 +9,14 @@ import tensorflow as tf
 from gradwatch.errors import ConfigError
 
 
-def in_graph(value: Any) -> bool:
-    """Whether this is a tensor inside a graph, which has no value yet."""
+def is_symbolic(value: Any) -> bool:
+    """Whether it is a tensor inside a graph, which has no value yet."""
     return bool(tf.is_tensor(value) and tf.is_symbolic_tensor(value))
 
 
-def numbers(given: Mapping[str, Any]) -> dict[str, float]:
-    """As numbers of the host, or ConfigError."""
-    return {key: _number(key, value) for key, value in given.items()}
-
-
-def _number(key: str, value: Any) -> float:
-    if in_graph(value):
+def number(key: str, value: Any) -> float:
+    """What was reported as `key`, as a number; ConfigError where it is none."""
+    if is_symbolic(value):
         raise ConfigError(
             f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
             f"report it there: monitor.report({key}=float(step(...)))"

@@ -16,7 +16,10 @@ logger: logging.Logger = logging.getLogger("gradwatch")
 console.install()
 
 #: Parts of the host side whose failures are counted; each series exists from the start at 0.
-COMPONENTS = ("snapshot", "alerts", "notify", "push", "server", "tensorboard", "live", "record", "reader", "diagnosis")
+COMPONENTS = (
+    *("snapshot", "alerts", "notify", "push", "server", "tensorboard", "live", "record", "reader"),
+    *("diagnosis", "recovery"),
+)
 
 #: Where a scrape can fail: making the exposition, or the request itself (refused, too slow, too large).
 SCRAPE_COMPONENTS = ("exposition", "http")

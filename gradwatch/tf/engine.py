@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from gradwatch.core import counters, decode, policies
 from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
+from gradwatch.core.rewind import rewound
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import LayoutError, NothingToWatch
 from gradwatch.reading import reader
@@ -71,6 +72,12 @@ class DeviceState:
             self.state.assign(packed[: self.layout.size])
         self.weights.put(packed[self.layout.size :])
 
+    def rewind(self, packed: np.ndarray) -> None:
+        """Go back to a state out of `pack`, but for what was counted since."""
+        then, now = (self.layout.unpack(NUMPY, x) for x in (packed[: self.layout.size], self.vector().numpy()))
+        weights = self.weights.rewound(packed[self.layout.size :])
+        self.put(np.concatenate([self.layout.pack(NUMPY, rewound(now, then)), weights]))
+
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""
         return self.layout.unpack(NUMPY, self.vector().numpy())
@@ -98,12 +105,14 @@ class Engine:
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
       update_limit: see `Monitor`.
       recorder: takes the run from its first step on; None for no record.
+      healer: acts on the training between two calls of the step; None for no recovery.
 
     Attributes:
       on_device: the state, once the variables are known.
       inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
+      rate_scale: what the learning rate is multiplied by, a variable, shape (); None where it cannot be lowered.
     """
 
     def __init__(
@@ -115,6 +124,7 @@ class Engine:
         alerts: bool = False,
         update_limit: float | None = None,
         recorder: Recorder | None = None,
+        healer: Any = None,
     ) -> None:
         self.guard = guard
         self.weights = Weights(update_limit)
@@ -131,7 +141,8 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.recorder = recorder
+        self.recorder, self.healer = recorder, healer
+        self.rate_scale: tf.Variable | None = None
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
@@ -178,6 +189,12 @@ class Engine:
             )
             self.recorder.begin(self._owner, known, built.history)
 
+    def lowered_rate(self) -> tf.Variable | None:
+        """What the learning rate is to be multiplied by, where it may be lowered at all; made at the first call."""
+        if self.rate_scale is None and self.healer is not None and self.healer.lowers:
+            self.rate_scale = distribution.in_scope(_full_rate)
+        return self.rate_scale
+
     # -- one step ---------------------------------------------------------------------------------------
 
     @compat.unseen_by_debuggers()
@@ -211,6 +228,8 @@ class Engine:
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself)
+        if self.healer is not None:
+            self.healer.meet(optimizer, variables, loss_scaled=skips_itself)
         known = self.weights.signals(variables, optimizer, present=present, follow=follow)
         rate = None if optimizer is None else rates.learning_rate(optimizer)
         told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
@@ -312,6 +331,16 @@ class Engine:
         variables = self.on_device.variables
         return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
 
+    def own_variables(self) -> list[tf.Variable]:
+        """Those that belong to the monitor and not to the training."""
+        kept = [] if self.rate_scale is None else [self.rate_scale]
+        return kept if self.on_device is None else [*kept, self.on_device.state, *self.weights.variables()]
+
+    def rewind(self, packed: np.ndarray) -> None:
+        """The training went back to the time when the state was `packed`: judge as then, and keep what was counted."""
+        if self.on_device is not None:
+            self.on_device.rewind(packed)
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         self._pending, self.loss_scale = None, None
@@ -356,6 +385,18 @@ class Engine:
         built.put(vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
+
+
+def _full_rate() -> tf.Variable:
+    # as the monitor's state: each replica has its own copy
+    return tf.Variable(
+        1.0,
+        trainable=False,
+        name="gradwatch_rate_scale",
+        dtype=tf.float32,
+        aggregation=tf.VariableAggregation.NONE,
+        experimental_enable_variable_lifting=False,
+    )
 
 
 def _check_fingerprint(name: str, saved: str, ours: str) -> None:

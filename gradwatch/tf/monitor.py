@@ -19,12 +19,14 @@ from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
-from gradwatch.errors import ConfigError, LayoutError
+from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading import reader
 from gradwatch.record import recorder
+from gradwatch.recovery.rungs import ladder_of
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.healing import Healer
 from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
@@ -67,6 +69,9 @@ class Monitor(Shown, tf.Module):
         back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
         update left them. None for no limit.
 
+      recover: `gradwatch.recovery.ladder()`, or one of its rungs: what to do when clipping is not enough. It acts
+        between two calls of a step that `gradwatch.watch` or `KerasCallback` watches. None: nothing.
+
     Raises:
       ConfigError: an argument is not what it should be.
     """
@@ -83,6 +88,7 @@ class Monitor(Shown, tf.Module):
         jit_compile: bool = True,
         update_limit: float | None = None,
         record: str | os.PathLike[str] | None = None,
+        recover: Any = None,
     ) -> None:
         super().__init__()
         if name is None:
@@ -116,6 +122,19 @@ class Monitor(Shown, tf.Module):
             update_limit=update_limit,
             recorder=self._host.recorder,
         )
+        self._host.recover = recover
+        ladder = ladder_of(recover)
+        self._healer = None if ladder is None else Healer(ladder)
+        if self._healer is not None:
+            self._healer.follow(self)
+
+    @property
+    def _healer(self) -> Healer | None:
+        return self._host.healer
+
+    @_healer.setter
+    def _healer(self, healer: Healer | None) -> None:
+        self._host.healer = healer
 
     @property
     def _hidden(self) -> Engine:
@@ -162,6 +181,11 @@ strategy, replicas, precision; empty before the first step."""
     def record_path(self) -> Path | None:
         """The file that this run is recorded in, once the first step has been made; None without a record."""
         return None if self._host.recorder is None else self._host.recorder.path
+
+    @property
+    def stopped(self) -> TrainingStopped | None:
+        """The error with which the rung `stop` ended the training; None where it did not."""
+        return None if self._healer is None else self._healer.ledger.stopped
 
     @property
     def alert_sinks(self) -> list[Callable[[Any], None]]:
@@ -233,6 +257,7 @@ strategy, replicas, precision; empty before the first step."""
             extra=extra,
             loss_scale=self._engine.loss_scale_now(),
             **self._engine.weights.read(self._engine.paths),
+            **({} if self._healer is None else self._healer.ledger.known()),
         )
 
     def report(self, **numbers: float) -> None:
@@ -281,6 +306,8 @@ strategy, replicas, precision; empty before the first step."""
         `tf.function` that was traced for the old variables must then be made anew.
         """
         self._engine.reset()
+        if self._healer is not None:
+            self._healer.reset()
         self._host.reported.clear()
 
     def __copy__(self) -> Monitor:
@@ -306,6 +333,7 @@ strategy, replicas, precision; empty before the first step."""
             "jit_compile": self._engine.jit_compile,
             "update_limit": self._engine.weights.limit,
             "record": self._host.record,
+            "recover": self._host.recover,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -360,6 +388,8 @@ class _HostSide:
         self.reported: dict[str, float] = {}
         self.record: str | os.PathLike[str] | None = None  # as it was given
         self.recorder: recorder.Recorder | None = None
+        self.recover: Any = None  # as it was given
+        self.healer: Healer | None = None
 
 
 # made once, so that the monitors with defaults are equal and share their program

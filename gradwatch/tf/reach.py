@@ -290,6 +290,17 @@ class Weights:
         """All of it, to be saved beside the monitor's state."""
         return tf.concat([tf.convert_to_tensor(self.state), tf.convert_to_tensor(self.loss)[None]], 0)
 
+    def variables(self) -> list[tf.Variable]:
+        """What is kept on the device."""
+        return [self.state, self.loss] if self.count else []
+
+    def rewound(self, packed: np.ndarray) -> np.ndarray:
+        """What `pack` gave then, with the updates that were limited since."""
+        packed, last = packed.copy(), len(packed) - 1  # behind the scalars stands the loss
+        limited = slice(last - len(_SCALARS) + _SCALARS.index("limited_low"), last)
+        packed[limited] = tf.convert_to_tensor(self.state).numpy()[limited]
+        return packed
+
     def put(self, packed: np.ndarray) -> None:
         with tf.init_scope():
             self.state.assign(packed[:-1])

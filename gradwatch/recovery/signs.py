@@ -300,4 +300,4 @@ def _filled(rows: Rows) -> np.ndarray:
         later = known[np.searchsorted(known, i) :]
         if len(later):
             loss[i] = loss[later[0]]
-    return loss
+    return np.asarray(loss)

@@ -26,6 +26,7 @@ _CALM_LOSSES = 200  # losses that the band is made of
 _LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
 _BAND_EVERY = 20  # new calm losses between two bands
 _SMOOTHED = 7  # losses whose median is compared with the band
+_SMOOTHED_ON_TRIAL = 25
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -75,7 +76,9 @@ class Signs:
     gradients is the new normal: other data, another task.
 
     After the rate was lowered it is the rate that is on trial (`on_trial`): harm needs no anomaly and half the
-    patience, nothing becomes a new normal, and m and s are those of the lowest median since then.
+    patience, nothing becomes a new normal, m and s are those of the lowest median since then, and the median of the
+    last 25 losses is compared with m + max(2 s, 0.05 |m|): a run that falls back to the loss of a uniform guess has not
+    left the wider band.
 
     Args:
       patience: steps after which a harmed loss is lost.
@@ -96,7 +99,7 @@ class Signs:
 
     def forget(self) -> None:
         """The weights were set back: what the steps since the snapshot said is about others. The band stays."""
-        self._recent: deque[float] = deque(maxlen=_SMOOTHED)
+        self._recent: deque[float] = deque(maxlen=_SMOOTHED_ON_TRIAL)
         self._drops: deque[tuple[int, bool]] = deque()  # step, and whether its gradient was finite
         self._nonfinite = self._wild = 0  # steps in a row
         self._harmed_since = self._exploding_since = self._saturated_since = 0
@@ -172,7 +175,8 @@ class Signs:
         if math.isnan(loss):
             return
         self._recent.append(loss)
-        smoothed = sorted(self._recent)[len(self._recent) // 2]
+        newest = list(self._recent)[-(_SMOOTHED_ON_TRIAL if self.on_trial else _SMOOTHED) :]
+        smoothed = sorted(newest)[len(newest) // 2]
         harmed_from, wild_from = self.band
         self._wild = self._wild + 1 if loss > wild_from else 0
         if smoothed > harmed_from:
@@ -185,7 +189,7 @@ class Signs:
                 self.first_loss = loss
         else:
             self._harmed_since = 0
-            if not exploding and finite and loss <= harmed_from:
+            if not exploding and finite and (self.on_trial or loss <= harmed_from):
                 self._add_calm(loss)
 
     def _is_anomalous(self, since: int) -> bool:
@@ -216,7 +220,8 @@ class Signs:
             if not self.on_trial or middle < self._lowest[0]:
                 self._lowest = middle, spread
             middle, spread = self._lowest
-            self._band, self._since_band = (middle + max(6.0 * spread, 0.2 * abs(middle)), middle), 0
+            far, share = (2.0, 0.05) if self.on_trial else (6.0, 0.2)
+            self._band, self._since_band = (middle + max(far * spread, share * abs(middle)), middle), 0
 
     @property
     def usual_loss(self) -> float:

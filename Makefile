@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@# an environment of before the distribution got its name
 	@if [ -d $(VENV)/lib ] && ls -d $(VENV)/lib/python*/site-packages/gradwatch-*.dist-info >/dev/null 2>&1; then \
 		$(BIN)/python -m pip uninstall --quiet --yes gradwatch; fi
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[demo,grafana,live,notify,record]' --group dev
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[demo,grafana,live,mlflow,notify,record,wandb]' --group dev
 	@# ours is compared with it in tests/benchmarks; the torch that it asks for is not needed there
 	$(BIN)/python $(PIP_INSTALL) --no-deps zclip==1.0.0
 	@touch $@
@@ -72,8 +72,9 @@ package: $(READY)  ## build what a release uploads into dist/, and check it
 e2e: $(READY)  ## end to end: real Prometheus, Alertmanager, Pushgateway, Chromium
 	$(BIN)/python -m pytest -m e2e $(ARGS)
 
-bench: $(READY)  ## cost, detection, efficacy: hours, or 7 minutes with ARGS=--quick; prints tables, writes JSON
+bench: $(READY)  ## cost, detection, efficacy: hours, or 7 minutes with ARGS=--quick; prints tables, writes JSON, adds a line to the trend
 	for part in overhead detection efficacy; do $(BIN)/python benchmarks/$$part.py $(ARGS) || exit 1; done
+	$(BIN)/python benchmarks/trend.py $(ARGS)
 
 smoke:  ## a part of the tests on the oldest TensorFlow and Keras that we support
 	PYTHON_VERSION=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') sh tests/matrix.sh smoke

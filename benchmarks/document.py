@@ -95,6 +95,14 @@ def longrun(found: dict[str, Any]) -> str:
     return "\n\n".join([_made_with(found), script.report(found)])
 
 
+def diagnosis(found: dict[str, Any]) -> str:
+    import diagnosis as script
+
+    draw_confusion(found["confusion"])
+    picture = "![Which cause was told for which fault](pictures/diagnosis.png)"
+    return "\n\n".join([_made_with(found), script.report(found), picture])
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "mirrored": mirrored,
@@ -102,7 +110,11 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "detection": detection,
     "efficacy": efficacy,
     "longrun": longrun,
+    "diagnosis": diagnosis,
 }
+
+#: Sections that stand on another page.
+PAGES = {"diagnosis": ROOT / "docs" / "diagnosis.md"}
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -149,6 +161,26 @@ def draw_tradeoff(found: dict[str, Any]) -> None:
     _save(figure, "detection.png")
 
 
+def draw_confusion(rows: list[list[Any]]) -> None:
+    """Faults down, verdicts across; each row is shares of its runs."""
+    kinds = [*sorted({fault for fault, *_ in rows} - {"healthy"}), "healthy"]
+    told = [*kinds, *sorted({told for _, told, _ in rows} - set(kinds))]
+    counts = {(fault, verdict): count for fault, verdict, count in rows}
+    figure, (axis,) = _axes(1, 1)
+    figure.set_size_inches(9.5, 8.5)
+    table = [[counts.get((fault, verdict), 0) for verdict in told] for fault in kinds]
+    shares = [[count / max(sum(row), 1) for count in row] for row in table]
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(table):
+        for j, count in enumerate(row):
+            if count:
+                axis.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+    axis.set_xticks(range(len(told)), [name.replace("_", " ") for name in told], rotation=60, ha="right")
+    axis.set_yticks(range(len(kinds)), [name.replace("_", " ") for name in kinds])
+    axis.set(xlabel="verdict, first rank", ylabel="fault", title="Runs of the judged seeds")
+    _save(figure, "diagnosis.png")
+
+
 #: What the picture of the sweep shows: method -> (line, colour); all methods are in the table.
 SWEEP = {
     "fixed, tuned by oracle": ("-", "black"),
@@ -183,15 +215,14 @@ def draw_sweep(cells: Any) -> None:
 
 
 def main() -> None:
-    text = PAGE.read_text()
     for name, section in SECTIONS.items():
         found = result(name)
         if found is None:
             print(f"no results of {name}: left as it is")
             continue
-        text = fill(text, name, section(found))
-    PAGE.write_text(text)
-    print(f"written: {PAGE}")
+        page = PAGES.get(name, PAGE)
+        page.write_text(fill(page.read_text(), name, section(found)))
+        print(f"written: {name} into {page}")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,11 @@ def headlines(quick: bool) -> tuple[dict[str, float], dict[str, Any]]:
 def commit() -> str:
     """The short name of the commit, with a plus where files differ from it; "unknown" outside a checkout."""
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or "unknown"
 
@@ -97,7 +101,7 @@ def entry(quick: bool) -> dict[str, Any]:
         "cores": machine.get("cores"),
         "tensorflow": machine.get("versions", {}).get("tensorflow", "unknown"),
         "reduced": quick,
-        **{name: round(value, 4) for name, value in numbers.items()},
+        **{name: float(f"{value:.4g}") for name, value in numbers.items()},
     }
 
 

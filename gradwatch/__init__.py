@@ -20,6 +20,7 @@ from gradwatch.core.snapshot import Event, Snapshot
 if TYPE_CHECKING:
     from gradwatch import exporters as exporters
     from gradwatch import grafana, reading, recovery, testing
+    from gradwatch import sinks as sinks
     from gradwatch import telemetry as telemetry
     from gradwatch import top as top
     from gradwatch.diagnosis.diagnose import diagnose
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from gradwatch.exporters.push import push
     from gradwatch.exporters.tensorboard import TensorBoard
     from gradwatch.reading.alerts import Alert
+    from gradwatch.record.event import BatchEvent, open_event
     from gradwatch.record.run import Run, open_run
+    from gradwatch.tf.blame import Blame, blame
     from gradwatch.tf.decorator import watch
     from gradwatch.tf.keras import KerasCallback
     from gradwatch.tf.monitor import Monitor
@@ -39,6 +42,8 @@ __version__ = "0.1.0"
 # Imported at first use: TensorFlow takes seconds, and `gradwatch --help` or a look at gradwatch.core needs none of it.
 _NAMES = {
     "Alert": "gradwatch.reading.alerts",
+    "BatchEvent": "gradwatch.record.event",
+    "Blame": "gradwatch.tf.blame",
     "Cause": "gradwatch.diagnosis.verdict",
     "Diagnosis": "gradwatch.diagnosis.verdict",
     "KerasCallback": "gradwatch.tf.keras",
@@ -46,6 +51,8 @@ _NAMES = {
     "Run": "gradwatch.record.run",
     "Server": "gradwatch.exporters.prometheus",
     "TensorBoard": "gradwatch.exporters.tensorboard",
+    "blame": "gradwatch.tf.blame",
+    "open_event": "gradwatch.record.event",
     "diagnose": "gradwatch.diagnosis.diagnose",
     "open_run": "gradwatch.record.run",
     "push": "gradwatch.exporters.push",
@@ -58,6 +65,7 @@ _MODULES = {
     "notify": "gradwatch.exporters.notify",
     "reading": "gradwatch.reading",
     "recovery": "gradwatch.recovery",
+    "sinks": "gradwatch.sinks",
     "telemetry": "gradwatch.telemetry",  # the former place of reading and exporters
     "testing": "gradwatch.testing",
     "top": "gradwatch.top",
@@ -65,6 +73,8 @@ _MODULES = {
 
 __all__ = [
     "Alert",
+    "BatchEvent",
+    "Blame",
     "Cause",
     "Decision",
     "Diagnosis",
@@ -75,17 +85,20 @@ __all__ = [
     "Server",
     "Snapshot",
     "TensorBoard",
+    "blame",
     "detectors",
     "diagnose",
     "errors",
     "grafana",
     "notify",
+    "open_event",
     "open_run",
     "policies",
     "push",
     "reading",
     "recovery",
     "serve",
+    "sinks",
     "testing",
     "top",
     "watch",

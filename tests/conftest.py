@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("GRADWATCH_REPORT", "off")  # a second for each recorded run; who tests it asks for it
 
 TESTS = Path(__file__).parent
 

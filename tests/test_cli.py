@@ -27,6 +27,25 @@ def test_help_names_every_command_with_one_line_each():
         assert not line.endswith("...")  # cut off by click
 
 
+def commands():
+    """Every command that does something, with the words that call it."""
+    import click
+
+    app = cli._app()
+    context = click.Context(app)
+    for name in app.list_commands(context):
+        command = app.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {below}", command.commands[below]) for below in command.commands)
+        else:
+            yield name, command
+
+
+def test_every_command_prints_json_for_scripts_and_agents():
+    without = [name for name, command in commands() if not any("--json" in option.opts for option in command.params)]
+    assert without == []
+
+
 def test_demo_help_names_every_flag_of_the_demo():
     output = invoke("demo", "--help").output
     for flag in ("steps", "learning-rate", "optimizer", "policy", "port", "seed", "output", "serve"):

@@ -47,6 +47,21 @@ def test_grafana_export_writes_what_the_repository_holds(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (COMMITTED / name).read_bytes(), name
 
 
+def test_grafana_export_and_notify_test_print_json(tmp_path, hook):
+    result = CliRunner().invoke(commands.grafana, ["export", str(tmp_path / "out"), "--json"])
+    assert all(Path(path).is_file() for path in json.loads(result.output))
+    url, _, status = hook
+    result = CliRunner().invoke(commands.notify, ["test", url, "--json"])
+    assert json.loads(result.output)["sent"] is True
+    status[0] = 403
+    result = CliRunner().invoke(commands.notify, ["test", url, "--json"])
+    told = json.loads(result.output)
+    assert result.exit_code == 1
+    assert told["sent"] is False
+    assert "403" in told["error"]
+    assert "secret" not in result.output
+
+
 def test_grafana_export_says_where_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(commands.grafana, ["export", str(tmp_path / "file" / "below")])

@@ -132,6 +132,7 @@ SCHEMAS = {
     "vendor.github-issue-config": ".github/ISSUE_TEMPLATE/config.yml",
     "vendor.dependabot": ".github/dependabot.yml",
     "vendor.citation-file-format": "CITATION.cff",
+    "vendor.compose-spec": "examples/team/compose*.yaml",
 }
 
 
@@ -160,3 +161,28 @@ def test_a_review_of_the_repository_finds_no_failure():
 def test_no_page_speaks_of_people_or_addresses_that_do_not_exist():
     for name in ("SECURITY.md", "CODE_OF_CONDUCT.md", "CITATION.cff"):
         assert not re.search(r"[\w.]+@[\w.]+", (ROOT / name).read_text(encoding="utf-8")), name
+
+
+# -- make ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["ruff format", "ruff check", "codespell", "mypy", "python tests/typing"])
+def test_make_check_stops_at_the_first_fault_and_says_how_to_mend_it(tmp_path, failing):
+    """With commands that do nothing, but for one that fails."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".ready").touch()
+    for name in ("ruff", "codespell", "mypy", "python"):
+        script = tmp_path / "bin" / name
+        script.write_text(f'#!/bin/sh\ncase "{name} $*" in "{failing}"*) exit 1;; esac\n')
+        script.chmod(0o755)
+    done = subprocess.run(["make", "check", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert re.search(r"\nmake check stopped\. To mend it: \w+ .{5,}\n$", done.stdout), done.stdout
+    assert done.stdout.strip().splitlines()[-3].startswith(failing)
+
+
+def test_every_target_of_make_says_what_it_does():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
+    told = set(re.findall(r"^([a-z0-9]+):.*## \S", text, re.M))
+    assert phony == told | {"help"}

@@ -76,6 +76,37 @@ def test_no_module_imports_relatively_or_a_library_of_another_floor(path):
             assert place.split("/")[0] in allowed, f"{place} imports {library}"
 
 
+def test_the_picture_of_the_house_shows_the_floors():
+    picture = (ROOT / "docs" / "pictures" / "house.svg").read_text()
+    shown = [name.split(",")[0] for name in re.findall(r'class="floor"[^>]*>([^<]+)<', picture)]
+    assert tuple(reversed(shown)) == FLOORS
+
+
+#: Imported where the distribution has another name. keras and ml_dtypes come with TensorFlow; tf_keras is the user's
+#: choice.
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "mlflow": "mlflow-skinny",
+    "keras": "tensorflow",
+    "ml_dtypes": "tensorflow",
+    "tf_keras": "tensorflow",
+    "IPython": "the notebook itself",
+}
+
+
+def test_the_package_imports_only_what_its_distribution_asks_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    asked = set(re.findall(r'"([a-z_-]+)>=', text.split("[dependency-groups]")[0]))
+    for path in MODULES:
+        for name in imports(path):
+            library = name.split(".")[0]
+            if library != "gradwatch" and library not in sys.stdlib_module_names:
+                wanted = DISTRIBUTIONS.get(library, library.replace("_", "-"))
+                assert wanted in asked, (
+                    f"{path.relative_to(ROOT)} imports {library}, which pyproject.toml does not ask for"
+                )
+
+
 def test_no_module_imports_one_that_imports_it():
     known = {dotted(path): path for path in MODULES}
 
@@ -102,7 +133,19 @@ def test_no_module_imports_one_that_imports_it():
 
 #: Longer than that, a module has more than one subject; these are tables.
 TABLES = {"exporters/metrics.py", "grafana/health.py", "grafana/rule_tests.py"}
-ROOMS = ("cli", "demo", "diagnosis", "exporters", "grafana", "reading", "record", "recovery", "report", "telemetry")
+ROOMS = (
+    "cli",
+    "demo",
+    "diagnosis",
+    "exporters",
+    "grafana",
+    "reading",
+    "record",
+    "recovery",
+    "report",
+    "sinks",
+    "telemetry",
+)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -182,8 +225,8 @@ def test_python_in_the_readme_compiles_and_uses_public_names(block):
             assert hasattr(gradwatch, node.attr), node.attr
 
 
-def test_the_policies_table_of_the_readme_is_complete():
-    text = (ROOT / "README.md").read_text()
+def test_the_table_of_the_policies_is_complete():
+    text = (ROOT / "docs" / "policies.md").read_text()
     for name in gradwatch.policies.POLICIES:
         assert f"`{name}(" in text, name
 

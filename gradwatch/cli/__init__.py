@@ -19,6 +19,7 @@ COMMANDS = {
     "replay": ("gradwatch.cli.report", "replay"),
     "suggest": ("gradwatch.cli.report", "suggest"),
     "export": ("gradwatch.cli.record", "export"),
+    "diagnose": ("gradwatch.cli.record", "diagnose"),
     "grafana": ("gradwatch.cli.commands", "grafana"),
     "notify": ("gradwatch.cli.commands", "notify"),
 }

@@ -1,4 +1,4 @@
-"""`gradwatch runs` and `gradwatch export`: recorded runs, for people and for other programs."""
+"""`gradwatch runs`, `gradwatch export` and `gradwatch diagnose`: recorded runs, for people and for other programs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 
 import click
 
+from gradwatch.diagnosis.diagnose import diagnose as _diagnose
 from gradwatch.reading.text import clean
 from gradwatch.record import export as _export
 from gradwatch.record.folder import Summary, summaries
 from gradwatch.record.recorder import VARIABLE
 from gradwatch.record.run import open_run
+from gradwatch.report.facts import duration
 
 _DEFAULT_FOLDER = "runs"
 
 
-@click.command(short_help="List the recorded runs of a folder, newest first.")
+@click.command(short_help="List the recorded runs of a folder with their verdicts, newest first.")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--json", is_flag=True, help="Print a JSON array of the runs, for other programs.")
 def runs(folder: Path | None, json: bool) -> None:
-    """List the recorded runs of FOLDER, one line each, newest first.
+    """List the recorded runs of FOLDER with their verdicts, one line each, newest first.
 
     Without FOLDER it is the one that GRADWATCH_RECORD names, or else "runs".
     """
@@ -44,18 +46,9 @@ def _line(run: Summary) -> str:
     name = clean(f"{run.run_name}/{run.name}" if run.run_name else run.name, 32)
     events = f"{run.events} event{'' if run.events == 1 else 's'}"
     return (
-        f"{started}  {name:<24}  {run.last_step:>9,} steps in {_duration(run.end - run.start):>7}  {events:>10}  "
-        f"{clean(run.ended, 60):<9}  {file}"
+        f"{started}  {name:<24}  {run.last_step:>9,} steps in {duration(run.end - run.start):>7}  {events:>10}  "
+        f"{clean(run.ended, 60):<9}  {file}  {clean(run.verdict)}".rstrip()
     )
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d}"
 
 
 @click.command(short_help="Write a recorded run as CSV, JSON or Parquet.")
@@ -87,3 +80,12 @@ def export(run: Path, form: str | None, output: Path | None, json: bool) -> None
         raise click.ClickException(
             f"cannot write {output or 'to standard output'}: {error.strerror or error}"
         ) from error
+
+
+@click.command(short_help="Say why a recorded run went wrong.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", is_flag=True, help="Print all causes as JSON, for other programs.")
+def diagnose(run: Path, json: bool) -> None:
+    """Say why RUN, a file of `gradwatch runs` or a folder for its newest run, went wrong, or that it is healthy."""
+    found = _diagnose(open_run(run))
+    click.echo(_json.dumps(found.to_dict(), allow_nan=False) if json else str(found))

@@ -49,6 +49,12 @@ def about(count: State, name: str) -> Array:
     return count["low"][i] + count["high"][i] * LIMB
 
 
+def limbs(count: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """A counter as its two limbs, the low one first; numpy only."""
+    i = COUNTERS.index(name)
+    return float(count["low"][i]), float(count["high"][i])
+
+
 def exact(count: Mapping[str, Any]) -> dict[str, int]:
     """Every counter by name, as whole numbers; numpy only."""
     return {name: whole(count["low"][i], count["high"][i]) for i, name in enumerate(COUNTERS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as _json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +52,7 @@ from gradwatch.errors import MissingExtra
     is_flag=True,
     help="At a rate that clipping does not hold: clipping alone, then with recover=gradwatch.recovery.ladder().",
 )
+@click.option("--json", is_flag=True, help="Print what was found as one JSON object; all else goes to standard error.")
 @click.pass_context
 def demo(
     context: click.Context,
@@ -63,6 +65,7 @@ def demo(
     output: Path,
     serve: bool,
     heal: bool,
+    json: bool,
 ) -> None:
     """Train a network unprotected, then protected, and tell what happened.
 
@@ -76,7 +79,7 @@ def demo(
     chosen = policies.parse(policy)
     if find_spec("matplotlib") is None:
         raise MissingExtra("matplotlib", "demo", "the demo's picture")
-    console = Console()
+    console = Console(stderr=json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with console.status("Loading TensorFlow ..."):
         from gradwatch.demo import session
@@ -92,5 +95,8 @@ def demo(
         serve=serve,
         heal=heal,
     )
-    if session.run(options, console).interrupted:
+    outcome = session.run(options, console)
+    if json:
+        click.echo(_json.dumps(outcome.as_json()))
+    if outcome.interrupted:
         context.exit(130)  # as the shell says for Ctrl-C

@@ -200,5 +200,6 @@ def diagnose(unprotected: Run | None, protected: Run | None, uniform: float) -> 
         if run.ended == "interrupted" and len(run.loss) < 2:
             continue
         sentences = _unprotected(run, uniform) if run.name == "unprotected" else _protected(run, unprotected, uniform)
-        told.append((run.name, sentences))
+        verdict = [] if run.verdict is None else str(run.verdict).splitlines()
+        told.append((run.name, [*verdict, *sentences]))
     return told

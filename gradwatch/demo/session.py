@@ -68,6 +68,14 @@ class Outcome:
     def interrupted(self) -> bool:
         return any(run is None or run.ended == "interrupted" for run in (self.unprotected, self.protected))
 
+    def as_json(self) -> dict[str, Any]:
+        """What was found, as JSON types."""
+        return {
+            "interrupted": self.interrupted,
+            "picture": None if self.picture is None else str(self.picture),
+            "diagnosis": [{"about": title, "sentences": sentences} for title, sentences in self.diagnosis],
+        }
+
 
 def run(options: Options, console: Console, *, text: Text | None = None) -> Outcome:
     """Train unprotected, then protected, from one seed; tell what happened and draw it.

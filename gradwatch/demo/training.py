@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from gradwatch.core.snapshot import Event, Snapshot
+from gradwatch.diagnosis.diagnose import diagnose
+from gradwatch.diagnosis.verdict import Diagnosis
 from gradwatch.errors import TrainingStopped
 
 #: Steps between two looks at the monitor.
@@ -33,6 +35,7 @@ class Run:
       events: where each anomaly began, in the order of the steps.
       snapshot: the monitor at the end.
       seconds: how long the steps took, without the first one that compiles.
+      verdict: what `gradwatch.diagnose` says of it at the end.
       ended: "finished", "lost" (only NaN or Inf was left), "stopped" (by its ladder) or "interrupted".
     """
 
@@ -43,6 +46,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
     seconds: float = 0.0
     ended: str = "finished"
+    verdict: Diagnosis | None = None
 
 
 class _Recorder:
@@ -139,4 +143,5 @@ def train(
         recorder.events(),
         seconds,
         ended,
+        diagnose(monitor),
     )

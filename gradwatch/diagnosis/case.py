@@ -38,3 +38,13 @@ def both(*signs: float) -> float:
 
 def steps_text(count: int) -> str:
     return f"{count} step{'' if count == 1 else 's'}"
+
+
+def others_text(count: int) -> str:
+    """How many steps are like the one that was named, the named one counted."""
+    return "" if count == 1 else f", and so does that of {steps_text(count - 1)} more"
+
+
+def number_text(x: float) -> str:
+    """Two digits, without an exponent where a person would write none: 150, 0.033, 2e+06."""
+    return f"{float(f'{x:.2g}'):g}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradwatch.diagnosis.case import Case
 from gradwatch.diagnosis.causes import CAUSES, HEALTHY
-from gradwatch.diagnosis.observation import observe
+from gradwatch.diagnosis.observation import focus, observe
 from gradwatch.diagnosis.signs import Signs
 from gradwatch.diagnosis.verdict import Cause, Diagnosis
 
@@ -22,7 +22,8 @@ def diagnose(source: Any) -> Diagnosis:
         print(gradwatch.diagnose(train_step.monitor))
         gradwatch.diagnose(gradwatch.open_run("runs")).causes[0].kind
 
-    Takes milliseconds; call it outside a `tf.function`. A monitor knows its last 1,024 steps, a record all of them.
+    Takes milliseconds; call it outside a `tf.function`. A monitor knows its last 1,024 steps. Of a record of
+    more than 4,096 steps those around its first event are looked at, or an even choice where there is none.
 
     Args:
       source: a `gradwatch.Monitor`, or a `gradwatch.Run` as `gradwatch.open_run` gives it.
@@ -31,7 +32,7 @@ def diagnose(source: Any) -> Diagnosis:
       ConfigError: `source` is neither.
       RecordError: the run's file cannot be read.
     """
-    signs = Signs(observe(source))
+    signs = Signs(focus(observe(source)))
     found: list[tuple[Case, Cause, str]] = []
     for row in CAUSES:
         case = signs.ask(row.evidence)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradwatch.diagnosis import from_outside
-from gradwatch.diagnosis.case import Case, above, both, steps_text
+from gradwatch.diagnosis.case import Case, above, both, number_text, steps_text
 from gradwatch.diagnosis.signs import USUAL_SHARE, Signs
 
 _OUTSIDE = (
@@ -28,18 +28,18 @@ def learning_rate_too_high(signs: Signs) -> Case | None:
     if math.isnan(share):
         return None
     usual = USUAL_SHARE[signs.linear]
-    step = signs.number(signs.onset or 0)
-    confidence = both(above(signs.haste, 8.0), signs.harm) * _not_from_outside(signs)
+    step = signs.number(signs.lost or 0)
+    confidence = both(above(signs.haste, 4.0), signs.harm) * _not_from_outside(signs)
     said = [f"A step moves the weights by {share:.2g} of their norm, where about {usual:g} is usual."]
     if signs.harm > 0.5 and signs.finite_loss.any():
         begin, end = signs.run["loss"][0], signs.median("loss", len(signs) - len(signs) // 4, len(signs))
         said.append(f"The loss went from {begin:.3g} to {end:.3g}.")
     rate = signs.median("learning_rate", 0, len(signs))
     advice = ""
-    if rate > 0:
+    if rate > 0 and share > 0:
         times = share / usual
-        said[0] = said[0][:-1] + f": the learning rate is about {times:.2g} times too high."
-        advice = f"Lower the learning rate: try {_short(rate / times)} instead of {_short(rate)}."
+        said[0] = said[0][:-1] + f": the learning rate is about {number_text(times)} times too high."
+        advice = f"Lower the learning rate: try {number_text(rate / times)} instead of {number_text(rate)}."
     return Case(0.97 * confidence, tuple(said), step, advice)
 
 
@@ -47,11 +47,11 @@ def warmup_too_short(signs: Signs) -> Case | None:
     high = signs.ask(learning_rate_too_high)
     if high is None:
         return None
-    ramp, onset = signs.ramp, signs.onset
-    early = onset is None or onset <= max(3 * ramp, 20)
-    if ramp and early and ramp < max(len(signs) / 4, 3):
+    ramp, onset = signs.ramp, signs.lost
+    early = onset is None or onset <= max(20 * ramp, 20)
+    if ramp and early and ramp <= max(len(signs) / 10, 3):
         rate = float(np.nanmax(signs.run["learning_rate"]))
-        said = f"The learning rate rises to {_short(rate)} within {steps_text(ramp)}."
+        said = f"The learning rate rises to {number_text(rate)} within {steps_text(ramp)}."
         advice = f"Let the learning rate rise over {10 * ramp} steps instead of {ramp}, or lower it."
         return Case(min(1.0, high.confidence * 1.03), (said, *high.sentences), high.step, advice)
     if signs.linear or ramp:
@@ -72,6 +72,9 @@ def bad_start(signs: Signs) -> Case | None:
     if wild:
         said.append(wild)
     weights = max(above(middle, 3.0, 4.0), 0.9 * above(start[path], 6.0, 4.0))
+    if middle < 0.3:  # too small: the signal dies on its way
+        weights, out = above(1.0 / max(middle, 1e-9), 8.0, 4.0), signs.harm
+        said = [f"The weights began with {middle:.2g} times the norm of usual new layers (median of {len(start)})."]
     return Case(0.97 * both(weights, weights, out), tuple(said), signs.number(0))
 
 
@@ -82,7 +85,7 @@ def exploding_recurrence(signs: Signs) -> Case | None:
     others = [x for p, x in signs.layers.start.items() if p not in signs.layers.recurrent]
     rest = float(np.median(others)) if others else 1.0
     out, wild = signs.wild_start
-    said = [f"{path} makes a state about {gain:.2g} times as large in each step of a sequence, as it was at the start."]
+    said = [f"At the start {path} makes a state about {gain:.2g} times as large in each step of a sequence."]
     if wild:
         said.append(wild)
     # where every layer began too large, it is the start
@@ -111,13 +114,23 @@ def embedding_rows(signs: Signs) -> Case | None:
 
 
 def _odd_rows(signs: Signs, path: str) -> Case | None:
-    """A table whose norm is far above that of a table whose rows are all alike."""
+    """A table that began, or became, far larger than one whose rows are all alike."""
     shape = signs.layers.shapes[path]
-    per_number = signs.layers.weight_norm(path, first=True) / math.sqrt(shape[0] * shape[1])
-    if not math.isfinite(per_number):
+    began = signs.layers.weight_norm(path, first=True)
+    each = began / math.sqrt(shape[0] * shape[1])
+    if not math.isfinite(each):
         return None
-    said = f"The numbers of {path} are about {per_number:.2g} at the start: some rows are far larger than the others."
-    return Case(0.97 * both(above(per_number, 1.5, 4.0), signs.wild_start[0]), (said,), signs.number(0))
+    grown = signs.layers.grown_more(path)
+    at_start = both(above(each, 1.5, 4.0), signs.wild_start[0])
+    later = 0.98 * both(above(grown, 4.0, 3.0), max(signs.harm, 1.0 if signs.onset is not None else 0.0))
+    if later > at_start:
+        said = (
+            f"The norm of {path} grew {signs.layers.grown(path):.3g} times, {grown:.3g} times as much as other layers."
+        )
+        first = signs.sudden_loss if signs.sudden_loss is not None else signs.onset
+        return Case(later, (said,), signs.number(first or 0))
+    said = f"The numbers of {path} were about {each:.2g} at the start: some rows are far larger than the others."
+    return Case(0.97 * at_start, (said,), signs.number(0))
 
 
 def vanishing(signs: Signs) -> Case | None:
@@ -125,13 +138,16 @@ def vanishing(signs: Signs) -> Case | None:
     event = signs.has_event("vanishing")
     if not path and not event:
         return None
-    stuck = 1.0 - signs.learned
+    stuck = signs.stuck
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
-    confidence = both(max(starved, 0.6 * event), max(stuck, 0.3 * event, 0.05))
-    said = [f"{path} gets {ratio:.2g} of the gradient, for its weights, that the best-fed layer gets."] if path else []
+    hardly_any = 1.0 - above(ratio, 1e-5, 1.5) if ratio > 0 else starved
+    confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, 0.3 * event, 0.05))
+    said = [f"For its size, {path} gets {ratio:.1g} of the gradient of the layer that gets most."] if path else []
     if stuck > 0.05:
         said.append("The loss does not fall.")
-    return Case(0.96 * confidence * _not_from_outside(signs), tuple(said), signs.number(0))
+    # steps that are far too long may have killed them
+    confidence *= (1.0 - 0.7 * above(signs.haste, 4.0)) * _not_from_outside(signs)
+    return Case(0.96 * confidence, tuple(said), signs.number(0))
 
 
 def dead_run(signs: Signs) -> Case | None:
@@ -142,10 +158,10 @@ def dead_run(signs: Signs) -> Case | None:
     usual = USUAL_SHARE[signs.linear]
     moved = 0.0 if still else float(np.median(share))
     said = [f"A step moves the weights by {moved:.2g} of their norm, where about {usual:g} is usual."]
-    stuck = max(1.0 - signs.learned, 0.02)
+    stuck = max(signs.stuck, 0.02)
     rate, advice = signs.median("learning_rate", 0, len(signs)), ""
     if rate > 0 and moved > 0:
-        advice = f"Raise the learning rate: try {_short(rate * usual / moved)} instead of {_short(rate)}."
+        advice = f"Raise the learning rate: try {number_text(rate * usual / moved)} instead of {number_text(rate)}."
     slow = 1.0 if moved == 0 else 1.0 - above(moved, usual / 200, 2.0)
     if stuck > 0.05:
         said.append(f"The loss stays at {signs.median('loss', 0, len(signs)):.3g}.")
@@ -156,14 +172,11 @@ def dead_run(signs: Signs) -> Case | None:
 def healthy(signs: Signs) -> Case | None:
     if not len(signs):
         return Case(1.0, ("No step has been made yet.",))
-    said = [f"Norm and loss stayed within their usual range in {steps_text(len(signs))}."]
+    said = [f"Nothing points to a fault in {steps_text(len(signs))}."]
     if signs.learned > 0.95:
         quarter = len(signs) // 4
         first, last = signs.median("loss", 0, quarter), signs.median("loss", len(signs) - quarter, len(signs))
         said.append(f"The loss fell from {first:.3g} to {last:.3g}.")
+    elif signs.stuck > 0.8 and signs.finite_loss.any():
+        said.append(f"But the loss does not fall: it is {signs.median('loss', 0, len(signs)):.3g} throughout.")
     return Case(1.0, tuple(said))
-
-
-def _short(x: float) -> str:
-    """A rate to try, to one digit where that is enough."""
-    return f"{x:.1g}" if f"{x:.1g}" == f"{x:.2g}" else f"{x:.2g}"

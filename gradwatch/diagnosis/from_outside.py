@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from gradwatch.diagnosis.case import Case, above, both, steps_text
+from gradwatch.diagnosis.case import Case, above, both, others_text, steps_text
 from gradwatch.diagnosis.signs import Signs
 
 _NEAR = 20  # steps in which a cause shows
@@ -20,17 +20,19 @@ def nonfinite_input(signs: Signs) -> Case | None:
         which = "input" if np.isinf(signs.run["input_rms"][first]) else "target"
         hit = np.isin(odd, signs.broken)
         step = signs.number(first)
-        said = [f"The {which} of step {step} holds a NaN or Inf, as that of {steps_text(len(odd))} in all."]
+        said = [f"The {which} of step {step} holds a NaN or Inf{others_text(len(odd))}."]
         if hit.any():
-            said.append(f"The gradient of {steps_text(int(hit.sum()))} of them is NaN or Inf.")
+            said.append(f"The gradient is NaN or Inf in {steps_text(int(hit.sum()))} of that kind.")
         earlier = len(signs.broken) and signs.broken[0] < first
         return Case(0.45 if earlier else 0.97 if hit.any() else 0.3, tuple(said), step)
     if len(signs.broken) and not np.isfinite(signs.run["input_rms"]).any() and not _half(signs):
         first = int(signs.broken[0])
         if signs.finite_loss[first] or signs.moved_before(first):
             return None
-        said = f"Loss and gradient of step {signs.number(first)} are NaN or Inf at once; of the input nothing is known."
-        return Case(0.45, (said,), signs.number(first))
+        unknown = (
+            f"Loss and gradient of step {signs.number(first)} are NaN or Inf at once; of the input nothing is known."
+        )
+        return Case(0.45, (unknown,), signs.number(first))
     return None
 
 
@@ -73,9 +75,16 @@ def corrupt_labels(signs: Signs) -> Case | None:
     for first in odd.tolist():
         if (signs.restless[first : first + 2].any() or signs.loss.far[first] > 3.0) and first not in signs.odd_inputs:
             step = signs.number(first)
-            said = f"The targets of step {step} are {rise.times[first]:.3g} times as large as before, the input is not."
-            return Case(0.95, (said,), step)
+            larger = (
+                f"The targets of step {step} are {rise.times[first]:.3g} times as large as before, the input is not."
+            )
+            return Case(0.95, (larger,), step)
     first = signs.sudden_loss
+    if first is None and signs.stuck > 0.9 and signs.onset is None and 0.1 < signs.haste < 4.0 and len(signs) >= 50:
+        said = (
+            "The loss does not fall although the steps are of a usual length: the labels may not belong to the input."
+        )
+        return Case(0.4, (said,), signs.number(0))
     if first is None or (signs.jump is not None and signs.jump <= first):
         return None
     if len(signs.odd_inputs) and not signs.layers.ids and signs.odd_inputs[0] <= first:
@@ -87,7 +96,7 @@ def corrupt_labels(signs: Signs) -> Case | None:
         said.append("The input is as large as before.")
     known = 1.0 if np.isfinite(signs.run["input_rms"]).any() else 0.7
     # it had learned before, at a usual pace
-    sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0))
+    sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0), 1.0 - above(signs.layers.odd_growth, 4.0, 3.0))
     return Case(known * both(above(signs.loss.far[first], 5.0, 3.0), sound), tuple(said), step)
 
 
@@ -128,17 +137,16 @@ def odd_replica(signs: Signs) -> Case | None:
         return None
     with np.errstate(divide="ignore"):
         apart = np.abs(np.log(np.maximum(ratio, 1e-30)))
-    out = np.flatnonzero(apart > math.log(4.0))
-    if not len(out):
-        return None
-    # from the first step on after which it is the same replica most of the time
-    for first in out.tolist():
+    # it is the same replica nearly always, not this one and then that one
+    for first in np.flatnonzero(apart > math.log(2.5)).tolist():
         rest = np.arange(first, min(first + _NEAR, len(signs)))
-        same = float(np.mean((apart[rest] > math.log(3.0)) & (replica[rest] == replica[first])))
-        if same > 0.7 or (np.isinf(ratio[first]) and first in signs.broken):
+        usual = float(np.median(apart[rest]))
+        same = float(np.mean(replica[rest] == replica[first]))
+        lasting = len(rest) >= 5 and same > 0.85 and usual > math.log(2.0) and apart[first] > usual / 2
+        if lasting or (np.isinf(ratio[first]) and first in signs.broken):
             step, middle = signs.number(first), float(np.exp(np.median(apart[rest])))
             which = f"replica {int(replica[first])}"
-            said = f"From step {step} on the gradient of {which} and those of the others differ {middle:.3g} times."
+            said = f"From step {step} on the gradients of {which} and of the others differ by a factor of {middle:.3g}."
             if np.isinf(ratio[first]):
                 said = f"At step {step} the gradient of {which} alone is NaN or Inf."
             return Case(0.95, (said,), step)
@@ -150,7 +158,7 @@ def loss_operation(signs: Signs) -> Case | None:
         return None
     first = int(signs.broken[0])
     step, loss = signs.number(first), signs.run["loss"][first]
-    said = [f"The gradient of step {step} is NaN or Inf, as that of {steps_text(len(signs.broken))} in all."]
+    said = [f"The gradient of step {step} holds a NaN or Inf{others_text(len(signs.broken))}."]
     known = not np.isnan(signs.run["input_rms"][first])
     if known:
         said.append("Input and target are finite.")
@@ -168,8 +176,7 @@ def half_precision_overflow(signs: Signs) -> Case | None:
     if not _half(signs) or not len(signs.broken):
         return None
     of_loss = [i for i in signs.broken.tolist() if not signs.finite_loss[i] and i < len(signs) - 1]
-    scaled = np.isfinite(signs.run["loss_scale"]).any()
-    if not scaled:
+    if not _scaled(signs):
         first = int(signs.broken[0])
     elif of_loss:
         first = of_loss[0]
@@ -178,23 +185,21 @@ def half_precision_overflow(signs: Signs) -> Case | None:
     if first in signs.odd_inputs:
         return None
     step = signs.number(first)
-    said = [
-        f"The gradient of step {step} is NaN or Inf, in {signs.run.facts['precision']}, whose numbers end at 65,504."
-    ]
+    said = [f"The gradient of step {step} is NaN or Inf, in half precision, whose numbers end at 65,504."]
     if of_loss:
         said.append("The loss of such a step is not finite either: the numbers overflow on their way forward.")
     else:
         said.append("No loss scale is used.")
     confidence = 0.93
-    if signs.moved_before(first) or signs.blown_up(first):
+    if signs.moved_before(first) or signs.blown_up(first) or signs.layers.begins_large > 4.0:
         confidence *= 0.5
     return Case(confidence, tuple(said), step)
 
 
 def loss_scale(signs: Signs) -> Case | None:
-    scale = signs.run["loss_scale"]
-    if not np.isfinite(scale).any() or not len(signs.broken):
+    if not _scaled(signs) or not len(signs.broken):
         return None
+    scale = signs.run["loss_scale"][np.isfinite(signs.run["loss_scale"])]
     finite = [i for i in signs.broken.tolist() if signs.finite_loss[i] and i not in signs.odd_inputs]
     # a scaler that begins too high halves it step by step, and is done
     settled = 0
@@ -207,9 +212,10 @@ def loss_scale(signs: Signs) -> Case | None:
     p = float(stats.binom.sf(len(later) - 1, max(len(signs) - settled, 1), 1.0 / 500))
     step = signs.number(later[0])
     said = [
-        f"The scaled gradient overflowed in {steps_text(len(later))} from step {step} on, while the loss was finite.",
-        f"The loss scale is now {scale[np.isfinite(scale)][-1]:.3g}.",
+        f"The scaled gradient overflowed in {steps_text(len(later))} from step {step} on, while the loss was finite."
     ]
+    if len(scale):
+        said.append(f"The loss scale is now {scale[-1]:.3g}.")
     confidence = 0.92 if p < 1e-3 else 0.3
     if len(finite) < len(signs.broken) / 2:
         confidence *= 0.5
@@ -217,6 +223,13 @@ def loss_scale(signs: Signs) -> Case | None:
 
 
 def _half(signs: Signs) -> bool:
-    return "float16" in str(signs.run.facts.get("precision", "")) and "bfloat16" not in str(
-        signs.run.facts.get("precision", "")
-    )
+    """Whether numbers of half precision are about: by the policy, or because the loss is scaled."""
+    precision = str(signs.run.facts.get("precision", ""))
+    half = "float16" in precision and "bfloat16" not in precision
+    return half or _scaled(signs)
+
+
+def _scaled(signs: Signs) -> bool:
+    """Whether the loss is scaled, so that some steps overflow on purpose."""
+    known = bool(np.isfinite(signs.run["loss_scale"]).any())
+    return known or signs.run.facts.get("optimizer") == "LossScaleOptimizer"

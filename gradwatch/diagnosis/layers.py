@@ -57,8 +57,9 @@ class Layers:
 
     @cached_property
     def kernels(self) -> list[str]:
-        """Matrices and kernels, embeddings left out."""
-        return [p for p, shape in self.shapes.items() if len(shape) >= 2 and not self.is_embedding(p)]
+        """Matrices and kernels; embeddings and the biases of attention heads are left out."""
+        large = (path for path, shape in self.shapes.items() if len(shape) >= 2 and min(shape) > 0)
+        return [path for path in large if not self.is_embedding(path) and not path.endswith("bias")]
 
     def weight_norm(self, path: str, *, first: bool = False) -> float:
         """|w| when it was first known, or last; NaN where it is not."""
@@ -68,11 +69,21 @@ class Layers:
         """Usual norm of its gradient; NaN where it is not known."""
         return self.run.usual.get(path, math.nan)
 
+    def fed(self, path: str) -> float:
+        """The larger one of the usual and the last norm of its gradient: one that began at zero may catch up."""
+        last = _first(self.run.layers.get(path, {}).get("norm"), reverse=True)
+        return float(np.fmax(self.norm(path), last))
+
     @cached_property
     def start(self) -> dict[str, float]:
         """Kernel -> how many times the norm of a usual new one it began with, where that is known."""
         found = {path: self.weight_norm(path, first=True) / initial_norm(self.shapes[path]) for path in self.kernels}
         return {path: x for path, x in found.items() if math.isfinite(x)}
+
+    @property
+    def begins_large(self) -> float:
+        """The median of `start`; 1 where nothing is known."""
+        return float(np.median(list(self.start.values()))) if self.start else 1.0
 
     @cached_property
     def recurrence(self) -> tuple[str, float]:
@@ -87,25 +98,36 @@ class Layers:
 
     @cached_property
     def starved(self) -> tuple[str, float]:
-        """(the kernel with the least gradient for its size, that ratio over the largest one); ("", NaN): not known.
+        """(a kernel with little gradient for its size, that ratio over the largest one); ("", NaN): not known.
 
-        The ratio is usual norm / max(|w|, norm of a new one): what share of itself plain descent would move a layer.
+        The ratio is `fed` / max(|w|, norm of a new one): what share of itself plain descent would move a layer.
+        A quarter of the kernels has as little or less.
         """
         found = {}
         for path, shape in self.shapes.items():
             size = max(self.weight_norm(path), initial_norm(shape) if len(shape) > 1 else 1.0)
-            if math.isfinite(self.norm(path)) and math.isfinite(size):
-                found[path] = self.norm(path) / size
+            if math.isfinite(self.fed(path)) and math.isfinite(size):
+                found[path] = self.fed(path) / size
         kernels = {path: found[path] for path in self.kernels if path in found}
         if len(found) < 2 or not kernels or not max(found.values()) > 0:
             return "", math.nan
-        path = min(kernels, key=lambda p: kernels[p])
+        path = sorted(kernels, key=lambda p: kernels[p])[(len(kernels) - 1) // 4]
         return path, kernels[path] / max(found.values())
 
     def grown(self, path: str) -> float:
         """|w| now over |w| at the start; NaN where it is not known."""
         first = self.weight_norm(path, first=True)
         return self.weight_norm(path) / first if first > 0 else math.nan
+
+    def grown_more(self, path: str) -> float:
+        """`grown` over that of a usual kernel, or over 1 where that shrank."""
+        others = [x for p in self.kernels if math.isfinite(x := self.grown(p))]
+        return self.grown(path) / max(float(np.median(others)) if others else 1.0, 1.0)
+
+    @property
+    def odd_growth(self) -> float:
+        """The largest `grown_more` of an embedding; 0 where there is none."""
+        return max((x for path in self.embeddings if (x := self.grown_more(path)) > 0), default=0.0)
 
 
 def _first(column: np.ndarray | None, *, reverse: bool) -> float:

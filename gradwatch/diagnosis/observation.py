@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ COLUMNS = (
     *("norm", "applied_norm", "clip_norm", "threshold", "score", "reach", "update_ratio", "loss"),
     *("learning_rate", "loss_scale", "input_rms", "target_rms", "replica_ratio", "replica"),
 )
+
+#: Steps that a verdict looks at.
+MOST = 4096
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,23 @@ def of_run(run: Any) -> Observation:
         usual={path: float(np.median(norms)) for path, norms in known.items() if len(norms)},
         facts=run.info,
     )
+
+
+def focus(run: Observation) -> Observation:
+    """At most `MOST` steps of a run: those around its first event, or, where it has none, every so-many-th of all.
+
+    So a verdict takes as long for a run of a million steps as for one of a few thousand.
+    """
+    if len(run) <= MOST:
+        return run
+    first = next((event.step for event in run.events), None)
+    if first is None:
+        kept: Any = slice(None, None, -(-len(run) // MOST))
+    else:
+        begin = max(int(np.searchsorted(run.step, first)) - MOST // 2, 0)
+        kept = slice(begin, begin + MOST)
+    columns = {name: column[kept] for name, column in run.columns.items()}
+    return replace(run, step=run.step[kept], columns=columns)
 
 
 def _newest_of_each(steps: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ JUMP = 2.5
 
 #: Shares of their norm by which a step of a healthy run moves the weights: of a linear optimizer what its gradient
 #: moves them if it is sustained (momentum included), of others what one update moves them.
-USUAL_SHARE = {True: 0.05, False: 0.01}
+USUAL_SHARE = {True: 0.05, False: 0.005}
 
 
 class Rise:
@@ -120,7 +120,8 @@ class Signs:
     @cached_property
     def finite_loss(self) -> np.ndarray:
         """Whether the loss of each step is known and finite, shape [n]."""
-        return np.isfinite(self.run["loss"])
+        known: np.ndarray = np.isfinite(self.run["loss"])
+        return known
 
     @cached_property
     def share(self) -> np.ndarray:
@@ -156,6 +157,14 @@ class Signs:
         found = np.flatnonzero(self.restless)
         return int(found[0]) if len(found) else None
 
+    @cached_property
+    def lost(self) -> int | None:
+        """The first step whose loss is twice that of the first one, or the `onset` where that comes first."""
+        loss = self.run["loss"]
+        with np.errstate(invalid="ignore"):
+            higher = np.flatnonzero(loss > 2.0 * loss[0]) if len(loss) and loss[0] > 0 else np.zeros(0, int)
+        return min((int(i) for i in (*higher[:1], self.onset) if i is not None), default=None)
+
     def moved_before(self, index: int, steps: int = 5) -> bool:
         """Whether a step right before this one was unusually long, so that the weights may explain what comes."""
         before = slice(max(0, index - steps), index)
@@ -189,7 +198,7 @@ class Signs:
             first = (far > 5.0) & (log > 2.5) & much
             then = (far > 3.0) & (log > 1.5) & much
         for i in np.flatnonzero(first[:-2] & then[1:-1] & then[2:]).tolist():
-            if not self.moved_before(i) and i not in self.broken:
+            if not (i and then[i - 1]) and not self.moved_before(i) and i not in self.broken:
                 return int(i)
         return None
 
@@ -225,13 +234,16 @@ class Signs:
 
     @cached_property
     def early_share(self) -> float:
-        """The median share by which a step moved the weights, before anything stood out; NaN where not known."""
-        end = min(max(self.onset or len(self), 5), 50)
-        known = self.share[:end]
-        known = known[np.isfinite(known)]
-        if not len(known):
-            return math.nan
-        return float(max(np.median(known), np.median(known[:5])))
+        """The share by which a step moves the weights, before anything stood out; NaN where not known.
+
+        The largest of three medians: of the first five steps, of the last ten before the `onset`, and of all before it,
+        but not more than the first fifty.
+        """
+        end = max(len(self) if self.onset is None else self.onset, 5)
+        first = self.share[: min(end, 50)]
+        parts = [first[:5], first] + ([self.share[max(end - 10, 0) : end]] if self.onset is not None else [])
+        known = [part[np.isfinite(part)] for part in parts]
+        return max((float(np.median(part)) for part in known if len(part)), default=math.nan)
 
     @property
     def haste(self) -> float:
@@ -256,7 +268,7 @@ class Signs:
         begin, end = self.run["loss"][0], self.median("loss", len(self) - len(self) // 4, len(self))
         broken = 0.9 if len(self.broken) > len(self) / 2 else 0.0
         worse = above(end / begin, 0.9, 12.0) if begin > 0 and end > 0 else 0.0
-        return max(1.0 - self.learned, broken, worse)
+        return max(self.stuck, broken, worse)
 
     @cached_property
     def wild_start(self) -> tuple[float, str]:
@@ -265,6 +277,8 @@ class Signs:
         for name in ("loss", "norm"):
             first, later = self.median(name, 0, 3), self.median(name, len(self) // 4, len(self))
             times[name] = first / later if later > 0 else math.nan
+        if len(self.broken) and self.broken[0] < 5:
+            return 0.9, f"The gradient of step {self.number(int(self.broken[0]))} is NaN or Inf."
         signs = {"loss": above(times["loss"], 5.0), "norm": above(times["norm"], 10.0), "": 0.8 * self.harm}
         best = max(signs, key=lambda name: signs[name])
         said = f"The {best} of the first steps is {times[best]:.3g} times the later one." if best else ""
@@ -279,6 +293,11 @@ class Signs:
         1 minus the p value of the one-sided Mann-Whitney test. A loss of NaN counts as the largest.
         """
         return self.fell(0, len(self))
+
+    @property
+    def stuck(self) -> float:
+        """How sure it is that the loss does not fall, in [0, 1]: 0.5 where `learned` is 0.99."""
+        return above(1.0 - self.learned, 0.01, 1.5)
 
     def fell(self, begin: int, end: int) -> float:
         """As `learned`, between two steps."""

@@ -17,8 +17,18 @@ console.install()
 
 #: Parts of the host side whose failures are counted; each series exists from the start at 0.
 COMPONENTS = (
-    *("snapshot", "alerts", "notify", "push", "server", "tensorboard", "live", "record", "reader"),
-    *("diagnosis", "recovery"),
+    "snapshot",
+    "alerts",
+    "notify",
+    "push",
+    "server",
+    "tensorboard",
+    "live",
+    "record",
+    "sinks",
+    "reader",
+    "diagnosis",
+    "recovery",
 )
 
 #: Where a scrape can fail: making the exposition, or the request itself (refused, too slow, too large).

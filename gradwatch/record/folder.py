@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradwatch.errors import RecordError
+from gradwatch.record.excerpt import Excerpt
 from gradwatch.record.run import Run, files_of
+from gradwatch.report.material import verdict_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Summary:
       steps: recorded.
       events: anomalies.
       policy, optimizer: as in `Run.info`.
+      verdict: one sentence, as `gradwatch.diagnose` gives it; "" where it could not be given.
+      cause: kind of the likeliest cause.
     """
 
     file: str
@@ -42,6 +47,8 @@ class Summary:
     events: int = 0
     policy: str = ""
     optimizer: str = ""
+    verdict: str = ""
+    cause: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """All of it, or file and error alone."""
@@ -78,4 +85,16 @@ def _summary(path: Path) -> Summary:
         events=int(events["episodes"].sum()),
         policy=info["policy"],
         optimizer=info["optimizer"] or "",
+        **_verdict(run, info),
     )
+
+
+def _verdict(run: Run, info: Mapping[str, Any]) -> dict[str, str]:
+    """The one that the record holds, if it is of all its steps, or a new one."""
+    told = info.get("diagnosis") or {}
+    if told.get("steps") != info["steps"]:
+        found = verdict_of(Excerpt(run))
+        if found is None:
+            return {}
+        told = found.to_dict()
+    return {"verdict": str(told["verdict"]), "cause": str(told["causes"][0]["kind"])}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import glob
 import html
 import json
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -60,6 +62,16 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name, reverse=True)
 
 
+def batches_of(run: Path) -> tuple[Path, ...]:
+    """The files of the events of a run whose batch was kept, the earliest step first."""
+    found = {}
+    for path in run.parent.glob(f"{glob.escape(run.stem)}.event-*.npz"):
+        number = re.fullmatch(r"\.event-(\d+)\.npz", path.name[len(run.stem) :])
+        if number:
+            found[int(number[1])] = path
+    return tuple(found[step] for step in sorted(found))
+
+
 class Run:
     """One recorded run. Each property reads the file anew, so a run under way shows what is there by now.
 
@@ -81,8 +93,9 @@ class Run:
 
         name, id, run_name, script, host, pid, platform, versions, git_commit, policy, detectors, on_nonfinite,
         on_explosion, optimizer, optimizer_settings, strategy, replicas, precision, variables (path -> shape), start,
-        end, steps (recorded), last_step, seen (the newest look), and ended: "finished", "exception: ...", "running",
-        or "killed" for a run that could not say how it ended.
+        end, steps (recorded), last_step, seen (the newest look), diagnosis (as `Diagnosis.to_dict`, once the run had a
+        report), and ended: "finished", "exception: ...", "SIGTERM",
+        "running", or "killed" for a run that could not say how it ended.
         """
         with self.database() as db:
             found = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM run")}
@@ -127,17 +140,33 @@ class Run:
         Raises:
           RecordError: there is no such variable.
         """
-        query = "SELECT step, time_ms / 1000.0, norm, weight_norm, update_ratio FROM layers WHERE variable = ?"
+        return self._of_variable("layers", variable)
+
+    def around(self, variable: str) -> dict[str, np.ndarray]:
+        """One variable step by step around each event, with the columns of `layers`: 16 steps before, 15 after it.
+
+        norm is that of each step. weight_norm and update_ratio are measured in each step after the event; up to it they
+        are the newest that were known. NaN where not known.
+
+        Raises:
+          RecordError: there is no such variable.
+        """
+        return self._of_variable("around", variable)
+
+    def _of_variable(self, table: str, variable: str) -> dict[str, np.ndarray]:
+        query = f"SELECT step, time_ms / 1000.0, norm, weight_norm, update_ratio FROM {table} WHERE variable = ?"
         with self.database() as db:
             found = db.execute("SELECT id FROM variables WHERE path = ?", (variable,)).fetchone()
-            rows = [] if found is None else db.execute(query, found).fetchall()
+            # a record of an earlier gradwatch has not all tables
+            there = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+            rows = [] if found is None or there is None else db.execute(query, found).fetchall()
         if found is None:
             known = self.variables
             near = difflib.get_close_matches(str(variable), known, 3) or known[:3]
             raise RecordError(f"the run has no variable {variable!r}; it has {len(known)}, such as {', '.join(near)}")
-        table = np.array(rows, np.float64).reshape(-1, 5)  # None becomes NaN
+        columns = np.array(rows, np.float64).reshape(-1, 5)  # None becomes NaN
         names = ("step", "time", "norm", "weight_norm", "update_ratio")
-        return {name: column.astype(np.int64) if name == "step" else column for name, column in zip(names, table.T)}
+        return {name: column.astype(np.int64) if name == "step" else column for name, column in zip(names, columns.T)}
 
     @property
     def events(self) -> dict[str, np.ndarray]:
@@ -157,6 +186,11 @@ class Run:
     def notes(self) -> dict[str, np.ndarray]:
         """step, time and text of `Monitor.note`, and of each return to a checkpoint."""
         return self._words("notes")
+
+    @property
+    def batches(self) -> tuple[Path, ...]:
+        """Files of the events whose batch was kept (`keep_batch=True`), the earliest first; see `open_event`."""
+        return batches_of(self.path)
 
     def to_pandas(self) -> Any:
         """`steps` as a pandas.DataFrame.

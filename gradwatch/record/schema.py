@@ -42,6 +42,11 @@ NUMBERS = ("loss", "norm", "applied_norm", "clip_norm", "threshold", "score", *S
 WORDS = (*VERDICTS, "gap")
 GAP = WORDS.index("gap")
 
+_OF_A_VARIABLE = """
+  step INTEGER NOT NULL, time_ms INTEGER NOT NULL, variable INTEGER NOT NULL REFERENCES variables (id),
+  norm REAL, weight_norm REAL, update_ratio REAL
+"""
+
 TABLES = f"""
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, word TEXT NOT NULL);
@@ -51,10 +56,8 @@ CREATE TABLE steps (
   {" REAL, ".join(NUMBERS)} REAL,
   verdict INTEGER NOT NULL, missed INTEGER
 );
-CREATE TABLE layers (
-  step INTEGER NOT NULL, time_ms INTEGER NOT NULL, variable INTEGER NOT NULL REFERENCES variables (id),
-  norm REAL, weight_norm REAL, update_ratio REAL
-);
+CREATE TABLE layers ({_OF_A_VARIABLE});
+CREATE TABLE around ({_OF_A_VARIABLE});
 CREATE TABLE events (
   step INTEGER NOT NULL, time_ms INTEGER NOT NULL, kind TEXT NOT NULL, norm REAL, threshold REAL,
   detail TEXT NOT NULL, follows INTEGER, episodes INTEGER NOT NULL, shares TEXT NOT NULL

@@ -133,6 +133,7 @@ class _Drawn:
             return None
         steps, values = self.material.seldom[name]
         made = _figure(_scale([Curve(steps, values, values)]), 200, self.steps)
+        made.y_range.default_span = 0.4 * float(np.nanmax(np.abs(values))) or 1.0  # of a number that never changes
         self._events(made)
         source = ColumnDataSource({"step": steps, "low": values, "high": values})
         line = made.step("step", "high", source=source, mode="after", line_width=1.8, color=COLOURS[name][0], name=name)
@@ -268,7 +269,7 @@ def _scale(curves: Sequence[Curve]) -> str:
     """A log axis where everything is above zero and something spans more than a few times its size."""
     low = min(float(np.nanmin(curve.low)) for curve in curves)
     high = max(float(np.nanmax(curve.high)) for curve in curves)
-    return "log" if low > 0 and (high > 5 * low or len(curves) > 1) else "linear"
+    return "log" if low > 0 and (high > 20 * low or len(curves) > 1) else "linear"
 
 
 def _bokeh() -> None:

@@ -214,7 +214,7 @@ def heat(names: Sequence[str], steps: np.ndarray, layers: np.ndarray, norms: np.
     if len(chosen) > LAYERS:
         chosen = np.sort(chosen[np.argsort(-largest[chosen], kind="stable")[:LAYERS]])
     table = _held(table[chosen])
-    return Heat(tuple(clean(names[i]) for i in chosen), first, last, table, int(seen.sum()))
+    return Heat(tuple(clean(names[int(i)]) for i in chosen), first, last, table, int(seen.sum()))
 
 
 def _held(table: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import keras
 
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError
-from gradwatch.tf import compat, hook, legacy, losses, options, recovering, watchers
+from gradwatch.tf import batches, capture, compat, hook, legacy, losses, options, recovering, watchers
 from gradwatch.tf.methods import WatchedMethod, class_of
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.recovering import RecoveringStep, healer_of
@@ -106,7 +106,7 @@ def watch(
         floating number of shape (). The policy gets it at the next step, as the mean over the replicas under a
         strategy. None from it: no loss.
       **monitor_options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, jit_compile,
-        update_limit, record, recover.
+        update_limit, record, keep_batch, batch_bytes, weights, recover.
 
     Returns:
       The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
@@ -183,6 +183,8 @@ def _scoped(
 
     @functools.wraps(step)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        if capture.under_way() is not None:
+            return step(*args, **kwargs)  # somebody looks at its gradients: it is no step of the training
         for scope in scopes:
             scope.enter()
             scope.monitor._hidden.inputs.expect((args, kwargs), (args, kwargs))
@@ -193,6 +195,7 @@ def _scoped(
             if not scope.leave():
                 watchers.refuse_blindness(scope)
         losses.tell([scope.monitor for scope in scopes], result, loss)
+        batches.keep([scope.monitor for scope in scopes], args, kwargs)
         recovering.tell(scopes[0].monitor, step, args)
         return result
 

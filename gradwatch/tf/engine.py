@@ -25,14 +25,18 @@ from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turn
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.fused import FusedGuard
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.kept import Keeper
 from gradwatch.tf.reach import Weights
+from gradwatch.tf.trail import Trail
 from gradwatch.tf.variables import VariableSet, first_difference
 
 
 class DeviceState:
     """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
 
-    def __init__(self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool) -> None:
+    def __init__(
+        self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool, recorded: bool
+    ) -> None:
         self.variables, self.weights = variables, weights
         weights.build(len(variables))
         self._guard, self._jit_compile = guard, jit_compile
@@ -40,7 +44,10 @@ class DeviceState:
         self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
         self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
         self.state = distribution.in_scope(self._make)
+        self.trail = Trail(self.layout, len(variables)) if recorded else None
+        weights.hurries = None if self.trail is None else self.trail.hurries
         self.replaceable = False  # whether the next step may bring other variables
+        self.started: list[float] = [0.0, 0.0]  # the step that it goes on from, as the two limbs of a counter
 
     def _make(self) -> tf.Variable:
         return tf.Variable(
@@ -71,6 +78,7 @@ class DeviceState:
         with tf.init_scope():
             self.state.assign(packed[: self.layout.size])
         self.weights.put(packed[self.layout.size :])
+        self.started = list(counters.limbs(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"], "steps"))
 
     def rewind(self, packed: np.ndarray) -> None:
         """Go back to a state out of `pack`, but for what was counted since."""
@@ -90,6 +98,15 @@ class DeviceState:
         """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
         return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
 
+    def recorded_history(self) -> dict[str, np.ndarray]:
+        """`history` with the loss scale of each step."""
+        found = self.history()
+        return found if self.trail is None else {**found, "loss_scale": self.trail.loss_scales(found["step"])}
+
+    def around(self, up_to: int, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
+        """See `Trail.around`."""
+        return None if self.trail is None else self.trail.around(self.variables.paths, up_to, over=over)
+
     def steps_of(self, packed: np.ndarray) -> int:
         """How many steps a state out of `pack` has seen."""
         return counters.exact(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"])["steps"]
@@ -105,6 +122,7 @@ class Engine:
       alerts: somebody waits for alerts, so that the reader is to start with the first step.
       update_limit: see `Monitor`.
       recorder: takes the run from its first step on; None for no record.
+      keeper: keeps the batch of the step that alarmed; None to keep none.
       healer: acts on the training between two calls of the step; None for no recovery.
 
     Attributes:
@@ -124,6 +142,7 @@ class Engine:
         alerts: bool = False,
         update_limit: float | None = None,
         recorder: Recorder | None = None,
+        keeper: Keeper | None = None,
         healer: Any = None,
     ) -> None:
         self.guard = guard
@@ -141,7 +160,7 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.recorder, self.healer = recorder, healer
+        self.recorder, self.keeper, self.healer = recorder, keeper, healer
         self.rate_scale: tf.Variable | None = None
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
@@ -170,7 +189,8 @@ class Engine:
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
-        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile)
+        recorded = self.recorder is not None
+        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile, recorded=recorded)
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
@@ -187,7 +207,8 @@ class Engine:
             known = functools.partial(
                 facts.of, guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds
             )
-            self.recorder.begin(self._owner, known, built.history)
+            collect = None if self.keeper is None else self.keeper.collect
+            self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
     def lowered_rate(self) -> tf.Variable | None:
         """What the learning rate is to be multiplied by, where it may be lowered at all; made at the first call."""
@@ -287,6 +308,9 @@ class Engine:
         with turns.one_at_a_time(self.run_id) as wrote:
             new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
+            if built.trail is not None:
+                for written in built.trail.push(new_state, norms, built.weights.measured(), loss_scale):
+                    wrote(written)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
@@ -294,6 +318,11 @@ class Engine:
             # NaN in every gradient of every replica, so that all come to the same verdict
             scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
+
+    def keep(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """A call of the step with these arguments has ended: keep them where it alarmed and somebody wants them."""
+        if self.keeper is not None:
+            self.keeper.keep(self.on_device, args, keywords)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -324,6 +353,11 @@ class Engine:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else rates.learning_rate_now(optimizer)
 
+    def _put(self, built: DeviceState, packed: np.ndarray) -> None:
+        built.put(packed)
+        if self.keeper is not None:
+            self.keeper.rebase(built.started)
+
     def facts(self) -> dict[str, Any]:
         """See `gradwatch.tf.facts.of`; empty before the first step."""
         if self.on_device is None:
@@ -333,7 +367,9 @@ class Engine:
 
     def own_variables(self) -> list[tf.Variable]:
         """Those that belong to the monitor and not to the training."""
-        kept = [] if self.rate_scale is None else [self.rate_scale]
+        kept = [] if self.keeper is None else list(self.keeper.variables)
+        if self.rate_scale is not None:
+            kept.append(self.rate_scale)
         return kept if self.on_device is None else [*kept, self.on_device.state, *self.weights.variables()]
 
     def rewind(self, packed: np.ndarray) -> None:
@@ -343,9 +379,10 @@ class Engine:
 
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
-        self._pending, self.loss_scale = None, None
+        # the loss scale stays: functions that were traced do not say again where it is
+        self._pending = None
         if self.on_device is not None:
-            self.on_device.put(self.on_device.initial)
+            self._put(self.on_device, self.on_device.initial)
             self.on_device.replaceable = True
             if self.recorder is not None:
                 self.recorder.resume(0)
@@ -382,7 +419,7 @@ class Engine:
             vector = built.initial
         if self.recorder is not None:
             self.recorder.resume(built.steps_of(vector))
-        built.put(vector)
+        self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
 

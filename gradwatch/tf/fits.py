@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from gradwatch.tf import compat, hook, losses, watchers
+from gradwatch.tf import batches, compat, hook, losses, watchers
 from gradwatch.tf.healing import Healer
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.recovering import healer_of
@@ -56,7 +56,9 @@ class TrainFunction:
                 stack.enter_context(watchers.attached_meanwhile(optimizer, scope))
                 if scope.monitor._healer is not None:
                     stack.enter_context(scope.monitor._healer.call())
-            stack.enter_context(losses.of_batches(self._model, [scope.monitor for _, scope in self._watchers]))
+            monitors = [scope.monitor for _, scope in self._watchers]
+            stack.enter_context(losses.of_batches(self._model, monitors))
+            stack.enter_context(batches.of_fit(self._model, monitors))
             result = self._function()(*args)
         for _, scope in self._watchers:
             scope.leave()

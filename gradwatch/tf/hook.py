@@ -15,7 +15,17 @@ from keras.optimizers import Optimizer as _Optimizer
 
 from gradwatch.core.guard import SKIP
 from gradwatch.errors import NothingToWatch
-from gradwatch.tf import accumulation, compat, distribution, exports, legacy, lowering, updates, watchers
+from gradwatch.tf import (
+    accumulation,
+    capture,
+    compat,
+    distribution,
+    exports,
+    legacy,
+    lowering,
+    updates,
+    watchers,
+)
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -50,8 +60,11 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     @tf.autograph.experimental.do_not_convert
     def apply(self: Any, *args: Any, **keywords: Any) -> Any:
-        scope = watchers.watcher(self)
+        scope, captured = watchers.watcher(self), capture.under_way()
         given = updates.Arguments(names, args, keywords)
+        if captured is not None and given.get(0) is not None:
+            known = given.get(1) if given.get(1) is not None and not self.built else compat.trainable_variables(self)
+            return captured.take(given.get(0), known, loss_scale=updates.loss_scale(self))
         if scope is None or given.get(0) is None:
             return original(self, *args, **keywords)
         scope.seen = True
@@ -83,7 +96,9 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
     @tf.autograph.experimental.do_not_convert
     def apply_gradients(self: Any, *args: Any, **keywords: Any) -> Any:
         given = updates.Arguments(names, args, keywords)
-        scope = watchers.watcher(self)
+        scope, captured = watchers.watcher(self), capture.under_way()
+        if captured is not None and given.get(0) is not None:
+            return captured.take([gradient for gradient, _ in given.get(0)])
         if scope is None or given.get(0) is None:
             return original(self, *args, **keywords)
         pairs = list(given.get(0))

@@ -23,6 +23,7 @@ from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading import reader
 from gradwatch.record import recorder
 from gradwatch.recovery.rungs import ladder_of
+from gradwatch.tf import capture, kept, reported
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
@@ -68,7 +69,12 @@ class Monitor(Shown, tf.Module):
       update_limit: the share of their norm by which an update may move the weights, > 0; a longer update is scaled
         back to it, whatever the optimizer: w + update_limit * |w| / |dw| * dw. The optimizer's slots stay as the
         update left them. None for no limit.
-
+      keep_batch: keep what the step was called with where it alarmed: on the device, and from the next reading on in a
+        file beside the record, see `gradwatch.open_event`. Needs `record`. Batches can be private data: nothing is
+        kept unless this is True.
+      batch_bytes: a larger batch is not kept, and the log says so. The device holds one batch, and a run has at most
+        20 files.
+      weights: keep the weights after that step, too.
       recover: `gradwatch.recovery.ladder()`, or one of its rungs: what to do when clipping is not enough. It acts
         between two calls of a step that `gradwatch.watch` or `KerasCallback` watches. None: nothing.
 
@@ -88,6 +94,9 @@ class Monitor(Shown, tf.Module):
         jit_compile: bool = True,
         update_limit: float | None = None,
         record: str | os.PathLike[str] | None = None,
+        keep_batch: bool = False,
+        batch_bytes: int = kept.BYTES,
+        weights: bool = False,
         recover: Any = None,
     ) -> None:
         super().__init__()
@@ -113,7 +122,8 @@ class Monitor(Shown, tf.Module):
             )
         folder = recorder.folder_of(record)
         self._host.record = record
-        self._host.recorder = None if folder is None else recorder.Recorder(folder)
+        self._host.recorder = None if folder is None else recorder.Recorder(folder, report=recorder.wants_report())
+        keeper = kept.keeper_of(keep_batch, batch_bytes, weights, recorded=folder is not None)
         self._engine = Engine(
             self,
             guard,
@@ -121,6 +131,7 @@ class Monitor(Shown, tf.Module):
             alerts=bool(self._host.alert_sinks),
             update_limit=update_limit,
             recorder=self._host.recorder,
+            keeper=keeper,
         )
         self._host.recover = recover
         ladder = ladder_of(recover)
@@ -225,6 +236,9 @@ strategy, replicas, precision; empty before the first step."""
         _variables.check_gradients(grads)
         named = _variables.listed(variables, len(grads))
         self._engine.explicit_calls += 1
+        captured = capture.under_way()
+        if captured is not None:
+            captured.take(grads, by_hand=True)
         return self._engine.clip(list(grads), named, optimizer=optimizer)
 
     def read(self) -> MonitorReading:
@@ -273,7 +287,11 @@ strategy, replicas, precision; empty before the first step."""
           ConfigError: a value is no number, or another than `loss` is a tensor inside a graph, which has no value yet.
         """
         loss = numbers.get("loss")
-        values = {key: _number(key, x) for key, x in numbers.items() if not (key == "loss" and _is_symbolic(x))}
+        values = {
+            key: reported.number(key, x)
+            for key, x in numbers.items()
+            if not (key == "loss" and reported.is_symbolic(x))
+        }
         if loss is not None:
             self._engine.weights.report(loss)
         self._host.reported.update(values)
@@ -322,7 +340,7 @@ strategy, replicas, precision; empty before the first step."""
         return _from_options, (type(self), self._options())
 
     def _options(self) -> dict[str, Any]:
-        guard = self.guard
+        guard, keeper = self.guard, self._engine.keeper
         return {
             "name": self.name,
             "policy": guard.policy,
@@ -333,6 +351,7 @@ strategy, replicas, precision; empty before the first step."""
             "jit_compile": self._engine.jit_compile,
             "update_limit": self._engine.weights.limit,
             "record": self._host.record,
+            **({} if keeper is None else keeper.options),
             "recover": self._host.recover,
         }
 
@@ -371,6 +390,10 @@ strategy, replicas, precision; empty before the first step."""
             children["gradwatch_state"] = self._engine.on_device.state
             weights = self._engine.on_device.weights
             children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
+            kept_there = self._engine.keeper.variables if self._engine.keeper is not None else []
+            trail = self._engine.on_device.trail
+            kept_there += [] if trail is None else trail.variables
+            children.update({f"gradwatch_kept_{i}": v for i, v in enumerate(kept_there)})
         return children
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
@@ -410,22 +433,6 @@ def _refuse_skip(guard: Guard) -> None:
                 "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
                 f"of a Keras optimizer whole, or {option}={other!r}"
             )
-
-
-def _is_symbolic(value: Any) -> bool:
-    return bool(tf.is_tensor(value) and tf.is_symbolic_tensor(value))
-
-
-def _number(key: str, value: Any) -> float:
-    if _is_symbolic(value):
-        raise ConfigError(
-            f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
-            f"report it there: monitor.report({key}=float(step(...)))"
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"report takes numbers, got {value!r} for {key}") from error
 
 
 def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:

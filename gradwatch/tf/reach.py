@@ -92,6 +92,7 @@ class Weights:
       count: how many variables have a gradient; 0 before `build`.
       state: norms, newest ratios and first norms of the variables, then `_SCALARS`; shape [3 * count + 4].
       loss: of the newest step, shape (); `NO_LOSS` where it is not known.
+      hurries: says in the graph whether to look in this step although it is not time; None: never.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -99,6 +100,7 @@ class Weights:
         self.count: int = 0
         self._here = threading.local()  # each replica has a thread of its own
         self._functions: dict[Any, Callable[..., Any]] = {}
+        self.hurries: Callable[[], tf.Tensor] | None = None
 
     def build(self, count: int) -> None:
         """Make the variables, once it is known how many gradients there are."""
@@ -157,7 +159,7 @@ class Weights:
 
     def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
         norms, ratios, first, (rest, ratio, *limited) = self._parts()
-        due = rest < 0.5
+        due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
         places = _places(variables)
 
         def look() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -181,6 +183,10 @@ class Weights:
         total = weight_norm(TENSORFLOW, _some(norms, moving), _initial(variables, moving)) if moving else NO_REACH
         # what follows writes once for both: each op counts in a step of a millisecond
         return total, ratio, (due, before, (norms, ratios, first, [rest, ratio, *limited])) if follow else ()
+
+    def measured(self) -> tf.Tensor:
+        """Norms and newest update ratios of the variables, shape [2 * count]; `UNKNOWN` where there is none."""
+        return tf.convert_to_tensor(self.state)[: 2 * self.count]
 
     def _parts(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """Norms, ratios and first norms of the variables, and `_SCALARS`."""

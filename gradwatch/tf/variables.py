@@ -95,6 +95,11 @@ class VariableSet:
         """Whether these are of our variables."""
         return not self._difference(gradients, variables)
 
+    def alive(self) -> list[Any]:
+        """The variables themselves; [] where they are not known, or one of them is gone."""
+        found = [None if reference is None else reference() for reference in self._references or ()]
+        return found if all(isinstance(one, tf.Variable) for one in found) else []
+
     def forget_identities(self) -> None:
         """From now on variables of the same paths are the same: those of the next step are taken for ours."""
         self._references = None

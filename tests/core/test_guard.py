@@ -248,7 +248,8 @@ def test_history_is_empty_before_the_first_step_and_then_oldest_first():
     run.feed([1.0, 4.0, NAN])
     history = decode.history(run.state)
     assert list(history) == ["step", "norm", "applied_norm", "clip_norm", "threshold", "score", "verdict", "reach",
-                             "update_ratio", "loss"]  # fmt: skip
+                             "update_ratio", "loss", "learning_rate", "input_rms", "target_rms", "replica_ratio",
+                             "replica"]  # fmt: skip
     assert history["step"].tolist() == [1, 2, 3]
     assert history["norm"][:2].tolist() == [1.0, 4.0]
     assert np.isnan(history["norm"][2])

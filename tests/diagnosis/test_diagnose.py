@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import gradwatch
 from gradwatch.core.snapshot import Event
 from gradwatch.diagnosis.causes import KINDS
-from gradwatch.diagnosis.observation import Observation
+from gradwatch.diagnosis.observation import Observation, focus
 
 
 def observation(norms, events=(), **columns):
@@ -43,3 +44,22 @@ def test_a_diagnosis_is_json_for_scripts():
 def test_what_is_neither_a_monitor_nor_a_run_is_refused_in_words_that_help():
     with pytest.raises(gradwatch.errors.ConfigError, match=r"step\.monitor"):
         gradwatch.diagnose([1.0, 2.0])
+
+
+def test_of_a_long_run_the_steps_around_the_first_event_are_judged_in_a_second():
+    norms = np.random.default_rng(0).lognormal(0, 0.1, 200_000)
+    norms[150_000] = np.nan
+    run = observation(norms, [Event("nonfinite", 150_001, np.nan, np.inf, {"w": 1.0})], input_rms=1.0, loss=1.0)
+    began = time.process_time()
+    found = gradwatch.diagnose(run)
+    assert time.process_time() - began < 1.0
+    assert (found.kind, found.first_step) == ("loss_operation", 150_001)
+
+
+def test_of_a_long_run_without_events_the_whole_is_judged():
+    loss = np.linspace(5, 1, 200_000) + np.random.default_rng(0).normal(size=200_000)
+    run = observation(np.ones(200_000), loss=loss, update_ratio=0.004)
+    assert len(focus(run)) <= 4096
+    found = gradwatch.diagnose(run)
+    assert found.healthy
+    assert "The loss fell from 4.5" in found.why

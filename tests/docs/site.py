@@ -2,8 +2,8 @@
 
     python tests/docs/site.py
 
-Ends with status 1 and a list of what is wrong. It needs the standard library alone: the environment that builds the site has
-neither pytest nor TensorFlow.
+Ends with status 1 and a list of what is wrong. It needs the standard library alone: the environment that builds the
+site has neither pytest nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "site"
 
 #: Names that are documented by what stands in them.
-MODULES = {"detectors", "errors", "grafana", "notify", "policies", "reading", "recovery", "testing", "top"}
+MODULES = {"detectors", "errors", "grafana", "notify", "policies", "reading", "recovery", "sinks", "testing", "top"}
 
 
 def public_names() -> set[str]:
@@ -38,7 +38,9 @@ def faults() -> Iterator[str]:
         if f'id="gradwatch.{name}"' not in reference:
             yield f"gradwatch.{name} is not in the reference: add it to docs/reference/api.md"
     for page in SITE.rglob("*.html"):
-        for what in re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="https?://[^"]+"', page.read_text("utf-8")):
+        for what in re.findall(
+            r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="https?://[^"]+"', page.read_text("utf-8")
+        ):
             yield f"{page.relative_to(SITE)} fetches {what}"
     if not (SITE / "search.json").exists():
         yield "there is no index for the search"

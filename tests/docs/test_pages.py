@@ -32,7 +32,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"\bgradwatch(?:\.[A-Za-z]\w*)+")
 
 #: Names that pages mention and that are no attributes: files, settings, other languages' names.
-NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md)$")
+NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md|py)$")
 
 
 def called(path):

@@ -67,10 +67,10 @@ class Browser:
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
-    def open(self, url: str) -> None:
+    def open(self, url: str, seconds: float = 20.0) -> None:
         """Goes to an address and waits until it is loaded."""
         self.call("Page.navigate", url=url)
-        self.wait_for(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
+        self.wait_for(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})", seconds)
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page; of its promise, if it is one."""

@@ -292,6 +292,16 @@ def test_amtool_accepts_the_shipped_configuration(exported):
 
 
 @pytest.mark.parametrize(
+    ("severity", "receivers"), [("critical", "on-call,research"), ("warning", "research"), ("info", "nobody")]
+)
+def test_the_route_of_the_teams_project_tells_whom_it_should(severity, receivers):
+    config = Path(__file__).parents[2] / "examples" / "team" / "alertmanager.yml"
+    assert "3 receivers" in run("amtool", "check-config", str(config))
+    told = run("amtool", "config", "routes", "test", f"--config.file={config}", f"severity={severity}").strip()
+    assert told == receivers
+
+
+@pytest.mark.parametrize(
     ("labels", "receivers"),
     [
         ("environment=production severity=critical", "on-call,team"),

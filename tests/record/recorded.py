@@ -21,10 +21,10 @@ FACTS = {
 class Recorded(FakeMonitor):
     """`look` has the reader read it and the file written."""
 
-    def __init__(self, folder, name="run", run_id=None, resumed_at=0):
+    def __init__(self, folder, name="run", run_id=None, resumed_at=0, report=False):
         super().__init__(name)
         self.run_id = run_id or f"{name}-1"
-        self.recorder = recorder.Recorder(folder)
+        self.recorder = recorder.Recorder(folder, report=report)
         self.recorder.resume(resumed_at)
         self.losses = []
         reader.register(self)

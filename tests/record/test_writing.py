@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import os
+import shutil
 import sqlite3
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -253,3 +257,58 @@ def test_any_tool_reads_the_file(recorded):
         query = "SELECT step, norm, word FROM steps JOIN verdicts ON verdicts.id = verdict"
         assert db.execute(query).fetchall() == [(1, 2.0, "clip")]
     db.close()
+
+
+def test_a_look_opens_no_file_and_a_copy_of_the_file_alone_is_a_record(recorded, monkeypatch, tmp_path):
+    recorded.step()
+    path = recorded.look().path
+    monkeypatch.setattr("gradwatch.record.writer.sqlite3.connect", None)
+    for _ in range(3):
+        recorded.step()
+        recorded.recorder.flush(20)
+    monkeypatch.undo()
+    assert Run(path).steps["step"].tolist() == [1, 2, 3, 4]
+    shutil.copy(path, tmp_path / "copy.sqlite")
+    assert Run(tmp_path / "copy.sqlite").steps["step"].tolist()[:1] == [1]
+
+
+def test_memory_and_files_do_not_grow_with_the_looks(folder):
+    """Over 3,000 looks, counted in the objects and files that this process holds."""
+    file = RunFile(folder / "a.sqlite", dict)
+    layers = {f"v{i}": (1.0, 1.0, 1.0) for i in range(10)}
+
+    def write(first, looks):
+        for i in range(first, first + looks):
+            file.write(
+                Look(i + 1.0, float(i), rows(1 + 8 * i, np.arange(8.0)), layers=layers, words=[("notes", (i, 0, "x"))])
+            )
+
+    write(0, 300)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        write(300, 100)
+        gc.collect()
+        before, files = tracemalloc.get_traced_memory()[0], len(os.listdir("/proc/self/fd"))
+        write(400, 2600)
+        gc.collect()
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20_000
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert (folder / "a.sqlite-wal").stat().st_size < 8e6
+    assert len(Run(file.path).steps["step"]) == 24_000
+
+
+def test_a_step_takes_less_than_a_hundred_bytes(folder):
+    """So that a million steps fit into 100 MB; benchmarks/recording.py writes them all."""
+    file, rng = RunFile(folder / "a.sqlite", dict), np.random.default_rng(0)
+    for first in range(1, 20_000, 256):
+        columns = {
+            name: rng.lognormal(size=256)
+            for name in ("norm", "applied_norm", "clip_norm", "threshold", "score", "loss")
+        }
+        file.write(Look(first + 1.0, first, {**rows(first, columns["norm"]), **columns}, learning_rate=rng.random()))
+    file.fold()
+    assert file.path.stat().st_size / 20_224 < 100

@@ -100,6 +100,20 @@ def train_step(net: Any, optimizer: Any, clip_norm: float | None = None) -> Call
     return step
 
 
+def one_variable_step(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A tape step over `loss(w, *args, **keywords)`, which hardly moves the one variable w."""
+    w, optimizer = tf.Variable(1.0, name="w"), sgd(1e-12)
+    optimizer.build([w])
+
+    def step(*args, **keywords):
+        with tf.GradientTape() as tape:
+            value = loss(w, *args, **keywords)
+        optimizer.apply_gradients([(tape.gradient(value, w), w)])
+        return value
+
+    return step
+
+
 def sgd(learning_rate: float = 0.01, **options: Any) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(learning_rate, **options)
 

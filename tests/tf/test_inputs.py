@@ -107,3 +107,20 @@ def test_the_odd_replica_is_named_with_how_many_times_its_gradient_is_longer(mir
     np.testing.assert_allclose(history["replica_ratio"], lengths.max(1) / lengths.min(1), rtol=1e-4)
     np.testing.assert_array_equal(history["replica"], lengths.argmax(1))
     np.testing.assert_allclose(history["input_rms"], [rms(part) for part in parts], rtol=1e-5)
+
+
+def test_a_monitor_that_was_reset_still_knows_the_loss_scale_of_a_step_that_is_not_traced_again():
+    weight = tf.Variable([1.0])
+    optimizer = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64.0)
+    optimizer.build([weight])
+
+    @gradwatch.watch
+    @tf.function
+    def step(x):
+        optimizer.apply([x], [weight])
+
+    step(tf.constant([1.0]))
+    assert step.monitor.snapshot().loss_scale == 64.0
+    step.monitor.reset()
+    step(tf.constant([1.0]))
+    assert step.monitor.snapshot().loss_scale == 64.0

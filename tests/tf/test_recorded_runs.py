@@ -188,3 +188,78 @@ def test_a_copy_of_a_recorded_monitor_is_recorded_beside_it(folder):
         one.clip([tf.ones([2])])
         look(folder)
     assert len(list(folder.glob("*.sqlite"))) == 2
+
+
+def test_a_schedule_is_recorded_step_by_step(folder):
+    rate = keras.optimizers.schedules.ExponentialDecay(0.01, 1, 0.9)
+    _, run_one = training(keras.optimizers.SGD(rate), record=folder)
+    for _ in range(25):
+        run_one()
+    steps = look(folder).steps
+    np.testing.assert_allclose(steps["learning_rate"], 0.01 * 0.9 ** np.arange(25), rtol=1e-5)
+    assert np.isnan(steps["loss_scale"]).all()
+
+
+def test_a_loss_scale_that_changes_is_recorded_step_by_step(folder):
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=2.0**10)
+    w = tf.Variable([1.0, 2.0])
+    optimizer.build([w])
+
+    @gradwatch.watch(record=folder)
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(w * x)
+            scaled = optimizer.scale_loss(loss)
+        optimizer.apply_gradients([(tape.gradient(scaled, w), w)])
+        return loss
+
+    for x in [1.0, 1.0, np.inf, 1.0, np.inf, 1.0]:
+        step(tf.constant(x))
+    steps = look(folder).steps
+    assert steps["loss_scale"].tolist() == [1024.0, 1024.0, 1024.0, 512.0, 512.0, 256.0]
+    assert steps["learning_rate"] == pytest.approx([0.01] * 6)
+
+
+@pytest.mark.parametrize("mode", ["eager", "function", "jit"])
+def test_every_variable_is_recorded_step_by_step_around_an_event(folder, mode):
+    w, v = tf.Variable([3.0, 4.0], name="w"), tf.Variable([1.0], name="v")
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build([w, v])
+
+    def step(size):
+        grads = [size * tf.constant([0.6, 0.8]), size * tf.constant([2.0])]
+        optimizer.apply_gradients(zip(grads, [w, v]))
+
+    detectors = [gradwatch.detectors.spike(warmup_steps=4)]
+    run = step if mode == "eager" else tf.function(step, jit_compile=mode == "jit")
+    watched = gradwatch.watch(record=folder, policy="observe", detectors=detectors, name=mode)(run)
+    lengths, sizes = [], []
+    for i in range(1, 71):
+        sizes.append(1e-3 * (1.0 + i / 1000) * (1e3 if i == 40 else 1.0))
+        before = w.numpy()
+        watched(tf.constant(sizes[-1], tf.float32))
+        lengths.append((np.linalg.norm(before), np.linalg.norm(w.numpy() - before)))
+    recorded = look(folder)
+    assert recorded.events["step"].tolist() == [40]
+    around = recorded.around("w:0")
+    assert around["step"].tolist() == list(range(24, 56))
+    np.testing.assert_allclose(around["norm"], sizes[23:55], rtol=1e-5)
+    np.testing.assert_allclose(recorded.around("v:0")["norm"], 2 * np.array(sizes[23:55]), rtol=1e-5)
+    # measured in each step after the event, 41 to 54: what the last one did is known from the next on
+    after = np.array(lengths[40:54])
+    np.testing.assert_allclose(around["weight_norm"][17:31], after[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(around["update_ratio"][17:31], after[:, 1] / after[:, 0], rtol=1e-2)
+    # once it has been read, the next event is kept, too
+    for i in range(40):
+        watched(tf.constant(1e3 if i == 20 else 1e-3))
+    assert set(range(75, 107)) == set(look(folder).around("w:0")["step"][32:].tolist())
+
+
+def test_an_event_at_the_very_end_keeps_the_steps_before_it(folder):
+    _, run_one = training(record=folder, detectors=[gradwatch.detectors.spike(warmup_steps=4)])
+    for i in range(40):
+        run_one(1e6 if i == 38 else 1.0)
+    reader.close()
+    run = gradwatch.open_run(folder)
+    assert run.around(run.variables[0])["step"].tolist() == list(range(9, 41))

@@ -5,6 +5,7 @@
     ├── NothingToWatch    the watched step applied no gradient gradwatch could see  (also a RuntimeError)
     ├── LayoutError       state and variables do not fit: another model, another checkpoint
     ├── UnsupportedError  this TensorFlow, Keras or place cannot be watched correctly
+    ├── TrainingStopped   a run that cannot be saved was ended by its ladder        (also a RuntimeError)
     ├── RecordError       a file is no record of a run that can be read here         (also a ValueError)
     ├── ServeError        the metrics endpoint cannot be opened                     (also an OSError)
     └── MissingExtra      an optional dependency is not installed                   (also an ImportError)
@@ -24,6 +25,7 @@ __all__ = [
     "NothingToWatch",
     "RecordError",
     "ServeError",
+    "TrainingStopped",
     "UnsupportedError",
 ]
 
@@ -59,6 +61,20 @@ class LayoutError(GradwatchError, ValueError):
 
 class UnsupportedError(GradwatchError, RuntimeError):
     """gradwatch would report wrong numbers here, and says so instead."""
+
+
+class TrainingStopped(GradwatchError, RuntimeError):
+    """The rung `stop` has ended a run that cannot be saved.
+
+    Attributes:
+      verdict: what is wrong with the run, as far as it is known.
+      step: of the monitor.
+      exit_code: of the process, where nobody catches the error.
+    """
+
+    verdict: str = ""
+    step: int = 0
+    exit_code: int = 1
 
 
 class RecordError(GradwatchError, ValueError):

@@ -20,7 +20,7 @@ PUBLIC = {
     "gradwatch.detectors": """DETECTORS Detector State default nonfinite parse parse_all saturated spike trend
         vanishing""",
     "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch RecordError
-        ServeError UnsupportedError""",
+        ServeError TrainingStopped UnsupportedError""",
     "gradwatch.exporters": "",
     "gradwatch.grafana": "export files",
     "gradwatch.notify": "Apprise Channel SendError Slack Webhook channel_for",

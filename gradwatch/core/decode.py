@@ -126,11 +126,11 @@ def history(state: Mapping[str, Any], newest_loss: float = 3e38) -> dict[str, np
         known[known < 0.0] = math.nan
         columns[name] = np.sqrt(known) if name.endswith("_rms") else known
     if kept:
-        columns["loss"] = _losses(np.append(columns["loss"][1:], np.float32(newest_loss)))
+        columns["loss"] = losses(np.append(columns["loss"][1:], np.float32(newest_loss)))
     return columns
 
 
-def _losses(kept: np.ndarray) -> np.ndarray:
+def losses(kept: np.ndarray) -> np.ndarray:
     """What the device keeps, as it was: NaN where it is not known."""
     infinite = np.where(np.abs(kept) >= np.float32(HUGE), np.copysign(np.float32(math.inf), kept), kept)
     return np.asarray(np.where(kept > 1e37, np.float32(math.nan), infinite), np.float32)

@@ -65,6 +65,33 @@ class Event:
         return culprits(self.shares)
 
 
+#: The rungs of `gradwatch.recovery`, in the order in which they are climbed.
+RUNGS = ("skip", "lower", "rollback", "stop")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """One answer of the ladder to trouble.
+
+    Attributes:
+      rung: the highest of the rungs that it took, one of `RUNGS`.
+      step: of the monitor, when it was done.
+      time: Unix seconds.
+      cause: what it answers: "dropping", "saturated", "exploding", "lost", "nonfinite" or "poisoned".
+      text: what was seen and what was done, a line.
+      lost_steps: steps whose updates it took back.
+      rate_scale: of the learning rate from then on.
+    """
+
+    rung: str
+    step: int
+    time: float
+    cause: str
+    text: str
+    lost_steps: int = 0
+    rate_scale: float = 1.0
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One consistent reading of a monitor. Norms are L2 norms of the unscaled gradient before clipping.
@@ -115,6 +142,12 @@ class Snapshot:
     limited_updates: int = 0  # steps whose update was scaled back by update_limit
     expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
     extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate
+    recoveries: Mapping[str, int] = field(default_factory=dict)  # rung -> answers, or dropped updates for "skip"
+    lost_steps: Mapping[str, int] = field(
+        default_factory=dict
+    )  # rung -> steps whose updates were dropped or taken back
+    rate_scale: float = 1.0  # what the ladder multiplies the learning rate by
+    last_recoveries: tuple[Recovery, ...] = ()  # the newest answers, oldest first
 
     @property
     def last_explosion(self) -> Event | None:

@@ -16,7 +16,7 @@ from gradwatch.errors import MissingExtra
 
 @click.command("demo", short_help="Train unprotected and protected on real text, and tell what happened.")
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=1500, show_default=True, help="Training steps of each run."
+    "--steps", type=click.IntRange(min=1), help="Training steps of each run.  [default: 1500, with --heal 800]"
 )
 @click.option(
     "--learning-rate",
@@ -47,11 +47,16 @@ from gradwatch.errors import MissingExtra
     help="Folder for the picture and the diagnosis.",
 )
 @click.option("--serve", is_flag=True, help="Keep serving the metrics at the end, until Ctrl-C.")
+@click.option(
+    "--heal",
+    is_flag=True,
+    help="At a rate that clipping does not hold: clipping alone, then with recover=gradwatch.recovery.ladder().",
+)
 @click.option("--json", is_flag=True, help="Print what was found as one JSON object; all else goes to standard error.")
 @click.pass_context
 def demo(
     context: click.Context,
-    steps: int,
+    steps: int | None,
     learning_rate: float | None,
     optimizer: str,
     policy: str,
@@ -59,6 +64,7 @@ def demo(
     seed: int,
     output: Path,
     serve: bool,
+    heal: bool,
     json: bool,
 ) -> None:
     """Train a network unprotected, then protected, and tell what happened.
@@ -80,13 +86,14 @@ def demo(
 
     options = session.Options(
         policy=chosen,
-        steps=steps,
+        steps=steps or (800 if heal else 1500),
         learning_rate=learning_rate,
         optimizer=optimizer,
         port=port,
         seed=seed,
         output=output,
         serve=serve,
+        heal=heal,
     )
     outcome = session.run(options, console)
     if json:

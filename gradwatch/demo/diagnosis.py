@@ -53,6 +53,26 @@ def right_clip_norm(run: Run) -> tuple[float, float, float] | None:
     return float(middle), float(low), float(high)
 
 
+def healed(clipped: Run | None, saved: Run | None, uniform: float) -> list[tuple[str, list[str]]]:
+    """What a run with a ladder tells beside one that was clipped alone: (title, sentences)."""
+    told = []
+    if clipped is not None and len(clipped.loss):
+        at = diverged_at(clipped.loss, uniform)
+        end = f"Its loss ends at {number(final_loss(clipped.loss))}; a uniform guess has {uniform:.2f}."
+        lost = "It came through." if at is None else f"Lost from step {at} on: clipping alone does not hold this rate."
+        told.append(("clipped alone", [lost, end]))
+    if saved is not None and len(saved.loss):
+        seen = saved.snapshot
+        lines = [answer.text for answer in seen.last_recoveries]
+        lines.append(
+            f"{len(saved.loss)} steps were made, and {sum(seen.lost_steps.values())} of them are lost. "
+            f"The learning rate is at {seen.rate_scale:.3g} times what it was set to."
+        )
+        lines.append(f"Its loss ends at {number(final_loss(saved.loss))}.")
+        told.append(("healed", lines))
+    return told
+
+
 def number(x: float) -> str:
     """Short for people: 0.4321 -> 0.432, 3.1e9 -> 3.1e+09, nan -> NaN."""
     if math.isnan(x):

@@ -31,7 +31,15 @@ REACH = 1e3
 MEDIAN_STEPS = 25
 
 
-def draw(unprotected: Run | None, protected: Run | None, uniform: float, path: Path, *, subtitle: str = "") -> None:
+def draw(
+    unprotected: Run | None,
+    protected: Run | None,
+    uniform: float,
+    path: Path,
+    *,
+    subtitle: str = "",
+    names: tuple[str, str] = ("unprotected", "protected"),
+) -> None:
     """Write the PNG: loss of both runs, then norm, clip_norm, threshold and events of each.
 
     Raises:
@@ -48,14 +56,14 @@ def draw(unprotected: Run | None, protected: Run | None, uniform: float, path: P
     losses, raw, kept = panels = figure.subplots(3, 1, sharex=True, height_ratios=[1.1, 1, 1])
     longest = max((len(run.loss) for run in (unprotected, protected) if run is not None), default=1)
     losses.set_xlim(0, max(longest, 2) * 1.01)
-    figure.suptitle(f"The same training, unprotected and protected\n{subtitle}", fontsize=12)
+    figure.suptitle(f"The same training, {names[0]} and {names[1]}\n{subtitle}", fontsize=12)
     lost = None if unprotected is None else diverged_at(unprotected.loss, uniform)
 
     _losses(losses, unprotected, protected, uniform)
     _norms(raw, unprotected, RED)
     _norms(kept, protected, SKY)
     kept.set_xlabel("step")
-    for axes, title in zip(panels, ("Loss", "Gradient norm, unprotected", "Gradient norm, protected")):
+    for axes, title in zip(panels, ("Loss", *(f"Gradient norm, {name}" for name in names))):
         axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
         axes.grid(True, which="major", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -16,14 +16,15 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import gradwatch
+from gradwatch import recovery
 from gradwatch.core import policies
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
 from gradwatch.demo import task
-from gradwatch.demo.diagnosis import carried_by, diagnose, number
+from gradwatch.demo.diagnosis import carried_by, diagnose, healed, number
 from gradwatch.demo.picture import draw
 from gradwatch.demo.text import Text, english, pages
-from gradwatch.demo.training import Run, train
+from gradwatch.demo.training import LOST_STEPS, Run, train
 from gradwatch.errors import MissingExtra, ServeError
 
 #: Where there is no terminal to draw a bar on, a line is printed this often.
@@ -39,6 +40,7 @@ class Options:
       warmup_steps: the learning rate rises to its peak in so many steps.
       port: None takes the usual one, or a free one where that is taken.
       serve: keep serving the metrics at the end, until Ctrl-C.
+      heal: compare clipping alone with clipping and a ladder, at a rate that clipping does not hold.
     """
 
     policy: Policy
@@ -50,11 +52,12 @@ class Options:
     seed: int = 0
     output: Path = Path("demo-output")
     serve: bool = False
+    heal: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The two runs (None: not begun) and the files written."""
+    """The two runs (None: not begun) and the files written. With `heal`, `unprotected` is the one without a ladder."""
 
     unprotected: Run | None
     protected: Run | None
@@ -87,7 +90,8 @@ def run(options: Options, console: Console, *, text: Text | None = None) -> Outc
       ServeError: `options.port` was asked for and cannot be opened.
     """
     text = english() if text is None else text
-    rate = options.learning_rate or task.OPTIMIZERS[options.optimizer][1]
+    usual = task.BEYOND_CLIPPING[options.optimizer] if options.heal else task.OPTIMIZERS[options.optimizer][1]
+    rate = options.learning_rate or usual
     about = (
         f"{options.optimizer}, learning rate {rate:g} after {options.warmup_steps} steps of warm-up, "
         f"seed {options.seed}, {options.steps} steps"
@@ -102,13 +106,20 @@ def run(options: Options, console: Console, *, text: Text | None = None) -> Outc
     runs: list[Run | None] = [None, None]
     try:
         with _alerts_in(console) as alert:
-            for i, (name, policy) in enumerate((("unprotected", policies.observe()), ("protected", options.policy))):
-                runs[i] = _one_run(name, policy, options, rate, text, console, alert)
+            pair: tuple[tuple[str, Policy, Any], ...] = (
+                ("unprotected", policies.observe(), None),
+                ("protected", options.policy, None),
+            )
+            if options.heal:
+                pair = (("clipped", options.policy, None), ("healed", options.policy, recovery.ladder()))
+            for i, (name, policy, recover) in enumerate(pair):
+                runs[i] = _one_run(name, policy, recover, options, rate, text, console, alert)
                 if runs[i].ended == "interrupted":  # type: ignore[union-attr]
                     break
     except KeyboardInterrupt:
         pass  # between the steps of two runs: what there is, is told below
-    outcome = _tell(runs[0], runs[1], text.uniform_loss, about, options.output, console)
+    tell = _tell_healed if options.heal else _tell
+    outcome = tell(runs[0], runs[1], text.uniform_loss, about, options.output, console)
     if options.serve and not outcome.interrupted:
         console.print(f"Still serving {server.url} and /metrics; Ctrl-C ends it.", highlight=False)
         try:
@@ -139,6 +150,7 @@ def _serve(port: int | None, console: Console) -> Any:
 def _one_run(
     name: str,
     policy: Policy,
+    recover: Any,
     options: Options,
     rate: float,
     text: Text,
@@ -149,7 +161,7 @@ def _one_run(
         text, optimizer=options.optimizer, learning_rate=rate, warmup_steps=options.warmup_steps, seed=options.seed
     )
     watched = gradwatch.watch(
-        built.train_step, policy=policy, name=name, on_alert=alert, record=options.output / "runs"
+        built.train_step, policy=policy, name=name, on_alert=alert, record=options.output / "runs", recover=recover
     )
     data = pages(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
     with _progress(name, options.steps, console) as on_look:
@@ -160,6 +172,7 @@ def _one_run(
             steps=options.steps,
             learning_rate=lambda: float(built.optimizer.learning_rate),
             on_look=on_look,
+            lost_steps=LOST_STEPS if recover is None else 10 * LOST_STEPS,
         )
     try:
         done.report = watched.monitor.write_report(options.output / f"{name}.html")
@@ -223,7 +236,9 @@ def _alerts_in(console: Console) -> Iterator[Callable[[Any], None]]:
     """Alerts as one short line each above the bar, in place of gradwatch's own long ones in the log."""
 
     def sink(alert: Any) -> None:
-        if alert.phase == "fired":
+        if alert.kind == "recovery":
+            console.print(f"[bold green]{escape(alert.message)}[/]", highlight=False, soft_wrap=True)
+        elif alert.phase == "fired":
             console.print(
                 f"[yellow]{alert.monitor}, step {alert.step}: {alert.kind}[/], norm {number(alert.norm)}"
                 f"{_alarm_from(alert.threshold)}; {escape(carried_by(alert))}",
@@ -243,24 +258,44 @@ def _alerts_in(console: Console) -> Iterator[Callable[[Any], None]]:
         logger.removeHandler(silent)
 
 
+def _tell_healed(
+    clipped: Run | None, saved: Run | None, uniform: float, about: str, output: Path, console: Console
+) -> Outcome:
+    told = healed(clipped, saved, uniform)
+    return _write(clipped, saved, told, ("clipped alone", "healed"), uniform, about, output, console)
+
+
 def _tell(
     unprotected: Run | None, protected: Run | None, uniform: float, about: str, output: Path, console: Console
 ) -> Outcome:
     told = diagnose(unprotected, protected, uniform)
+    return _write(unprotected, protected, told, ("unprotected", "protected"), uniform, about, output, console)
+
+
+def _write(
+    first: Run | None,
+    second: Run | None,
+    told: list[tuple[str, list[str]]],
+    names: tuple[str, str],
+    uniform: float,
+    about: str,
+    output: Path,
+    console: Console,
+) -> Outcome:
     if not told:
         console.print("Interrupted before the first step: nothing to tell.")
-        return Outcome(unprotected, protected, None, told)
+        return Outcome(first, second, None, told)
     console.print()
     for title, sentences in told:
         console.print(f"[bold]{title.capitalize()}[/]")
         for sentence in sentences:
             console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)
     picture = output / "demo.png"
-    draw(unprotected, protected, uniform, picture, subtitle=about)
+    draw(first, second, uniform, picture, subtitle=about, names=names)
     report = "\n\n".join("\n".join([title.capitalize(), *sentences]) for title, sentences in told)
     (output / "diagnosis.txt").write_text(f"{about}\n\n{report}\n", encoding="utf-8")
     console.print(f"\n[bold]Picture[/]   {picture}", highlight=False, soft_wrap=True)
-    for run in (unprotected, protected):
+    for run in (first, second):
         if run is not None and run.report is not None:
             console.print(f"[bold]Report[/]    {run.report}", highlight=False, soft_wrap=True)
-    return Outcome(unprotected, protected, picture, told)
+    return Outcome(first, second, picture, told)

@@ -23,6 +23,10 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], float]] = {
 }
 
 
+#: Optimizer -> peak learning rate at which the task is lost although its gradients are clipped.
+BEYOND_CLIPPING: dict[str, float] = {"sgd": 30.0, "adam": 1.0}
+
+
 class Warmup(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate rises in a straight line to its peak over `steps`, and stays there."""
 

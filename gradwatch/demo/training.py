@@ -14,6 +14,7 @@ import numpy as np
 from gradwatch.core.snapshot import Event, Snapshot
 from gradwatch.diagnosis.diagnose import diagnose
 from gradwatch.diagnosis.verdict import Diagnosis
+from gradwatch.errors import TrainingStopped
 
 #: Steps between two looks at the monitor.
 LOOK_EVERY = 10
@@ -37,7 +38,7 @@ class Run:
       seconds: how long the steps took, without the first one that compiles.
       verdict: what `gradwatch.diagnose` says of it at the end.
       report: of the run, one HTML file; None where it could not be written.
-      ended: "finished", "lost" (only NaN or Inf was left) or "interrupted".
+      ended: "finished", "lost" (only NaN or Inf was left), "stopped" (by its ladder) or "interrupted".
     """
 
     name: str
@@ -90,6 +91,7 @@ def train(
     steps: int,
     learning_rate: Callable[[], float],
     on_look: Callable[[int, float, Snapshot], None],
+    lost_steps: int = LOST_STEPS,
 ) -> Run:
     """Train with a watched step until `steps`, until only NaN is left, or until Ctrl-C.
 
@@ -98,6 +100,7 @@ def train(
       data: (x, y) for each step.
       learning_rate: tells the current rate, for the exporters.
       on_look: called every few steps with (steps done, last loss, snapshot).
+      lost_steps: so many losses in a row that are NaN or Inf end the run.
     """
     monitor = train_step.monitor  # type: ignore[attr-defined]
     recorder = _Recorder(monitor)
@@ -120,13 +123,15 @@ def train(
             if len(losses) % LOOK_EVERY == 0:
                 look()
             lost = 0 if math.isfinite(losses[-1]) else lost + 1
-            if lost == LOST_STEPS:
+            if lost == lost_steps:
                 ended = "lost"
                 break
             if len(losses) == steps:
                 break
     except KeyboardInterrupt:
         ended = "interrupted"
+    except TrainingStopped:
+        ended = "stopped"
     seconds = time.perf_counter() - began
     if looked < len(losses):
         look()

@@ -24,7 +24,7 @@ from functools import cache
 from importlib import metadata
 
 from gradwatch.core.decode import QUANTILES
-from gradwatch.core.snapshot import KINDS
+from gradwatch.core.snapshot import KINDS, RUNGS
 from gradwatch.reading.health import Health
 from gradwatch.reading.reading import DURATION_BOUNDS, Reading
 from gradwatch.reading.text import clean
@@ -155,6 +155,10 @@ def _verdict(r: Reading) -> Samples:
     return [] if r.diagnosis is None else [((r.diagnosis.kind, f"{r.diagnosis.confidence:.1f}"), 1.0)]
 
 
+def _per_rung(values: object, rungs: tuple[str, ...] = RUNGS) -> Samples:
+    return [((rung,), float(values.get(rung, 0))) for rung in rungs]  # type: ignore[attr-defined]
+
+
 def _build_info(_: Health) -> Samples:
     return [((version_of("gradwatch"), version_of("tensorflow"), platform.python_version()), 1.0)]
 
@@ -167,6 +171,7 @@ _RUN = "The run"
 _NORM = "Gradient norm"
 _CLIP = "Clipping"
 _ANOMALY = "Anomalies"
+_RECOVERY = "Recovery"
 _TRAINING = "Training, as far as it is told"
 _SELF = "gradwatch itself"
 
@@ -409,6 +414,30 @@ METRICS: tuple[Metric, ...] = (
         "Non-finite steps in a row, up to now.",
         lambda r: _one(r.snapshot.nonfinite_streak),
         group=_ANOMALY,
+    ),
+    Metric(
+        "gradwatch_recoveries_total",
+        "counter",
+        "What the ladder of `recover=` did, by rung; for skip, updates that were dropped as bad batches.",
+        lambda r: _per_rung(r.snapshot.recoveries),
+        labels=("rung",),
+        group=_RECOVERY,
+    ),
+    Metric(
+        "gradwatch_lost_steps_total",
+        "counter",
+        "Steps whose updates the ladder left dropped, or took back.",
+        lambda r: _per_rung(r.snapshot.lost_steps),
+        labels=("rung",),
+        group=_RECOVERY,
+    ),
+    Metric(
+        "gradwatch_learning_rate_scale_ratio",
+        "gauge",
+        "What the ladder multiplies the learning rate by: 1 = as it was set.",
+        lambda r: _one(r.snapshot.rate_scale),
+        unit="ratio",
+        group=_RECOVERY,
     ),
     Metric(
         "gradwatch_update_ratio",

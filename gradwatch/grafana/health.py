@@ -62,6 +62,8 @@ def dashboard() -> Json:
                 [(_quantiles(), 10, 8), (_score(), 10, 8), (_largest(), 4, 8)],
                 row("What was done to the gradients"),
                 [(_clip_share(), 8, 8), (_clip_scale(), 8, 8), (_unused_steps(), 8, 8)],
+                row("What the ladder did"),
+                [(_recoveries(), 8, 7), (_lost_steps(), 8, 7), (_rate_scale(), 8, 7)],
                 row("The training"),
                 [(_loss(), 8, 7), (_learning_rate(), 8, 7), (_loss_scale(), 8, 7)],
                 [(_update_ratio(), 12, 8), (_reach(), 12, 8)],
@@ -351,6 +353,48 @@ def _unused_steps() -> Json:
         empty=NO_STEPS,
         minimum=0,
         overrides=[override("/^NaN/", regex=True, color=colour(PURPLE))],
+    )
+
+
+# -- recovery -------------------------------------------------------------------------------------------
+
+_NO_LADDER = "The endpoint was not scraped in this time range. Without recover= all of this stays at zero."
+
+
+def _recoveries() -> Json:
+    return timeseries(
+        "Answers of the ladder",
+        "Did the run need help? Skip: bad batches that were dropped. Lower, rollback, stop: what recover= did; the log "
+        "and the alerts say why. Several rollbacks in a row: the data or the model, not the weights.",
+        [target(increase(chosen("gradwatch_recoveries_total")), "{{rung}} {{monitor}}")],
+        unit="none",
+        empty=_NO_LADDER,
+        minimum=0,
+        bars=True,
+    )
+
+
+def _lost_steps() -> Json:
+    return timeseries(
+        "Steps lost to recovery",
+        "What did it cost? Steps whose updates were dropped or taken back, of all steps so far.",
+        [target(chosen("gradwatch_lost_steps_total"), "{{rung}} {{monitor}}")],
+        unit="none",
+        empty=_NO_LADDER,
+        minimum=0,
+    )
+
+
+def _rate_scale() -> Json:
+    return timeseries(
+        "Scale of the learning rate",
+        "Does the run go at the rate that I set? 1: yes. Below 1: the ladder has lowered it. A line that comes back to "
+        "1 was a passing trouble; one that stays below says that the rate is too high for good.",
+        [target(chosen("gradwatch_learning_rate_scale_ratio"), "{{monitor}}")],
+        unit="percentunit",
+        empty=_NO_LADDER,
+        minimum=0,
+        maximum=1,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradwatch.core.snapshot import KINDS
+from gradwatch.core.snapshot import KINDS, Recovery
 from gradwatch.reading import wording
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.text import clean
@@ -23,6 +23,9 @@ SEVERITIES = ("info", "warning", "critical")
 #: A run of non-finite steps this long is critical; shorter ones are what loss scaling does to find its scale.
 CRITICAL_STREAK_STEPS = 10
 
+#: The kind of an alert that tells what a ladder did (`gradwatch.recovery`); its `action` is the rung.
+RECOVERY = "recovery"
+
 #: An explosion, or a run that lives on clipping and zeroing, that lasts this long is critical.
 CRITICAL_EXPLOSION_SECONDS = 120.0
 
@@ -32,7 +35,7 @@ class Alert:
     """Something a person should hear about. Made on a host thread, never in the training step.
 
     Attributes:
-      kind: one of `gradwatch.core.snapshot.KINDS`.
+      kind: one of `gradwatch.core.snapshot.KINDS`, or "recovery" for what a ladder did.
       monitor: name of the monitor.
       step: optimizer step (from 1) at which the episode began; for "resolved", the last step seen.
       norm: global gradient norm before clipping at that step; may be NaN or Inf.
@@ -129,7 +132,8 @@ def alerts_between(
             alerts.append(_resolved(after, kind))
         elif before is not None and is_active and _rank(after, kind) > _rank(before, kind):
             alerts.append(_fired(before, after, kind, 0, True, history, verdict))
-    return alerts
+    known = set() if before is None else {(r.step, r.time) for r in before.snapshot.last_recoveries}
+    return alerts + [_recovered(after, r) for r in after.snapshot.last_recoveries if (r.step, r.time) not in known]
 
 
 def severity_of(reading: Reading, kind: str) -> str:
@@ -222,6 +226,24 @@ def _fired(
         cause=cause,
         episodes=began,
         active=active,
+        run_id=reading.run_id,
+        run_name=reading.run_info.get("run_name", ""),
+    )
+
+
+def _recovered(reading: Reading, recovery: Recovery) -> Alert:
+    """What a ladder did, to be told once."""
+    return Alert(
+        kind=RECOVERY,
+        monitor=reading.name,
+        step=recovery.step,
+        norm=reading.snapshot.norm,
+        threshold=_threshold(reading, "explosion"),
+        message=recovery.text,
+        severity="critical" if recovery.rung == "stop" else "warning",
+        time=recovery.time,
+        action=recovery.rung,
+        active=False,
         run_id=reading.run_id,
         run_name=reading.run_info.get("run_name", ""),
     )

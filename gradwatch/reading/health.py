@@ -28,6 +28,7 @@ COMPONENTS = (
     "sinks",
     "reader",
     "diagnosis",
+    "recovery",
 )
 
 #: Where a scrape can fail: making the exposition, or the request itself (refused, too slow, too large).

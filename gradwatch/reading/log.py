@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from gradwatch.reading.alerts import Alert
+from gradwatch.reading.alerts import RECOVERY, Alert
 from gradwatch.reading.track import Track
 
 logger: logging.Logger = logging.getLogger("gradwatch")
@@ -17,6 +17,8 @@ _LOG_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": log
 
 def log_alert(track: Track, alert: Alert) -> None:
     """Says it once a minute for each kind; between two lines, and for what is harmless, at a lower level."""
+    if alert.kind == RECOVERY:
+        return  # said at once, where it was done
     level = _LOG_LEVELS[alert.severity]
     message = alert.message
     if alert.phase == "fired" and level == logging.WARNING:

@@ -15,6 +15,7 @@ TITLES = {
     "saturated": "most of the gradients clipped away or zeroed",
     "vanishing": "gradients vanishing",
     "nonfinite": "NaN or Inf in the gradients",
+    "recovery": "the training was set right",
 }
 
 _ADVICE = {

@@ -27,8 +27,8 @@ ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
 #: In place of the table's row, where the diagnosis has a reason. A bad batch or a broken input is none to lower the
 #: rate, nor to go back again and again; a rate that is too high is one to lower it at once.
 REASONS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
-    ("lost", "data"): ((ROLLBACK,), _BACK_AND_LOWER, (STOP,)),
-    ("nonfinite", "data"): ((ROLLBACK,), (STOP,)),
+    ("lost", "data"): ((ROLLBACK,), *(_BACK_AND_LOWER,) * 4, (STOP,)),
+    ("nonfinite", "data"): ((ROLLBACK,), _BACK_AND_LOWER, (STOP,)),
     ("nonfinite", "rate"): (*(_BACK_AND_LOWER,) * 4, (STOP,)),
     ("saturated", "data"): ((), _BACK_AND_LOWER, (STOP,)),
 }
@@ -37,6 +37,9 @@ REASONS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
 SAME_STEPS = 500
 #: Steps after which a rate that was lowered is no longer remembered.
 REMEMBERED_STEPS = 3000
+
+#: Steps without a finite gradient after which the run goes back though nothing is seen at its weights.
+UNHURT_STEPS = 30
 
 _LARGE_RATIO, _GOOD_RATIO = 0.1, 0.01  # shares of the weights' norm that an update moves
 
@@ -70,15 +73,19 @@ class Rate:
         """The scale at this step, in [least, 1]."""
         if self._since is None:
             return 1.0
-        way = min(max((step - self._since - self._rung.hold_steps) / self._rung.return_steps, 0.0), 1.0)
-        if way >= 1.0:
-            return self.ceiling
-        return float(self._scale * (self.ceiling / self._scale) ** way)
+        way = max(step - self._since - self._rung.hold_steps, 0) / self._rung.return_steps
+        # by logarithms: the power would overflow after some thousand steps
+        log = math.log(self._scale) - way * math.log(self._rung.factor)
+        return self.ceiling if log >= math.log(self.ceiling) else math.exp(log)
 
     @property
     def is_least(self) -> bool:
         """Whether it cannot be lowered any more."""
         return self._since is not None and self._scale <= self._rung.least
+
+    def is_on_trial(self, step: int) -> bool:
+        """Whether it was lowered not long ago, so that new trouble is likely to be the rate's."""
+        return self._since is not None and step - self._since < REMEMBERED_STEPS
 
     def lower(self, step: int, update_ratio: float | None) -> float:
         """Lower it at this step; the new scale.
@@ -89,9 +96,9 @@ class Rate:
         now, factor = self.at(step), self._rung.factor
         if update_ratio is not None and math.isfinite(update_ratio) and update_ratio > _LARGE_RATIO:
             factor = min(factor, _GOOD_RATIO / update_ratio)
-        if self._since is not None and step - self._since < REMEMBERED_STEPS:
+        if self.is_on_trial(step):
             # it came again on the way back, or soon after: it must not go so far again
-            self.ceiling = max(min(self.ceiling, now * math.sqrt(self._rung.factor)), self._rung.least)
+            self.ceiling = max(min(self.ceiling, now * self._rung.factor), self._rung.least)
         self._scale = min(max(now * factor, self._rung.least), self.ceiling)
         self._since = step
         return self._scale
@@ -120,6 +127,10 @@ class Course:
         """Of the learning rate at this step."""
         return 1.0 if self.rate is None else self.rate.at(step)
 
+    def is_on_trial(self, step: int) -> bool:
+        """See `Rate.is_on_trial`."""
+        return self.rate is not None and self.rate.is_on_trial(step)
+
     def answer(
         self,
         step: int,
@@ -128,6 +139,7 @@ class Course:
         reason: str | None = None,
         update_ratio: float | None = None,
         broken: bool = False,
+        hurt: bool = True,
     ) -> Answer | None:
         """What to do about a trouble that was seen at this step; None for nothing (more) for now.
 
@@ -136,12 +148,14 @@ class Course:
           reason: "rate" or "data", as far as the diagnosis is sure of it.
           update_ratio: see `Rate.lower`.
           broken: healthy weights gave no finite gradient: what is broken is the data, or an operation.
+          hurt: whether the weights show that something happened to them. Where they do not, no finite gradient is
+            mostly a matter of the data, and no update is made meanwhile: going back would lose good steps.
         """
         if self._answered_at is not None and step - self._answered_at > SAME_STEPS:
             self.answers = 0
         if broken:
             return self._when_broken(step, trouble)
-        if step < self._quiet_until:
+        if step < self._quiet_until or (not hurt and trouble.lasted < UNHURT_STEPS):
             return None
         rows = REASONS.get((trouble.cause, reason or ""), ANSWERS[trouble.cause])
         while self.answers < len(rows):

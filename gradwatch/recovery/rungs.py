@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradwatch.core import checks
+from gradwatch.core.snapshot import RUNGS
 from gradwatch.errors import ConfigError
-
-#: In the order in which they are climbed.
-RUNGS = ("skip", "lower", "rollback", "stop")
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class skip:
 class lower:
     """Multiply the learning rate by a factor for a while, and come back slowly.
 
-    scale(t) = s for `hold_steps` steps, then it grows by one constant factor a step, over `return_steps` steps, up to a
-    ceiling. The ceiling is 1 at first. Where trouble comes again while the rate is lowered, or within 3,000 steps after
-    it was, the ceiling becomes sqrt(factor) times the scale at which it came, and stays.
+    scale(t) = min(s * factor^(-max(t - hold_steps, 0) / return_steps), ceiling), t steps after it was lowered to s:
+    held first, then back by one `factor` every `return_steps` steps. The ceiling is 1 at first. Where trouble comes
+    again within 3,000 steps, the ceiling becomes `factor` times the scale at which it came, and stays: the rate that
+    was set is too high for good.
 
     s is the scale so far times `factor`. Where an update moves the weights by more than a tenth of their norm, the
     factor is 0.01 / (that share) if that is smaller.
@@ -59,7 +58,7 @@ class lower:
     Args:
       factor: in (0, 1).
       hold_steps: steps at the lowered rate, >= 1.
-      return_steps: steps of the way back, >= 1.
+      return_steps: steps of the way back for each `factor`, >= 1.
       least: the scale below which the rate is not lowered, in (0, 1).
 
     Raises:

@@ -26,6 +26,7 @@ _CALM_LOSSES = 200  # losses that the band is made of
 _LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
 _BAND_EVERY = 20  # new calm losses between two bands
 _SMOOTHED = 7  # losses whose median is compared with the band
+_SMOOTHED_ON_TRIAL = 25
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -74,6 +75,11 @@ class Signs:
     losses the band ends at L + 2 |L|. A loss that is harmed for four times `patience` steps without an anomaly of the
     gradients is the new normal: other data, another task.
 
+    After the rate was lowered it is the rate that is on trial (`on_trial`): harm needs no anomaly and half the
+    patience, nothing becomes a new normal, m and s are those of the lowest median since then, and the median of the
+    last 25 losses is compared with m + max(2 s, 0.05 |m|): a run that falls back to the loss of a uniform guess has not
+    left the wider band.
+
     Args:
       patience: steps after which a harmed loss is lost.
       most_drops, window: of the rung skip; None where there is none.
@@ -86,15 +92,16 @@ class Signs:
         self._calm: deque[float] = deque(maxlen=_CALM_LOSSES)
         self._band: tuple[float, float] | None = None
         self._since_band = 0
-        self._anomaly: int = -(10**9)  # the step of the last one
+        self._anomaly = self._explosion = -(10**9)  # the step of the last one
+        self.on_trial: bool = False
+        self._lowest = (math.inf, 0.0)
         self.forget()
 
     def forget(self) -> None:
         """The weights were set back: what the steps since the snapshot said is about others. The band stays."""
-        self._recent: deque[float] = deque(maxlen=_SMOOTHED)
-        self._drops: deque[int] = deque()
-        self._exploding_drops = 0
-        self._nonfinite = self._lossless = self._wild = 0  # steps in a row
+        self._recent: deque[float] = deque(maxlen=_SMOOTHED_ON_TRIAL)
+        self._drops: deque[tuple[int, bool]] = deque()  # step, and whether its gradient was finite
+        self._nonfinite = self._wild = 0  # steps in a row
         self._harmed_since = self._exploding_since = self._saturated_since = 0
         self._harm_step = self.last_step
         self._began = self.last_step
@@ -110,6 +117,7 @@ class Signs:
         """
         if not len(rows.step):
             return
+        rows = rows._replace(loss=_filled(rows))
         if math.isnan(self.first_loss):
             known = rows.loss[np.isfinite(rows.loss)]
             self.first_loss = float(known[0]) if len(known) else math.nan
@@ -117,15 +125,17 @@ class Signs:
             for loss in rows.loss.tolist():
                 self._add_calm(loss)
             self._recent.extend(rows.loss.tolist())
-            self._nonfinite = self._lossless = self._wild = 0
+            self._nonfinite = self._wild = 0
         else:
             for row in zip(*(column.tolist() for column in rows)):
                 self._read_one(*row)
         self.last_step = int(rows.step[-1])
-        if any(active.get(kind, False) for kind in ("explosion", "saturated", "nonfinite")):
+        if any(active.get(kind, False) for kind in ("explosion", "trend", "saturated", "nonfinite")):
             self._anomaly = self.last_step
         self._exploding_since = self._since(self._exploding_since, active.get("explosion", False))
         # steps that were zeroed because they were not finite have a name of their own
+        if active.get("explosion", False) or active.get("trend", False):
+            self._explosion = self.last_step
         saturated = active.get("saturated", False) and self._nonfinite < 3
         self._saturated_since = self._since(self._saturated_since, saturated)
         if saturated and math.isnan(self.first_loss):
@@ -148,41 +158,47 @@ class Signs:
         exploding = finite and norm > threshold
         if exploding or not finite:
             self._anomaly = step
+        if exploding:
+            self._explosion = step
         if verdict in _DROPPED:
-            self._drops.append(step)
-            self._exploding_drops += finite
-        while self._drops and self._drops[0] <= step - self._window:
+            self._drops.append((step, finite))
+        while self._drops and self._drops[0][0] <= step - self._window:
             self._drops.popleft()
-        if not self._drops:
-            self._exploding_drops = 0
         if math.isnan(self.first_loss):
             if not finite or exploding:
                 self._harm_step = step
             return
-        broken = not math.isfinite(loss)
-        self._lossless = self._lossless + 1 if broken else 0
-        if broken:
+        # a loss that is not finite gives no finite gradient: with one, it is only not known
+        if not finite or math.isinf(loss):
             self._harm_step = step
             return
+        if math.isnan(loss):
+            return
         self._recent.append(loss)
-        smoothed = sorted(self._recent)[len(self._recent) // 2]
+        newest = list(self._recent)[-(_SMOOTHED_ON_TRIAL if self.on_trial else _SMOOTHED) :]
+        smoothed = sorted(newest)[len(newest) // 2]
         harmed_from, wild_from = self.band
         self._wild = self._wild + 1 if loss > wild_from else 0
         if smoothed > harmed_from:
             self._harmed_since = self._harmed_since or step
             self._harm_step = step
-            if step - self._harmed_since >= 4 * self._patience and not self._is_anomalous():
+            since = self._harmed_since
+            if step - since >= 4 * self._patience and not self._is_anomalous(since) and not self.on_trial:
                 self._calm.clear()  # the new normal
                 self._band, self._harmed_since = None, 0
                 self.first_loss = loss
         else:
             self._harmed_since = 0
-            if not exploding and finite and loss <= harmed_from:
+            if not exploding and finite and (self.on_trial or loss <= harmed_from):
                 self._add_calm(loss)
 
-    def _is_anomalous(self) -> bool:
-        """Whether the gradients stood out when the present harm began, or since."""
-        return self._anomaly >= self._harmed_since - self._patience
+    def _is_anomalous(self, since: int) -> bool:
+        """Whether the gradients stood out shortly before this step, or after it."""
+        return self._anomaly >= since - self._patience
+
+    def _has_learned(self) -> bool:
+        """Whether the loss is lower than it was at first, by a tenth."""
+        return bool(self.usual_loss <= self.first_loss - 0.1 * abs(self.first_loss))
 
     # -- the band ---------------------------------------------------------------------------------------
 
@@ -201,7 +217,11 @@ class Signs:
             losses = np.array(self._calm)
             middle = float(np.median(losses))
             spread = 1.4826 * float(np.median(np.abs(losses - middle)))
-            self._band, self._since_band = (middle + max(6.0 * spread, 0.2 * abs(middle)), middle), 0
+            if not self.on_trial or middle < self._lowest[0]:
+                self._lowest = middle, spread
+            middle, spread = self._lowest
+            far, share = (2.0, 0.05) if self.on_trial else (6.0, 0.2)
+            self._band, self._since_band = (middle + max(far * spread, share * abs(middle)), middle), 0
 
     @property
     def usual_loss(self) -> float:
@@ -231,35 +251,40 @@ class Signs:
         Args:
           loss_scaled: under loss scaling, steps without a finite gradient are how the scale is found.
         """
-        nonfinite = SCALING_STEPS if loss_scaled and not self._lossless else NONFINITE_STEPS
-        streak = max(self._nonfinite, self._lossless)
-        if streak >= nonfinite:
-            what = "gradient" if self._nonfinite >= self._lossless else "loss"
-            return self._since_text("nonfinite", streak, f"{streak} steps without a finite {what}")
-        if self._wild >= WILD_STEPS:
-            return self._since_text(
-                "lost", self._wild, f"the loss has been above {self.band[1]:.4g} for {self._wild} steps"
-            )
+        streak = self._nonfinite
+        if streak >= (SCALING_STEPS if loss_scaled else NONFINITE_STEPS):
+            return self._since_text("nonfinite", streak, f"{streak} steps without a finite gradient")
+        suspect = self.on_trial or self._is_anomalous(self.last_step)
+        if self._wild >= WILD_STEPS and suspect:
+            text = f"the loss has been above {self.band[1]:.4g} for {self._wild} steps"
+            return self._since_text("lost", self._wild, text)
         harmed = self.last_step - self._harmed_since + 1 if self._harmed_since else 0
-        if harmed >= self._patience and self._is_anomalous():
-            return self._since_text(
-                "lost", harmed, f"the loss has not come back below {self.band[0]:.4g} for {harmed} steps"
-            )
-        if self._saturated_since:
-            lasted = self.last_step - self._saturated_since + 1
-            return Trouble(
-                "saturated", self._saturated_since, lasted, "most of the gradients are clipped away or dropped"
-            )
-        if self._exploding_since and math.isnan(self.first_loss):
-            lasted = self.last_step - self._exploding_since + 1
-            if lasted >= self._patience:
-                return Trouble(
-                    "exploding", self._exploding_since, lasted, f"the gradients have exploded for {lasted} steps"
-                )
-        if self._most_drops is not None and len(self._drops) > self._most_drops and streak < 3:
-            text = f"{len(self._drops)} updates were dropped in the last {self._window} steps"
-            return Trouble("dropping", self._drops[0], self.last_step - self._drops[0] + 1, text)
+        enough = self._patience // 2 if self.on_trial else self._patience
+        if harmed >= enough and (self.on_trial or self._is_anomalous(self._harmed_since)):
+            text = f"the loss has not come back below {self.band[0]:.4g} for {harmed} steps"
+            return self._since_text("lost", harmed, text)
+        return self._trouble_of_gradients() or self._dropping(loss_scaled=loss_scaled, streak=streak)
+
+    def _trouble_of_gradients(self) -> Trouble | None:
+        """What lasts for the patience while the loss says nothing."""
+        saturated = self.last_step - self._saturated_since + 1 if self._saturated_since else 0
+        # a policy may be meant to clip hard: what counts is that an explosion came before, and that nothing is learned
+        follows = self._explosion >= self._saturated_since - 2 * self._patience
+        if saturated >= self._patience and follows and not self._has_learned():
+            return self._since_text("saturated", saturated, "most of the gradients are clipped away or dropped")
+        exploding = self.last_step - self._exploding_since + 1 if self._exploding_since else 0
+        if exploding >= self._patience and math.isnan(self.first_loss):
+            return self._since_text("exploding", exploding, f"the gradients have exploded for {exploding} steps")
         return None
+
+    def _dropping(self, *, loss_scaled: bool, streak: int) -> Trouble | None:
+        """More bad batches than the rung skip allows."""
+        # a loss scale that looks for its value drops updates too
+        drops = [step for step, finite in self._drops if finite or not loss_scaled]
+        if self._most_drops is None or len(drops) <= self._most_drops or streak >= 3:
+            return None
+        text = f"{len(drops)} updates were dropped in the last {self._window} steps"
+        return Trouble("dropping", drops[0], self.last_step - drops[0] + 1, text)
 
     def _since_text(self, cause: str, lasted: int, text: str) -> Trouble:
         return Trouble(cause, self.last_step - lasted + 1, lasted, text)
@@ -267,3 +292,17 @@ class Signs:
     def facts(self) -> dict[str, Any]:
         """For the health file beside a snapshot."""
         return {"usual_loss": None if math.isnan(self.usual_loss) else self.usual_loss}
+
+
+def _filled(rows: Rows) -> np.ndarray:
+    """The losses; of steps in one call that tells one loss at its end, that one."""
+    loss = rows.loss
+    missing = np.isnan(loss) & np.isfinite(rows.norm)
+    if not missing.any() or missing.all():
+        return loss
+    loss, known = loss.copy(), np.flatnonzero(~np.isnan(loss))
+    for i in np.flatnonzero(missing):
+        later = known[np.searchsorted(known, i) :]
+        if len(later):
+            loss[i] = loss[later[0]]
+    return np.asarray(loss)

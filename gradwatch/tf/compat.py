@@ -30,6 +30,8 @@ SUM_OVER_REPLICAS = "_all_reduce_sum_gradients"
 OWN_CLIPPING = "_clip_gradients"
 #: Of Keras' optimizers: the update itself, after clipping and weight decay.
 UPDATE = "_backend_update_step"
+#: Of Keras' optimizers: the rate of this step, whatever it was set to; the update and the weight decay ask it.
+LEARNING_RATE = "_get_current_learning_rate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,16 @@ PRIVATE_NAMES: dict[str, PrivateName] = {
         "keras.optimizers.Optimizer",
         _of_optimizers(UPDATE),
         "an accumulated update could not be dropped; gradient_accumulation_steps is refused",
+    ),
+    LEARNING_RATE: PrivateName(
+        "keras.optimizers.Optimizer",
+        _of_optimizers(LEARNING_RATE),
+        "the learning rate cannot be lowered; recover= with the rung lower() is refused",
+    ),
+    "_watched_variables": PrivateName(
+        "the graph of a tf.function",
+        lambda: hasattr(tf.__internal__.FuncGraph, "watch_variable"),
+        "a rollback takes back the variables of the optimizer, and of what rollback(keep=...) names, no others",
     ),
     "_trainable_variables": PrivateName(
         "keras.optimizers.Optimizer",
@@ -251,6 +263,16 @@ def learning_rate(optimizer: Any) -> Any:
         return None
 
 
+def rate_variables(optimizer: Any) -> list[Any]:
+    """The variables that hold the learning rate of an optimizer and of what it wraps; a schedule has none."""
+    held = [getattr(optimizer, name, None) for name in ("_learning_rate", "lr")]
+    inside = vars(optimizer).values()
+    several = [one for x in inside if isinstance(x, (list, tuple)) for one in x]
+    wrapped = [one for one in (*inside, *several) if one is not optimizer and hasattr(type(one), "apply_gradients")]
+    own = [x for x in held if isinstance(x, tf.Variable) or isinstance(getattr(x, "value", None), tf.Variable)]
+    return own + [v for one in wrapped for v in rate_variables(one)]
+
+
 def momentum(optimizer: Any) -> Any:
     """Of an SGD: a number or a tensor; 0.0 where it has none."""
     if is_legacy_family(optimizer):
@@ -298,6 +320,17 @@ def cloned(function: Any, body: Callable[..., Any]) -> Any:
 def outer_graph(graph: Any) -> Any:
     """The graph around the graph of a tf.function, or None."""
     return getattr(graph, "outer_graph", None)
+
+
+def variables_of_graph(graph: Any) -> list[Any]:
+    """The variables that were read so far in the graph of a tf.function and in those inside it."""
+    found = []
+    for variable in getattr(graph, "_watched_variables", ()):
+        # of a strategy, a replica's part stands for the whole
+        container = getattr(variable, "_distributed_container", None)
+        whole = container() if callable(container) else None
+        found.append(variable if whole is None else whole)
+    return found
 
 
 def in_xla() -> bool:

@@ -11,9 +11,10 @@ import keras
 
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError
-from gradwatch.tf import batches, capture, compat, hook, legacy, losses, options, watchers
+from gradwatch.tf import batches, capture, compat, hook, legacy, losses, options, recovering, watchers
 from gradwatch.tf.methods import WatchedMethod, class_of
 from gradwatch.tf.monitor import Monitor
+from gradwatch.tf.recovering import RecoveringStep, healer_of
 from gradwatch.tf.watchers import Scope
 
 P = ParamSpec("P")
@@ -105,7 +106,7 @@ def watch(
         floating number of shape (). The policy gets it at the next step, as the mean over the replicas under a
         strategy. None from it: no loss.
       **monitor_options: further options of `Monitor`: detectors, on_nonfinite, on_explosion, on_alert, jit_compile,
-        update_limit, record, keep_batch, batch_bytes, weights.
+        update_limit, record, keep_batch, batch_bytes, weights, recover.
 
     Returns:
       The watched step, of the same kind as the given one, with the attribute `monitor`; `monitors`, a dict by
@@ -185,7 +186,8 @@ def _watched(
     watched.monitors = monitors
     if len(scopes) == 1 and not scopes[0].optimizer:
         watched.monitor = scopes[0].monitor
-    return watched
+    healer = healer_of(list(monitors.values()))
+    return watched if healer is None else RecoveringStep(watched, healer, monitors)
 
 
 def _scoped(
@@ -208,6 +210,7 @@ def _scoped(
                 watchers.refuse_blindness(scope)
         losses.tell([scope.monitor for scope in scopes], result, loss)
         batches.keep([scope.monitor for scope in scopes], args, kwargs)
+        recovering.tell(scopes[0].monitor, step, args)
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from gradwatch.core import counters, decode
 from gradwatch.core.guard import Guard
+from gradwatch.core.rewind import rewound
 from gradwatch.core.xp import NUMPY
 from gradwatch.tf import distribution, fingerprints, fused
 from gradwatch.tf.fused import FusedGuard
@@ -76,6 +77,13 @@ class DeviceState:
         self.weights.put(packed[self.layout.size : -1])
         self.loss.put(packed[-1])
         self.started = [*counters.limbs(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"], "steps")]
+
+    def rewind(self, packed: np.ndarray) -> None:
+        """Go back to a state out of `pack`, but for what was counted since."""
+        size = self.layout.size
+        then, now = (self.layout.unpack(NUMPY, x) for x in (packed[:size], self.vector().numpy()))
+        weights = self.weights.rewound(packed[size:-1])
+        self.put(np.concatenate([self.layout.pack(NUMPY, rewound(now, then)), weights, packed[-1:]]))
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""

@@ -113,6 +113,40 @@ def summed(gradients: Sequence[Gradient]) -> list[Gradient]:
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients)))
 
 
+# -- several workers --------------------------------------------------------------------------------------
+
+
+def worker_of(strategy: Any) -> int:
+    """The number of this process among the workers of a strategy; 0 for the first, and without one."""
+    return int(getattr(getattr(strategy, "cluster_resolver", None), "task_id", None) or 0)
+
+
+def has_several_workers(strategy: Any) -> bool:
+    """Whether other processes share the steps."""
+    return strategy is not None and strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+
+
+def same_on_all(number: float, strategy: Any) -> bool:
+    """Whether all workers of a strategy have this number. Each of them must ask, between the same two steps.
+
+    The replicas of one process have one host, and so one number.
+    """
+    if not has_several_workers(strategy):
+        return True
+
+    @tf.function
+    def sums(mine: tf.Tensor) -> Any:
+        def replica() -> tf.Tensor:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        return strategy.run(replica)
+
+    # equal numbers are those whose variance is zero; whole numbers are exact in float64
+    mine = tf.constant([number, number * number], tf.float64)
+    total, squares = strategy.experimental_local_results(sums(mine))[0].numpy().tolist()
+    return bool(strategy.num_replicas_in_sync * squares == total * total)
+
+
 # -- summed once ------------------------------------------------------------------------------------------
 
 #: What comes to the monitor is a replica's part and goes back as one; it goes back as the sum; it is the sum already.

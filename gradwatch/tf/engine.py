@@ -40,12 +40,14 @@ class Engine:
       update_limit: see `Monitor`.
       recorder: takes the run from its first step on; None for no record.
       keeper: keeps the batch of the step that alarmed; None to keep none.
+      healer: acts on the training between two calls of the step; None for no recovery.
 
     Attributes:
       on_device: the state, once the variables are known.
       inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
+      rate_scale: what the learning rate is multiplied by, a variable, shape (); None where it cannot be lowered.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Engine:
         update_limit: float | None = None,
         recorder: Recorder | None = None,
         keeper: Keeper | None = None,
+        healer: Any = None,
     ) -> None:
         self.guard = guard
         self.weights, self.loss, self.inputs = Weights(update_limit), LastLoss(), inputs.Inputs()
@@ -73,7 +76,8 @@ class Engine:
         self.explicit_calls = 0
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
-        self.recorder, self.keeper = recorder, keeper
+        self.recorder, self.keeper, self.healer = recorder, keeper, healer
+        self.rate_scale: tf.Variable | None = None
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
@@ -129,6 +133,12 @@ class Engine:
             collect = None if self.keeper is None else self.keeper.collect
             self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
+    def lowered_rate(self) -> tf.Variable | None:
+        """What the learning rate is to be multiplied by, where it may be lowered at all; made at the first call."""
+        if self.rate_scale is None and self.healer is not None and self.healer.lowers:
+            self.rate_scale = distribution.in_scope(_full_rate)
+        return self.rate_scale
+
     # -- one step ---------------------------------------------------------------------------------------
 
     @compat.hidden_from_debuggers
@@ -163,6 +173,8 @@ class Engine:
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
         self._ensure_built(tensors, variables, loss_scaled=skips_itself, same_optimizer=same_optimizer)
+        if self.healer is not None:
+            self.healer.meet(optimizer, variables, loss_scaled=skips_itself)
         loss = self.loss.take()
         weights, speed, ratio = self.weights.look(variables, optimizer, present=present, follow=follow)
         rate = None if optimizer is None else rates.learning_rate(optimizer)
@@ -278,6 +290,18 @@ class Engine:
         variables = self.on_device.variables
         return facts.of(self.guard, variables, self._optimizer, dict(self.run_info), self.inputs.kinds)
 
+    def own_variables(self) -> list[tf.Variable]:
+        """Those that belong to the monitor and not to the training."""
+        kept = [] if self.keeper is None else list(self.keeper.variables)
+        if self.rate_scale is not None:
+            kept.append(self.rate_scale)
+        return kept if self.on_device is None else [*kept, self.on_device.state, self.weights.state, self.loss.variable]
+
+    def rewind(self, packed: np.ndarray) -> None:
+        """The training went back to the time when the state was `packed`: judge as then, and keep what was counted."""
+        if self.on_device is not None:
+            self.on_device.rewind(packed)
+
     def reset(self) -> None:
         """As before the first step. Functions that were traced keep working as long as the variables stay the same."""
         # the loss scale stays: functions that were traced do not say again where it is
@@ -323,6 +347,10 @@ class Engine:
         self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
+
+
+def _full_rate() -> tf.Variable:
+    return distribution.state_variable(1.0, "gradwatch_rate_scale")
 
 
 def _convert(gradient: Any) -> Gradient:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from gradwatch.tf import batches, compat, hook, losses, watchers
+from gradwatch.tf.healing import Healer
 from gradwatch.tf.monitor import Monitor
+from gradwatch.tf.recovering import healer_of
 from gradwatch.tf.watchers import Scope
 
 _ATTRIBUTE = "_gradwatch_train_function"
@@ -52,6 +54,8 @@ class TrainFunction:
             for optimizer, scope in self._watchers:
                 scope.enter()
                 stack.enter_context(watchers.attached_meanwhile(optimizer, scope))
+                if scope.monitor._healer is not None:
+                    stack.enter_context(scope.monitor._healer.call())
             monitors = [scope.monitor for _, scope in self._watchers]
             stack.enter_context(losses.of_batches(self._model, monitors))
             stack.enter_context(batches.of_fit(self._model, monitors))
@@ -59,6 +63,10 @@ class TrainFunction:
         for _, scope in self._watchers:
             scope.leave()
         return result
+
+    def healer(self) -> Healer | None:
+        """Who acts between two calls, for all who watch; None where nobody recovers."""
+        return healer_of([scope.monitor for _, scope in self._watchers])
 
     def _function(self) -> Callable[..., Any]:
         """The function that is traced while they watch; the one of an earlier fit, if the same watched there."""

@@ -15,7 +15,17 @@ from keras.optimizers import Optimizer as _Optimizer
 
 from gradwatch.core.guard import SKIP
 from gradwatch.errors import NothingToWatch
-from gradwatch.tf import accumulation, capture, compat, distribution, exports, legacy, updates, watchers
+from gradwatch.tf import (
+    accumulation,
+    capture,
+    compat,
+    distribution,
+    exports,
+    legacy,
+    lowering,
+    updates,
+    watchers,
+)
 from gradwatch.tf.monitor import Monitor
 from gradwatch.tf.skip import apply_or_keep
 
@@ -59,7 +69,7 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **keywords)
         scope.seen = True
         if scope.clipped_by_hand:
-            return original(self, *args, **keywords)
+            return _by_hand(scope.monitor, self, lambda *_: original(self, *args, **keywords), given.get(1))
         accumulating = updates.accumulating_inside(self)
         if accumulating is not None:
             with watchers.attached_meanwhile(accumulating, scope):
@@ -97,7 +107,8 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *handed, **others)
         scope.seen = True
         if scope.clipped_by_hand:
-            return original(self, *handed, **others)
+            variables = [pair[1] for pair in pairs]
+            return _by_hand(scope.monitor, self, lambda *_: original(self, *handed, **others), variables)
 
         def update(optimizer: Any, grads: list[Any], variables: list[Any]) -> Any:
             args, keywords = given.replaced([list(zip(grads, variables))])
@@ -110,6 +121,16 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
     apply_gradients._gradwatch = True  # type: ignore[attr-defined]
     return apply_gradients
+
+
+def _by_hand(monitor: Monitor, optimizer: Any, update: lowering.Update, variables: Any) -> Any:
+    """The update of gradients that came from `monitor.clip`: nothing is left to do but to lower its rate."""
+    scale = monitor._hidden.lowered_rate()
+    if scale is None:
+        return update(optimizer, None, variables)
+    with watchers.one_step():
+        lowering.attach(optimizer, scale)
+        return lowering.lowered(update, optimizer, scale)(optimizer, None, list(variables or ()))
 
 
 def _apply(
@@ -142,6 +163,9 @@ def _apply(
         )
     names = [named[i] for i in watched] if len(named) == len(grads) else None
     with watchers.one_step():
+        scale = monitor._hidden.lowered_rate()
+        lowering.attach(optimizer, scale)
+        update = lowering.lowered(update, optimizer, scale)
         if getattr(optimizer, "gradient_accumulation_steps", None):
             with accumulation.watched(optimizer, monitor, names):
                 return update(optimizer, grads, variables)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradwatch.errors import ConfigError
 from gradwatch.record import recorder
+from gradwatch.tf.healing import Healer
 
 
 class HostSide:
@@ -18,6 +19,8 @@ class HostSide:
         self.reported: dict[str, float] = {}
         self.record: str | os.PathLike[str] | None = None  # as it was given
         self.recorder: recorder.Recorder | None = None
+        self.recover: Any = None  # as it was given
+        self.healer: Healer | None = None
 
 
 def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:

@@ -13,7 +13,7 @@ import keras
 
 from gradwatch.core import checks
 from gradwatch.core.snapshot import Snapshot
-from gradwatch.errors import ConfigError, NothingToWatch
+from gradwatch.errors import ConfigError, NothingToWatch, TrainingStopped
 from gradwatch.reading.reader import reader
 from gradwatch.tf import compat, fits, options, rates
 from gradwatch.tf.monitor import Monitor
@@ -103,6 +103,9 @@ class KerasCallback(keras.callbacks.Callback):
             self.monitor.load(self.backup)
         self._function = fits.watched_train_function(self.model)
         self._scope = self._function.join(self.params, self._optimizer, self.monitor)
+        healer = self._function.healer()
+        if healer is not None:
+            healer.restart(self.model)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._function is not None:
@@ -116,6 +119,7 @@ class KerasCallback(keras.callbacks.Callback):
                 f"use its optimizer {getattr(self._optimizer, 'name', None)!r}. Say which one it uses: "
                 "KerasCallback(monitor, optimizer=model.g_optimizer), one callback for each"
             )
+        self._heal()
         if logs is None:
             return
         if "loss" in logs:
@@ -132,7 +136,11 @@ class KerasCallback(keras.callbacks.Callback):
             logs.update(self._shown(seen))
             self._stop_if_lost(seen)
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._heal(now=True)  # a validation within fit: of healthy weights
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._heal(now=True)  # before anybody's checkpoint
         now = self.monitor.snapshot()
         if logs is not None:
             logs.update(self._shown(now))
@@ -150,10 +158,23 @@ class KerasCallback(keras.callbacks.Callback):
         return True
 
     def _implements_test_batch_hooks(self) -> bool:
-        return False
+        return True
 
     def _implements_predict_batch_hooks(self) -> bool:
         return False
+
+    def _heal(self, *, now: bool = False) -> None:
+        """Between two calls of the train function."""
+        healer = None if self._function is None else self._function.healer()
+        if healer is None or healer is not self.monitor._healer:
+            return
+        try:
+            if now:
+                healer.look(now=True)
+            elif healer.leader is self.monitor:  # of several callbacks one counts the calls
+                healer.after_call()
+        except TrainingStopped:
+            self.model.stop_training = True
 
     def _detach(self) -> None:
         """Leave the fit; what is left on the model watches nobody."""
@@ -162,6 +183,8 @@ class KerasCallback(keras.callbacks.Callback):
         self.__dict__.update(_NO_RUN)
 
     def on_train_end(self, logs: Any = None) -> None:
+        if self.monitor._healer is not None:
+            self.monitor._healer.model = None  # a monitor does not keep a model
         self._detach()
         reader.mark_active(self.monitor, False)
         if self.backup is not None:

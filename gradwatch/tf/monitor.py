@@ -19,13 +19,15 @@ from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.policies import Policy
 from gradwatch.core.snapshot import Snapshot
-from gradwatch.errors import ConfigError, LayoutError
+from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading import reader
 from gradwatch.record import recorder
+from gradwatch.recovery.rungs import ladder_of
 from gradwatch.tf import capture, kept, reports
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.healing import Healer
 from gradwatch.tf.host_side import HostSide
 from gradwatch.tf.shown import Shown
 
@@ -74,6 +76,8 @@ class Monitor(Shown, tf.Module):
       batch_bytes: a larger batch is not kept, and the log says so. The device holds one batch, and a run has at most
         20 files.
       weights: keep the weights after that step, too.
+      recover: `gradwatch.recovery.ladder()`, or one of its rungs: what to do when clipping is not enough. It acts
+        between two calls of a step that `gradwatch.watch` or `KerasCallback` watches. None: nothing.
 
     Raises:
       ConfigError: an argument is not what it should be.
@@ -101,6 +105,7 @@ class Monitor(Shown, tf.Module):
         keep_batch: bool = False,
         batch_bytes: int = kept.BYTES,
         weights: bool = False,
+        recover: Any = None,
     ) -> None:
         super().__init__()
         if name is None:
@@ -136,6 +141,19 @@ class Monitor(Shown, tf.Module):
             recorder=self._host.recorder,
             keeper=keeper,
         )
+        self._host.recover = recover
+        ladder = ladder_of(recover)
+        self._healer = None if ladder is None else Healer(ladder)
+        if self._healer is not None:
+            self._healer.follow(self)
+
+    @property
+    def _healer(self) -> Healer | None:
+        return self._host.healer
+
+    @_healer.setter
+    def _healer(self, healer: Healer | None) -> None:
+        self._host.healer = healer
 
     @property
     def name(self) -> str:
@@ -181,6 +199,11 @@ class Monitor(Shown, tf.Module):
     def record_path(self) -> Path | None:
         """The file that this run is recorded in, once the first step has been made; None without a record."""
         return None if self._host.recorder is None else self._host.recorder.path
+
+    @property
+    def stopped(self) -> TrainingStopped | None:
+        """The error with which the rung `stop` ended the training; None where it did not."""
+        return None if self._healer is None else self._healer.ledger.stopped
 
     @property
     def alert_sinks(self) -> list[Callable[[Any], None]]:
@@ -257,6 +280,7 @@ class Monitor(Shown, tf.Module):
             extra=extra,
             loss_scale=self._engine.loss_scale_now(),
             **self._engine.weights.read(self._engine.paths),
+            **({} if self._healer is None else self._healer.ledger.known()),
         )
 
     def report(self, **numbers: float) -> None:
@@ -305,6 +329,8 @@ class Monitor(Shown, tf.Module):
         `tf.function` that was traced for the old variables must then be made anew.
         """
         self._engine.reset()
+        if self._healer is not None:
+            self._healer.reset()
         self._host.reported.clear()
 
     def __copy__(self) -> Monitor:
@@ -331,6 +357,7 @@ class Monitor(Shown, tf.Module):
             "update_limit": self._engine.weights.limit,
             "record": self._host.record,
             **({} if keeper is None else keeper.options),
+            "recover": self._host.recover,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:

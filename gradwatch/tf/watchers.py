@@ -137,6 +137,11 @@ def one_step() -> Iterator[None]:
             _replicas_inside.remove(replica)
 
 
+def is_updating() -> bool:
+    """Whether a watched update is under way here, or in a thread of a replica that waits for this one."""
+    return _inside.get() or bool(_replicas_inside)
+
+
 def _is_inside() -> bool:
     return _inside.get() or (bool(_replicas_inside) and _replica() in _replicas_inside)
 

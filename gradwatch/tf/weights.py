@@ -220,6 +220,12 @@ class Weights:
             "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
         }
 
+    def rewound(self, packed: np.ndarray) -> np.ndarray:
+        """A state of then, with the updates that were limited since."""
+        packed, limited = packed.copy(), slice(SCALARS.index("limited_low") - len(SCALARS), None)
+        packed[limited] = tf.convert_to_tensor(self.state).numpy()[limited]
+        return packed
+
     def put(self, packed: np.ndarray) -> None:
         with tf.init_scope():
             self.state.assign(packed)

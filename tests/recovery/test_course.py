@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gradwatch import recovery
+from gradwatch.core.snapshot import RUNGS
 from gradwatch.recovery import course
 from gradwatch.recovery.course import ANSWERS, REASONS, Course, Rate
-from gradwatch.recovery.rungs import RUNGS
 from gradwatch.recovery.signs import Rows, Signs, Trouble
 
 
@@ -36,9 +36,9 @@ BACK, LOWER, BOTH, STOP = ("rollback",), ("lower",), ("rollback", "lower"), ("st
         ("exploding", None, [LOWER, BOTH, BOTH, STOP]),
         ("lost", None, [BOTH] * 6 + [STOP, STOP]),
         ("lost", "rate", [BOTH] * 6 + [STOP]),
-        ("lost", "data", [BACK, BOTH, STOP]),
+        ("lost", "data", [BACK, *[BOTH] * 4, STOP]),
         ("nonfinite", None, [BACK, BOTH, BOTH, BOTH, STOP]),
-        ("nonfinite", "data", [BACK, STOP]),
+        ("nonfinite", "data", [BACK, BOTH, STOP]),
         ("nonfinite", "rate", [BOTH] * 4 + [STOP]),
         ("poisoned", None, [BACK, BACK, STOP]),
     ],
@@ -129,18 +129,26 @@ def test_a_rate_at_which_it_came_again_is_not_reached_again():
     rate.lower(1000, None)
     came = rate.at(1400)  # 10^-0.25
     assert rate.lower(1400, None) == pytest.approx(came * 0.1)
-    assert rate.at(10**6) == pytest.approx(came * math.sqrt(0.1))
+    assert rate.at(10**6) == pytest.approx(came * 0.1)
     # soon after the way back was over, too
     other = Rate(recovery.lower())
     other.lower(1000, None)
     assert other.at(2000) == 1.0
     other.lower(2000, None)
-    assert other.at(10**6) == pytest.approx(math.sqrt(0.1))
+    assert other.at(10**6) == pytest.approx(0.1)
     # long after it, no longer
     third = Rate(recovery.lower())
     third.lower(1000, None)
     third.lower(1000 + course.REMEMBERED_STEPS, None)
     assert third.at(10**6) == 1.0
+
+
+def test_a_rate_that_is_far_down_takes_as_long_for_each_factor():
+    rate = Rate(recovery.lower(factor=0.1, hold_steps=100, return_steps=400))
+    rate.lower(1000, 10.0)  # an update that moves ten times the weights' norm: to a hundredth of their norm
+    assert rate.at(1100) == pytest.approx(1e-3)
+    assert rate.at(1500) == pytest.approx(1e-2)
+    assert rate.at(2300) == rate.at(10**9) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -221,12 +229,32 @@ def test_a_loss_that_moves_without_an_anomaly_is_other_data_and_becomes_the_new_
     assert signs.usual_loss == pytest.approx(2.0)
 
 
-def test_a_loss_far_above_the_first_one_is_lost_after_ten_steps():
-    signs = Signs(50)
-    signs.read(rows(1, [2.3] + [1e5] * 9), {})
-    assert signs.trouble() is None
-    signs.read(rows(11, [1e5] * 2), {})
+def test_while_the_rate_is_on_trial_a_loss_that_creeps_away_is_lost_without_an_anomaly():
+    signs = healthy(Signs(50), 300, loss=0.5)
+    signs.on_trial = True
+    for i in range(100):
+        loss = 0.5 * 1.005 ** (10 * i)
+        signs.read(rows(signs.last_step + 1, loss + 0.02 * np.random.default_rng(i).standard_normal(10)), {})
+        if signs.trouble() is not None:
+            break
     assert signs.trouble().cause == "lost"
+    assert loss < 2.0
+    # a level that follows the drift sees nothing of it
+    follows = healthy(Signs(50), 300, loss=0.5)
+    for i in range(100):
+        loss = 0.5 * 1.001 ** (10 * i)
+        follows.read(rows(follows.last_step + 1, loss + 0.02 * np.random.default_rng(i).standard_normal(10)), {})
+        assert follows.trouble() is None
+
+
+def test_a_loss_far_above_the_first_one_is_lost_after_ten_steps_if_the_gradients_exploded():
+    for norm in (50.0, 1.0):
+        signs = Signs(50)
+        signs.read(rows(1, [2.3] + [1e5] * 9, [1.0] + [norm] * 9), {})
+        assert signs.trouble() is None
+        signs.read(rows(11, [1e5] * 2), {})
+        # a loss that begins near zero may well be a hundred times as large at the next step
+        assert (signs.trouble() is not None) == (norm == 50.0)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
@@ -251,17 +279,28 @@ def test_more_dropped_updates_than_the_bound_are_no_bad_batches():
         assert signs.trouble() is None
         signs.read(rows(301 + 10 * i, [1.0] * 10, [math.nan] + [1.0] * 9, verdict=[2] + [0] * 9), {})
     assert signs.trouble().cause == "dropping"
+    assert signs.trouble(loss_scaled=True) is None, "a loss scale that looks for its value"
     signs.read(rows(341, [1.0] * 50), {})
     assert signs.trouble() is None
 
 
-def test_a_saturated_run_is_in_trouble_unless_it_is_so_for_want_of_finite_gradients():
-    signs = healthy(Signs(50), 300)
-    signs.read(rows(301, [1.0] * 10), {"saturated": True})
-    assert signs.trouble().cause == "saturated"
-    broken = healthy(Signs(50), 300)
-    broken.read(rows(301, [1.0] * 5, math.nan, verdict=2), {"saturated": True})
-    assert broken.trouble() is None
+def saturated(*, loss, norm=50.0, steps=70, **row):
+    """A run that exploded at once and lives on its brakes since."""
+    signs = Signs(50)
+    signs.read(rows(1, [2.3] * 10), {})
+    for i in range(steps // 10):
+        signs.read(rows(11 + 10 * i, [loss] * 10, norm if i == 0 else row.get("later", 1.0)), {"saturated": True})
+    return signs.trouble()
+
+
+def test_a_saturated_run_that_learns_nothing_after_an_explosion_is_in_trouble():
+    assert saturated(loss=2.3).cause == "saturated"
+    assert saturated(loss=2.3, steps=40) is None, "not at once"
+
+
+def test_a_run_that_is_clipped_hard_on_purpose_is_left_alone():
+    assert saturated(loss=2.3, norm=1.0) is None, "it never exploded"
+    assert saturated(loss=1.9) is None, "it learns"
 
 
 def test_without_a_loss_a_lasting_explosion_is_what_tells():
@@ -274,6 +313,17 @@ def test_without_a_loss_a_lasting_explosion_is_what_tells():
         signs.read(rows(i + 1, [math.nan] * 10, 50.0), {"explosion": True})
     assert signs.trouble().cause == "exploding"
     assert signs.calm_steps == 0
+
+
+def test_one_loss_for_a_call_of_many_steps_is_the_loss_of_each():
+    signs = Signs(50)
+    for _ in range(20):
+        signs.read(rows(signs.last_step + 1, [math.nan] * 29 + [1.0]), {})
+        assert signs.trouble() is None
+    assert signs.usual_loss == 1.0
+    assert signs.calm_steps == 600
+    signs.read(rows(601, [math.nan] * 29 + [1e4], [50.0] + [1.0] * 29), {})
+    assert signs.trouble().cause == "lost"
 
 
 def test_what_the_steps_said_before_the_weights_were_set_back_is_forgotten_and_the_usual_loss_is_not():

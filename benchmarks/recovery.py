@@ -1,0 +1,460 @@
+"""Does a run that explodes beyond clipping come through by itself?
+
+    python benchmarks/recovery.py --quick               a few runs of one seed, two minutes
+    nice python benchmarks/recovery.py --seeds 5        everything: an hour or two; stop and start it at will
+    python benchmarks/recovery.py --report              the tables of what is finished
+    python benchmarks/recovery.py --cost                what the ladder costs a healthy run, armed and idle
+
+Forty kinds of run that explode (rates beyond what clipping holds, schedules that jump, corrupt stretches of data,
+damaged weights, operations that give NaN, overflows of half precision) and twenty healthy ones, on one small
+classification whose data never end: 64 inputs, 10 classes, a tenth of the labels wrong, so that its loss has a floor.
+
+A run is judged by the loss on the same 2,000 clean examples at its end, relative to that of the run without the fault:
+same seed, same batches, the rate that suits the optimizer. Saved: at most 5 % above it. A fault that no lower rate and
+no cleaner data can mend is to be stopped, within 200 steps of its beginning.
+
+Peers: nothing; clipping alone (gradwatch without recover=); TerminateOnNaN with BackupAndRestore as the Keras guide
+shows it (a backup every 100 steps; a NaN loss ends the run, which begins again from the backup, up to five times, and
+goes on with the next data); and a random ladder: the same rungs, drawn by chance each time the signs say that something
+is wrong (arXiv 2301.11568 found chance to be comparable).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+ROOT = Path(__file__).parent
+RESULTS = ROOT / "results" / "recovery.json"
+
+INPUTS, CLASSES, BATCH, WIDTH = 64, 10, 32, 32
+BASE_RATE = {"sgd": 0.05, "adam": 0.003, "half": 0.05}
+METHODS = ("nothing", "clipping", "BackupAndRestore", "random ladder", "ladder")
+ALLOWED = 1.05
+STOP_WITHIN = 200
+
+
+# -- the task ---------------------------------------------------------------------------------------------
+
+
+class Data:
+    """Batches without end, equal for equal seeds."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._directions = np.random.default_rng(12345).normal(size=(INPUTS, CLASSES)).astype(np.float32)
+
+    def batch(self, step: int, size: int = BATCH, *, clean: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self._seed, step])
+        x = rng.standard_normal((size, INPUTS), np.float32)
+        y = np.argmax(np.tanh(x) @ self._directions + 2.0 * rng.standard_normal((size, CLASSES)), axis=1)
+        wrong = np.zeros(size, bool) if clean else rng.random(size) < 0.1
+        return x, np.where(wrong, rng.integers(0, CLASSES, size), y).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of run.
+
+    Attributes:
+      name: unique.
+      optimizer: "sgd", "adam" or "half": SGD in mixed_float16 with a loss scale.
+      rate: step -> factor of the base rate.
+      data: (step, x, y) -> (x, y).
+      broken: step -> whether an operation of the loss gives NaN.
+      damage: (step, weights) -> weights, or None to leave them; called between two steps.
+      begins: the step at which the fault begins.
+      savable: whether a lower rate or cleaner data can save it.
+    """
+
+    name: str
+    optimizer: str
+    rate: Callable[[int], float] = lambda step: 1.0
+    data: Callable[[int, Any, Any], tuple[Any, Any]] = lambda step, x, y: (x, y)
+    broken: Callable[[int], bool] = lambda step: False
+    damage: Callable[[int, list[np.ndarray]], list[np.ndarray] | None] = lambda step, weights: None
+    begins: int = 0
+    savable: bool = True
+
+
+def within(first: int, count: float) -> Callable[[int], bool]:
+    return lambda step: first <= step < first + count
+
+
+def faults(at: int) -> list[Fault]:
+    """The runs that explode; `at` is the step at which the later ones begin."""
+    found: list[Fault] = []
+    for optimizer, factors in {"sgd": (30, 100, 1000, 1e5), "adam": (100, 1e3, 1e4, 1e6), "half": (100, 1e4)}.items():
+        found += [Fault(f"{optimizer} at {f:g} times its rate", optimizer, rate=lambda _, f=f: f) for f in factors]
+        forever, passing = within(at, math.inf), within(at, 60)
+        for f in factors[1:3]:
+            found += [
+                Fault(f"{optimizer}, {f:g} times from a step on", optimizer, _jump(forever, f), begins=at),
+                Fault(f"{optimizer}, {f:g} times for 60 steps", optimizer, _jump(passing, f), begins=at),
+            ]
+    for optimizer in ("sgd", "adam"):
+        for count in (5, 60):
+            bad = within(at, count)
+            found += [
+                Fault(f"{optimizer}, NaN in {count} batches", optimizer, data=_x(bad, math.nan), begins=at),
+                Fault(f"{optimizer}, {count} batches times 1e4", optimizer, data=_x(bad, 1e4), begins=at),
+                Fault(f"{optimizer}, NaN operation for {count} steps", optimizer, broken=bad, begins=at),
+            ]
+        found += [
+            Fault(f"{optimizer}, a weight becomes 1e6", optimizer, damage=_flip(at, 1e6), begins=at),
+            Fault(f"{optimizer}, a weight becomes NaN", optimizer, damage=_flip(at, math.nan), begins=at),
+            Fault(f"{optimizer}, NaN operation for good", optimizer, broken=forever, begins=at, savable=False),
+            Fault(f"{optimizer}, NaN in all batches", optimizer, data=_x(forever, math.nan), begins=at, savable=False),
+        ]
+    found += [
+        Fault("half, 60 batches times 1e4", "half", data=_x(within(at, 60), 1e4), begins=at),
+        Fault("half, a weight becomes 1e6", "half", damage=_flip(at, 1e6), begins=at),
+    ]
+    return found
+
+
+def _jump(when: Callable[[int], bool], factor: float) -> Callable[[int], float]:
+    return lambda step: factor if when(step) else 1.0
+
+
+def _x(when: Callable[[int], bool], factor: float) -> Callable[[int, Any, Any], tuple[Any, Any]]:
+    return lambda step, x, y: (x * np.float32(factor), y) if when(step) else (x, y)
+
+
+def _flip(at: int, value: float) -> Callable[[int, list[np.ndarray]], list[np.ndarray] | None]:
+    def damage(step: int, weights: list[np.ndarray]) -> list[np.ndarray] | None:
+        if step != at:
+            return None
+        weights[0][3, 5] = value
+        return weights
+
+    return damage
+
+
+def healthy(steps: int) -> list[Fault]:
+    """Runs with nothing wrong: rates, schedules, hard but sound data."""
+    found = []
+    for optimizer in ("sgd", "adam"):
+        found += [
+            Fault(f"{optimizer}, {f:g} times its rate", optimizer, rate=lambda _, f=f: f) for f in (0.1, 0.3, 1, 2)
+        ]
+        found += [
+            Fault(f"{optimizer}, warm-up", optimizer, rate=lambda s: min(1.0, s / 200)),
+            Fault(f"{optimizer}, cosine", optimizer, rate=lambda s: 0.5 + 0.5 * math.cos(math.pi * s / steps)),
+            Fault(f"{optimizer}, steps down", optimizer, rate=lambda s: 0.1 ** (s // (steps // 3))),
+            Fault(f"{optimizer}, other data", optimizer, data=lambda s, x, y: (x, (y + (s > steps // 2)) % CLASSES)),
+            Fault(f"{optimizer}, some batches twice as large", optimizer, data=_x(lambda s: s % 37 == 0, 2.0)),
+        ]
+    return found + [Fault("half", "half"), Fault("half, 0.3 times its rate", "half", rate=lambda _: 0.3)]
+
+
+# -- training ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What came of one run."""
+
+    loss: float
+    lost_steps: int = 0
+    stopped_at: int | None = None
+    verdict: str = ""
+    did: dict[str, int] = field(default_factory=dict)
+    weights: list[np.ndarray] = field(default_factory=list)
+
+
+class Trainer:
+    """One optimizer and one method, compiled once: weights, slots and monitor begin anew with each run."""
+
+    def __init__(self, optimizer: str, method: str) -> None:
+        import keras
+        import tensorflow as tf
+
+        import gradwatch
+        from gradwatch import policies, recovery
+
+        self.tf, self.method, self.kind = tf, method, optimizer
+        keras.mixed_precision.set_dtype_policy("mixed_float16" if optimizer == "half" else "float32")
+        layers = [keras.layers.Dense(WIDTH, activation="relu") for _ in range(2)]
+        last = keras.layers.Dense(CLASSES, dtype="float32")
+        self.net = net = keras.Sequential([keras.layers.Input((INPUTS,)), *layers, last])
+        keras.mixed_precision.set_dtype_policy("float32")
+        made: Any = keras.optimizers.Adam(0.003) if optimizer == "adam" else keras.optimizers.SGD(0.05, momentum=0.9)
+        self.inner = made
+        self.optimizer = outer = keras.optimizers.LossScaleOptimizer(made) if optimizer == "half" else made
+        outer.build(net.trainable_variables)
+        loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+        @tf.function
+        def step(x: Any, y: Any, broken: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = loss_of(y, net(x, training=True)) * (1.0 + tf.sqrt(-broken))
+                scaled = outer.scale_loss(loss) if optimizer == "half" else loss
+            outer.apply_gradients(zip(tape.gradient(scaled, net.trainable_variables), net.trainable_variables))
+            return loss
+
+        @tf.function
+        def judge(x: Any, y: Any) -> Any:
+            return loss_of(y, net(x, training=False))
+
+        self.judge, self.step, self.monitor = judge, step, None
+        if method not in ("nothing", "BackupAndRestore"):
+            recover = recovery.ladder() if "ladder" in method else None
+            self.step = gradwatch.watch(step, name=method, policy=policies.percentile(90), recover=recover)
+            self.monitor = self.step.monitor
+        self.variables = [*net.variables, *outer.variables, *(made.variables if made is not outer else [])]
+        self.first = [np.array(tf.convert_to_tensor(v)) for v in self.variables]
+
+    def run(self, fault: Fault, seed: int, steps: int, *, keep: bool = False) -> Run:
+        import keras
+
+        from gradwatch.errors import TrainingStopped
+
+        keras.utils.set_random_seed(seed)
+        for v, value in zip(self.variables, self.first):
+            v.assign(value)
+        rng = np.random.default_rng([seed, 7])
+        for v in self.net.trainable_variables:
+            if len(v.shape) == 2:
+                v.assign(rng.normal(size=v.shape) * math.sqrt(2.0 / v.shape[0]))
+        if self.monitor is not None:
+            self.monitor.reset()
+            if self.method == "random ladder":
+                self._by_chance(random.Random(seed))
+        data, run, base = Data(seed), Run(math.nan), BASE_RATE[self.kind]
+        backup, restarts, lossless, rate = self._values(), 0, 0, math.nan
+        restarting = self.method == "BackupAndRestore"
+        for i in range(1, steps + 1):
+            wanted = base * fault.rate(i)
+            if wanted != rate:
+                rate = wanted
+                self.inner.learning_rate.assign(rate)
+            damaged = (
+                fault.damage(i, [np.array(v) for v in self.net.trainable_variables]) if i == fault.begins else None
+            )
+            if damaged is not None:
+                for v, value in zip(self.net.trainable_variables, damaged):
+                    v.assign(value)
+            x, y = fault.data(i, *data.batch(i))
+            try:
+                loss = float(self.step(x, y, self.tf.constant(1.0 if fault.broken(i) else 0.0)))
+            except TrainingStopped as stopped:
+                run.stopped_at, run.verdict = i, stopped.verdict
+                break
+            if restarting and i % 100 == 0 and math.isfinite(loss):
+                backup = self._values()
+            if restarting and not math.isfinite(loss):
+                if restarts == 5:
+                    run.stopped_at = i
+                    break
+                restarts += 1
+                run.lost_steps += i - (i - 1) // 100 * 100
+                for v, value in zip(self.variables, backup):
+                    v.assign(value)
+            lossless = 0 if math.isfinite(loss) else lossless + 1
+            if lossless >= 300:
+                break  # it will not come back by itself
+        run.loss = float(self.judge(*Data(99).batch(0, 2000, clean=True)))
+        if self.monitor is not None and self.monitor._healer is not None:
+            seen = self.monitor.snapshot()
+            run.did, run.lost_steps = dict(seen.recoveries), sum(seen.lost_steps.values())
+        if keep:
+            run.weights = self._values()
+        return run
+
+    def _values(self) -> list[np.ndarray]:
+        return [np.array(self.tf.convert_to_tensor(v)) for v in self.variables]
+
+    def _by_chance(self, rng: random.Random) -> None:
+        """The ladder answers with one of its rungs, whatever the trouble."""
+        from gradwatch.recovery.course import Answer
+
+        course = self.monitor._healer._course
+
+        def answer(step: int, trouble: Any, **_: Any) -> Answer | None:
+            rung = rng.choice(["skip", "lower", "rollback", "stop"])
+            if rung == "skip":
+                return None
+            return course._take(step, trouble, (rung,), None)
+
+        course.answer = answer
+
+
+# -- everything -------------------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    target = path.with_suffix(".jsonl")
+    return [json.loads(line) for line in target.read_text().splitlines()] if target.exists() else []
+
+
+def work(seeds: list[int], steps: int, methods: list[str], only: str, path: Path) -> None:
+    done = {(x["run"], x["seed"], x["method"], x["steps"]) for x in lines(path)}
+    at = steps // 2
+    exploding = [f for f in faults(at) if only in f.name]
+    sound = [f for f in healthy(steps) if only in f.name]
+    for kind in BASE_RATE:
+        mine, calm = ([f for f in group if f.optimizer == kind] for group in (exploding, sound))
+        reference = Fault(f"{kind} without a fault", kind)
+        jobs = {"clipping": [reference, *calm], "ladder": calm}
+        for method in dict.fromkeys(["clipping", *methods]):
+            wanted = [*jobs.get(method, []), *(mine if method in methods else [])]
+            wanted = [(f, s) for s in seeds for f in wanted if (f.name, s, method, steps) not in done]
+            if not wanted:
+                continue
+            trainer = Trainer(kind, method)
+            for f, seed in wanted:
+                began = time.process_time()
+                run = trainer.run(f, seed, steps, keep=f in calm)
+                line = {
+                    "run": f.name, "seed": seed, "method": method, "steps": steps, "kind": kind,
+                    "group": "reference" if f is reference else "healthy" if f in calm else "exploding",
+                    "savable": f.savable, "begins": f.begins, "loss": run.loss, "lost_steps": run.lost_steps,
+                    "stopped_at": run.stopped_at, "verdict": run.verdict, "did": run.did,
+                    "digest": _digest(run.weights), "cpu_seconds": round(time.process_time() - began, 2),
+                }  # fmt: skip
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.with_suffix(".jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(f"{method:17} {f.name:40} seed {seed}  loss {run.loss:8.4g}  {run.did or ''}", flush=True)
+
+
+def _digest(weights: list[np.ndarray]) -> str:
+    import hashlib
+
+    return hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()[:16] if weights else ""
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers that the goals are about."""
+    floor = {(x["kind"], x["seed"], x["steps"]): x["loss"] for x in found if x["group"] == "reference"}
+    rows: dict[str, Any] = {}
+    for method in METHODS:
+        runs = [x for x in found if x["group"] == "exploding" and x["method"] == method]
+        savable = [x for x in runs if x["savable"]]
+        saved = [x for x in savable if _is_saved(x, floor)]
+        others = [x for x in runs if not x["savable"]]
+        stopped = [x for x in others if x["stopped_at"] and x["stopped_at"] - x["begins"] <= STOP_WITHIN]
+        rows[method] = {
+            "savable": len(savable),
+            "saved": len(saved),
+            "not saved": sorted({x["run"] for x in savable} - {x["run"] for x in saved}),
+            "lost steps, median share": float(np.median([x["lost_steps"] / x["steps"] for x in savable]))
+            if savable
+            else None,
+            "not savable": len(others),
+            "stopped in time": len(stopped),
+        }
+    pairs: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for x in found:
+        if x["group"] == "healthy":
+            pairs.setdefault((x["run"], x["seed"], x["steps"]), {})[x["method"]] = x
+    both = [p for p in pairs.values() if {"clipping", "ladder"} <= set(p)]
+    same = [p for p in both if p["clipping"]["digest"] == p["ladder"]["digest"] and not _acted(p["ladder"])]
+    return {"methods": rows, "healthy": len(both), "healthy and bit-identical": len(same)}
+
+
+def _median(shares: list[float]) -> float | None:
+    return float(np.median(shares)) if shares else None
+
+
+def _is_saved(x: dict[str, Any], floor: dict[tuple[Any, ...], float]) -> bool:
+    reference = floor.get((x["kind"], x["seed"], x["steps"]))
+    return reference is not None and not x["stopped_at"] and x["loss"] <= ALLOWED * reference
+
+
+def _acted(x: dict[str, Any]) -> bool:
+    return any(x["did"].get(rung) for rung in ("lower", "rollback", "stop"))
+
+
+def report(found: list[dict[str, Any]]) -> Iterator[str]:
+    told = summary(found)
+    yield "| method | saved, of those that can be saved | steps lost, median | stopped in time, of those that cannot |"
+    yield "| --- | --- | --- | --- |"
+    for method, row in told["methods"].items():
+        if not row["savable"]:
+            continue
+        share = row["lost steps, median share"]
+        yield (
+            f"| {method} | {row['saved']} of {row['savable']} ({row['saved'] / row['savable']:.0%}) | {share:.1%} "
+            f"| {row['stopped in time']} of {row['not savable']} |"
+        )
+    same = told["healthy and bit-identical"]
+    yield f"\nHealthy runs, bit-identical with the ladder armed: {same} of {told['healthy']}"
+    for method in ("random ladder", "ladder"):
+        missed = told["methods"][method]["not saved"]
+        if missed:
+            yield f"Not saved by the {method}: {', '.join(missed)}"
+
+
+def cost(blocks: int = 30, steps: int = 200) -> Iterator[str]:
+    """CPU time of a step with the ladder armed over that of one without, in turns; snapshots and looks included."""
+    data = [Data(0).batch(i) for i in range(50)]
+    yield "| optimizer | us a step | with the ladder | added | quartiles |"
+    yield "| --- | --- | --- | --- | --- |"
+    for kind in ("sgd", "adam"):
+        pair = [Trainer(kind, "clipping"), Trainer(kind, "ladder")]
+        batches = [(pair[0].tf.constant(x), pair[0].tf.constant(y)) for x, y in data]
+        calm = pair[0].tf.constant(0.0)
+        seconds = []
+        for block in range(blocks + 2):
+            row = []
+            for trainer in pair if block % 2 else pair[::-1]:
+                began = time.process_time()
+                for i in range(steps):
+                    trainer.step(*batches[i % len(batches)], calm)
+                row.append((time.process_time() - began) / steps)
+            seconds.append(row if block % 2 else row[::-1])
+        plain, armed = np.array(seconds[2:]).T  # the first two compile
+        low, middle, high = np.quantile(armed / plain - 1.0, [0.25, 0.5, 0.75])
+        yield (
+            f"| {kind} | {1e6 * np.median(plain):.0f} | {1e6 * np.median(armed):.0f} | {middle:+.1%} "
+            f"| {low:+.1%} to {high:+.1%} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--only", default="", help="runs whose name holds this text")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="SGD, one seed, 1,000 steps, the ladder alone")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--cost", action="store_true")
+    options = parser.parse_args()
+    if options.cost:
+        print("\n".join(cost()))
+        return
+    if options.quick:
+        options.seeds, options.steps, options.methods, options.only = 1, 1000, "ladder", "sgd"
+    if not options.report:
+        work(list(range(options.seeds)), options.steps, options.methods.split(","), options.only, options.output)
+    found = lines(options.output)
+    print("\n".join(report(found)))
+    if not options.report:
+        columns = [{k: v for k, v in x.items() if k != "digest"} for x in found]
+        told = {"summary": summary(found), "runs": columns}
+        options.output.write_text(
+            json.dumps(told["summary"], indent=1)[:-2]
+            + ',\n "runs": [\n  '
+            + ",\n  ".join(map(json.dumps, columns))
+            + "\n ]\n}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""The ladder of a training at work: between two calls of its step it looks at the newest steps, and answers trouble.
+
+It reads what the device wrote anyway, every `look_every` steps. On an accelerator it reads what was written at the
+look before, which the device has long done, so no step waits for it. Everything is decided from numbers that are equal
+on all replicas and workers, so that all of them do the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from gradwatch.errors import ConfigError, TrainingStopped
+from gradwatch.reading.health import health
+from gradwatch.reading.reader import reader
+from gradwatch.recovery import endings, folder, words
+from gradwatch.recovery.course import LOWER, ROLLBACK, STOP, Answer, Course
+from gradwatch.recovery.generations import Generation
+from gradwatch.recovery.ledger import Ledger
+from gradwatch.recovery.reasons import Reason, reason_of
+from gradwatch.recovery.rungs import Ladder
+from gradwatch.recovery.signs import Signs, Trouble
+from gradwatch.tf import compat, devices, distribution, updates
+from gradwatch.tf.peek import Look, Peek
+from gradwatch.tf.snapshots import Snapshots
+from gradwatch.tf.training_state import TrainingState, variables_of
+
+logger: logging.Logger = logging.getLogger("gradwatch")
+
+#: Weights that have grown so much since the snapshot are hurt.
+_GROWN = 2.0
+
+_SEVEREST = ("nonfinite", "poisoned", "lost", "exploding", "saturated", "dropping")
+
+
+class Watched:
+    """One monitor of the training, as the healer follows it."""
+
+    def __init__(self, monitor: Any, ladder: Ladder) -> None:
+        self.monitor: weakref.ref[Any] = weakref.ref(monitor)
+        self.engine = monitor._hidden
+        self.loss_scaled = False
+        self._ladder = ladder
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was seen yet."""
+        skip = self._ladder.skip
+        bound = (None, 100) if skip is None else (skip.most, skip.window)
+        self.signs = Signs(self._ladder.patience, *bound)
+        self.peek = Peek(self.engine)
+        self.update_ratio: float | None = None
+        self.norm = self.loss = math.nan
+
+    def take(self, look: Look) -> int:
+        """Read new steps; how many of them the guard dropped."""
+        self.signs.read(look.rows, look.active)
+        self.update_ratio = look.update_ratio
+        self.norm, self.loss = float(look.rows.norm[-1]), float(look.rows.loss[-1])
+        return look.dropped
+
+
+class Healer:
+    """What `recover=` makes: the ladder of one training.
+
+    Args:
+      ladder: the rungs.
+
+    Attributes:
+      ledger: what was done.
+      model: of `model.fit`; None elsewhere.
+    """
+
+    def __init__(self, ladder: Ladder) -> None:
+        self.ladder = ladder
+        self.ledger = Ledger()
+        self.model: Any = None
+        self._watched: list[Watched] = []
+        self._course = Course(ladder)
+        self._state = TrainingState(())
+        self._snapshots: Snapshots | None = None
+        self._met: set[tuple[int, int]] = set()
+        self._known_steps: set[int] = set()
+        self._run_id = ""
+        self._optimizers: list[weakref.ref[Any]] = []
+        self._lock = threading.RLock()
+        self._under_way = 0
+        self._calls = self._next_look = 0
+        self._calls_at_look = 0
+        self._unsure = False  # a step without a finite gradient may have left a NaN where no gradient comes
+        self._went_back = False
+        self._scale = 1.0  # as it is on the device
+        self._begins = False  # the weights at the next call are the first of a training
+
+    # -- who is watched -----------------------------------------------------------------------------------
+
+    @property
+    def lowers(self) -> bool:
+        """Whether the learning rate may be lowered."""
+        return self.ladder.lower is not None
+
+    def follow(self, monitor: Any) -> None:
+        """Act for this monitor too: a step with several optimizers goes back as a whole."""
+        if all(one.monitor() is not monitor for one in self._watched):
+            self._watched.append(Watched(monitor, self.ladder))
+            self._state.engines.append(monitor._hidden)
+            monitor._hidden.healer = self
+        if self._snapshots is None and self.ladder.rollback is not None:
+            self._run_id = monitor.run_id
+            self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)
+
+    @property
+    def leader(self) -> Any:
+        """The first of the monitors."""
+        return self._watched[0].monitor()
+
+    def restart(self, model: Any = None) -> None:
+        """Another training begins, with whatever weights there are at its first call.
+
+        Args:
+          model: of `model.fit`. Its train function may have been traced by an earlier fit, so that nothing will say
+            again what gradients move.
+        """
+        with self._lock:
+            self.model = model
+            self._unsure = self._went_back = False
+            if model is not None:
+                self._met.clear()
+                self._state = TrainingState(self._state.engines)
+                self._state.add(model.trainable_variables, weights=True)
+                for optimizer in self._alive_optimizers():
+                    self._state.leave_out(compat.rate_variables(optimizer))
+                self._state.add(v for one in (model, *self._alive_optimizers()) for v in variables_of(one))
+            if self.ladder.rollback is not None:
+                self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)
+            for one in self._watched:
+                one.signs.forget()
+            self._begins = True
+
+    def reset(self) -> None:
+        """As before the first step: nothing is known of any run."""
+        with self._lock:
+            self.ledger, self._course = Ledger(), Course(self.ladder)
+            for one in self._watched:
+                one.reset()
+            self.restart()
+            self._set_scale(0)
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Around a call of the step, from the host."""
+        if self._begins:
+            self._begins = False
+            self._begin(self._state.variables())
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    def meet(self, optimizer: Any, variables: Sequence[Any] | None, *, loss_scaled: bool) -> None:
+        """An update comes: learn which variables it moves, before it moves them. Called at each trace, or eager step.
+
+        Raises:
+          ConfigError: nobody calls from the host, so that nothing could ever be done.
+        """
+        if not self._under_way:
+            raise ConfigError(
+                "recover= acts between two calls of the watched step, and this step is called inside a tf.function, "
+                "or its gradients come to monitor.clip alone. Put gradwatch.watch(recover=...) above the outermost "
+                "function that trains, or use gradwatch.KerasCallback(recover=...) for model.fit"
+            )
+        key = (id(optimizer), id(variables[0]) if variables else 0)
+        # an id may be used again
+        if key in self._met and (optimizer is None or any(optimizer is one for one in self._alive_optimizers())):
+            return
+        if optimizer is not None:
+            with tf.init_scope():  # the replicas' threads may meet there: not under the lock
+                updates.build(optimizer, None if variables is None else list(variables))
+        with self._lock:
+            self._met.add(key)
+            for one in self._watched:
+                one.loss_scaled |= loss_scaled
+            if optimizer is not None:
+                if not any(optimizer is one for one in self._alive_optimizers()):
+                    self._optimizers.append(weakref.ref(optimizer))
+                self._state.leave_out(compat.rate_variables(optimizer))
+            found = self._state.add(variables or (), weights=True)
+            slots = [] if optimizer is None else updates.slots(optimizer)
+            rung = self.ladder.rollback
+            kept = [] if rung is None else variables_of(rung.named)
+            model = [] if self.model is None else variables_of(self.model)
+            found += self._state.add([*slots, *kept, *model])
+            self._begin(found)
+
+    def _objects(self) -> dict[str, Any]:
+        """What a checkpoint holds, by the names that docs/recovery.md tells."""
+        rung = self.ladder.rollback
+        objects: dict[str, Any] = {} if rung is None else dict(rung.named)
+        if self.model is not None:
+            objects.setdefault("model", self.model)
+        for optimizer in self._alive_optimizers():
+            if not any(optimizer is one for one in objects.values()):
+                objects["optimizer" if "optimizer" not in objects else f"optimizer_{len(objects)}"] = optimizer
+        monitors = {m.name: m for one in self._watched if (m := one.monitor()) is not None}
+        objects["gradwatch"] = next(iter(monitors.values())) if len(monitors) == 1 else monitors
+        return objects
+
+    def _alive_optimizers(self) -> list[Any]:
+        return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+
+    def knows_step(self, step: Any) -> bool:
+        """Whether this function was asked for its variables before."""
+        known = id(step) in self._known_steps
+        self._known_steps.add(id(step))
+        return known
+
+    def include(self, variables: Sequence[Any]) -> None:
+        """These belong to the training as well; their values are those from before its first step."""
+        with self._lock:
+            self._begin(self._state.add(variables))
+
+    def _begin(self, variables: list[tf.Variable]) -> None:
+        if self._snapshots is not None and variables:
+            self._snapshots.begin(variables)
+
+    @functools.cached_property
+    def _has_accelerator(self) -> bool:
+        return devices.has_accelerator()
+
+    # -- between two calls --------------------------------------------------------------------------------
+
+    def after_call(self) -> None:
+        """A call has ended: look, if it is time.
+
+        Raises:
+          TrainingStopped: the rung `stop` ends the training.
+        """
+        self._calls += 1
+        if self._calls >= self._next_look:
+            self.look()
+
+    def look(self, *, now: bool = False) -> None:
+        """Look at the newest steps, and answer trouble.
+
+        Args:
+          now: at the very newest ones, though the device may not be done with them.
+
+        Raises:
+          TrainingStopped: the rung `stop` ends the training.
+        """
+        with self._lock:
+            self._next_look = self._calls + self.ladder.look_every  # also after one that failed
+            try:
+                steps = self._read(now=now or not self._has_accelerator)
+                calls = max(self._calls - self._calls_at_look, 1)
+                self._calls_at_look = self._calls
+                self._next_look = self._calls + max(1, self.ladder.look_every * calls // max(steps, calls))
+                if steps:
+                    self._act()
+            except TrainingStopped:
+                raise
+            except Exception:
+                health.failed("recovery", "the ladder cannot look at the training", exc_info=True)
+
+    def _read(self, *, now: bool) -> int:
+        """How many steps were new."""
+        most = 0
+        for one in self._watched:
+            look = one.peek.look(now=now)
+            if look is None:
+                continue
+            one.signs.on_trial = self._course.is_on_trial(one.signs.last_step)
+            most = max(most, len(look.rows.step))
+            self.ledger.skipped(one.take(look))
+            self._unsure |= look.nonfinite
+        return most
+
+    def _act(self) -> None:
+        if self.ledger.stopped is not None:
+            return  # whoever goes on nevertheless is alone
+        step = max(one.signs.last_step for one in self._watched)
+        found = [(one, trouble) for one in self._watched if (trouble := self._trouble(one)) is not None]
+        if found:
+            self._answer(step, *min(found, key=lambda pair: _SEVEREST.index(pair[1].cause)))
+        elif self._snapshots is not None:
+            self._snapshots.look(step, self._calm_steps, self._facts())
+        self._set_scale(step)
+
+    def _trouble(self, one: Watched) -> Trouble | None:
+        trouble = one.signs.trouble(loss_scaled=one.loss_scaled)
+        if trouble is None and self._unsure and not one.signs.steps_without_gradient:
+            self._unsure = False
+            broken = self._state.nonfinite() if self._snapshots is not None else []
+            if broken:
+                text = f"{broken[0]} holds NaN or Inf" + (f", and {len(broken) - 1} more" if len(broken) > 1 else "")
+                return Trouble("poisoned", one.signs.last_step, 1, text)
+        return trouble
+
+    @property
+    def _calm_steps(self) -> int:
+        return min(one.signs.calm_steps for one in self._watched)
+
+    def _facts(self) -> dict[str, Any]:
+        one = self._watched[0]
+        return {"loss": one.loss, "norm": one.norm, **one.signs.facts()}
+
+    # -- answers ------------------------------------------------------------------------------------------
+
+    def _answer(self, step: int, one: Watched, trouble: Trouble) -> None:
+        monitor = one.monitor()
+        strategy = self._state.strategy
+        target = None if self._snapshots is None else self._snapshots.generations.target()
+        alone = not distribution.has_several_workers(strategy)
+        # each worker has its own record and its own batches: what is concluded from them may differ
+        reason = reason_of(monitor) if alone and monitor is not None else Reason()
+        answer = self._course.answer(
+            step,
+            trouble,
+            reason=reason.kind,
+            update_ratio=one.update_ratio,
+            broken=self._went_back and one.signs.never_finite,
+            hurt=trouble.cause != "nonfinite" or self._is_hurt(target, strategy),
+        )
+        if answer is None:
+            return
+        back_to = self._go_back(answer) if ROLLBACK in answer.rungs else None
+        rungs = tuple(r for r in answer.rungs if r != ROLLBACK or back_to is not None)
+        self._set_scale(step)
+        if not rungs:
+            return
+        name = monitor.name if monitor is not None else ""
+        verdict = reason.verdict or (words.ADVICE.get(trouble.cause, "") if STOP in rungs else "")
+        text = words.said(
+            name,
+            step,
+            trouble,
+            back_to=None if back_to is None else back_to.step,
+            scale=answer.scale if LOWER in rungs else None,
+            stops=STOP in rungs,
+            verdict=verdict,
+        )
+        lost = 0 if back_to is None else step - back_to.step
+        self.ledger.answered(rungs, step, trouble.cause, text, lost)
+        if monitor is not None:
+            monitor.note(text)
+        logger.log(logging.ERROR if STOP in rungs else logging.WARNING, "%s", text)
+        if back_to is not None:
+            self._went_back = True
+            for other in self._watched:
+                other.signs.forget()
+        if STOP in rungs:
+            self._stop(step, text, reason.verdict or f"{trouble.text}. {words.ADVICE.get(trouble.cause, '')}".strip())
+
+    def _is_hurt(self, target: Generation | None, strategy: Any) -> bool:
+        """Whether the weights are not finite any more, or have grown far beyond those of the snapshot."""
+        then = None if target is None else target.facts.get("weight_norm")
+        grown = then is None or self._state.weight_norm() > _GROWN * float(then)
+        hurt = bool(self._state.nonfinite()) or grown
+        return hurt and distribution.same_on_all(float(hurt), strategy)
+
+    def _go_back(self, answer: Answer) -> Generation | None:
+        """To the snapshot, on all workers or on none."""
+        assert self._snapshots is not None
+        for older in (answer.older, True):
+            target = self._snapshots.generations.target(older=older)
+            # a worker whose disk or memory did not take a snapshot has another one, or none
+            if distribution.same_on_all(-1.0 if target is None else target.step, self._state.strategy) and target:
+                rates = [v for optimizer in self._alive_optimizers() for v in compat.rate_variables(optimizer)]
+                self._snapshots.restore(target, rates)
+                return target
+        return None
+
+    def _set_scale(self, step: int) -> None:
+        scale = self._course.scale(step)
+        if scale == self._scale:
+            return
+        self.ledger.rate_scale = self._scale = scale
+        with tf.init_scope():
+            for one in self._watched:
+                if one.engine.rate_scale is not None:
+                    one.engine.rate_scale.assign(scale)
+
+    def _stop(self, step: int, text: str, verdict: str) -> None:
+        stop = self.ladder.stop
+        assert stop is not None
+        error = TrainingStopped(text)
+        error.verdict, error.step, error.exit_code = verdict, step, stop.exit_code
+        if self._snapshots is not None and self._snapshots.directory is not None:
+            try:
+                self._snapshots.write(step, folder.LAST, self._facts())
+            except Exception as failure:
+                health.failed("recovery", f"the last state could not be written: {failure}", key=("last", text))
+        for one in self._watched:
+            monitor = one.monitor()
+            if monitor is not None:
+                monitor.flush_record()
+        reader.poll_now()
+        self.ledger.stopped = error
+        endings.exit_with_its_code()
+        raise error

@@ -1,0 +1,91 @@
+"""The learning rate as an optimizer sees it within its update: what it is set to, times a scale on the device.
+
+The rate is scaled where an optimizer asks for it, so the person's own view of it stays: `optimizer.learning_rate`, its
+schedule and the callbacks that read or set it know nothing of the scale. It holds for every optimizer of Keras, its
+weight decay, its momentum and what it wraps, because all of them ask one method.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from gradwatch.tf import compat, legacy, updates, watchers
+from gradwatch.tf.skip import saved
+
+_scales: weakref.WeakKeyDictionary[Any, tf.Variable] = weakref.WeakKeyDictionary()
+#: (optimizer, gradients, variables) -> whatever the optimizer returns.
+Update = Callable[[Any, Any, Any], Any]
+
+_asking = threading.local()  # a class of the user's may ask its parent: the rate must not be scaled twice
+
+
+def attach(optimizer: Any, scale: tf.Variable | None) -> None:
+    """From now on this optimizer, and what it wraps, see their learning rate times `scale`; None: as it is.
+
+    Raises:
+      UnsupportedError: this Keras asks for the rate elsewhere.
+    """
+    for one in _tree(optimizer):
+        if scale is None:
+            _scales.pop(one, None)
+        elif not legacy.is_old(one):
+            compat.require(compat.LEARNING_RATE, of=one)
+            _install(type(one))
+            _scales[one] = scale
+
+
+def lowered(update: Update, optimizer: Any, scale: tf.Variable | None) -> Update:
+    """`update` at the lowered rate: of tf-keras, whose optimizers ask for their rate in many places, scaled afterwards.
+
+    Its slots stay as at the full rate, so momentum is slower to follow.
+    """
+    if scale is None or not legacy.is_old(optimizer):
+        return update
+
+    def scaled(optimizer: Any, grads: list[Any], variables: list[Any]) -> Any:
+        before = saved(variables)
+        result = update(optimizer, grads, variables)
+        for v, b in before:
+            after = tf.convert_to_tensor(v)
+            # where, so that a run at its full rate stays the same to the bit
+            v.assign(tf.where(scale < 1.0, b + tf.cast(scale, after.dtype) * (after - b), after))
+        return result
+
+    return scaled
+
+
+def _tree(optimizer: Any) -> Iterator[Any]:
+    yield optimizer
+    for one in updates.wrapped(optimizer):
+        yield from _tree(one)
+
+
+def _install(cls: type) -> None:
+    owner = next(c for c in cls.__mro__ if compat.LEARNING_RATE in c.__dict__)
+    method = owner.__dict__[compat.LEARNING_RATE]
+    if not hasattr(method, "_gradwatch"):
+        setattr(owner, compat.LEARNING_RATE, _asked(method))
+
+
+def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    @tf.autograph.experimental.do_not_convert
+    def current(self: Any, *args: Any, **keywords: Any) -> Any:
+        scale = _scales.get(self)
+        if scale is None or getattr(_asking, "now", False) or not watchers.is_updating():
+            return original(self, *args, **keywords)
+        _asking.now = True
+        try:
+            rate = tf.convert_to_tensor(original(self, *args, **keywords))
+        finally:
+            _asking.now = False
+        return rate * tf.cast(scale, rate.dtype)
+
+    current._gradwatch = True  # type: ignore[attr-defined]
+    return current

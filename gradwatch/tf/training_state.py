@@ -1,0 +1,138 @@
+"""All variables of a training that a return to a snapshot takes back, and the states of its monitors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from gradwatch.tf import updates
+
+
+class Values(NamedTuple):
+    """A copy on the host.
+
+    Attributes:
+      variables: id of a variable -> its value.
+      monitors: for each monitor what `DeviceState.pack` gave, None before its first step.
+    """
+
+    variables: dict[int, np.ndarray]
+    monitors: tuple[np.ndarray | None, ...]
+
+
+class TrainingState:
+    """The variables, held weakly: a monitor that outlives its model must not keep it.
+
+    Args:
+      engines: of the monitors that watch the training.
+    """
+
+    def __init__(self, engines: Sequence[Any]) -> None:
+        self.engines: list[Any] = list(engines)
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._weights: set[int] = set()  # those that gradients move
+        self._left_out: set[int] = set()
+
+    def add(self, variables: Iterable[Any], *, weights: bool = False) -> list[tf.Variable]:
+        """Take in variables of Keras or TensorFlow; those that are new here.
+
+        Args:
+          weights: whether gradients move them.
+        """
+        own = {id(v) for engine in self.engines for v in engine.own_variables()}
+        new = []
+        for variable in map(updates.tf_variable, variables):
+            key = id(variable)
+            if not isinstance(variable, tf.Variable) or key in own or key in self._left_out:
+                continue
+            if weights:
+                self._weights.add(key)
+            known = self._references.get(key)
+            if known is None or known() is not variable:
+                self._references[key] = weakref.ref(variable)
+                new.append(variable)
+        return new
+
+    @property
+    def strategy(self) -> Any:
+        """The strategy that the training runs under, or None."""
+        states = (e.on_device.state for e in self.engines if e.on_device is not None)
+        return next((s for state in states if (s := getattr(state, "distribute_strategy", None)) is not None), None)
+
+    def leave_out(self, variables: Iterable[Any]) -> None:
+        """These belong to the person: a learning rate that was set since the snapshot stays as it was set."""
+        for variable in map(updates.tf_variable, variables):
+            self._left_out.add(id(variable))
+            self._references.pop(id(variable), None)
+
+    def variables(self) -> list[tf.Variable]:
+        """Those that still exist."""
+        return [v for reference in list(self._references.values()) if (v := reference()) is not None]
+
+    # -- copies -----------------------------------------------------------------------------------------
+
+    def read(self) -> Values:
+        """All of it, as it is now; waits for the device."""
+        return Values({id(v): value_of(v) for v in self.variables()}, self.read_monitors())
+
+    def read_monitors(self) -> tuple[np.ndarray | None, ...]:
+        """The states of the monitors."""
+        with tf.init_scope():
+            return tuple(None if e.on_device is None else e.on_device.pack().numpy().copy() for e in self.engines)
+
+    def write(self, values: Values) -> None:
+        """Go back to a copy. What was not there yet when it was taken stays."""
+        with tf.init_scope():
+            for v in self.variables():
+                value = values.variables.get(id(v))
+                # a snapshot of another model cannot come here, an id that is used again can
+                if value is not None and value.shape == tuple(v.shape):
+                    v.assign(value)
+        self.rewind(values.monitors)
+
+    def rewind(self, monitors: Sequence[np.ndarray | None]) -> None:
+        """The monitors judge as they did then."""
+        for engine, packed in zip(self.engines, monitors):
+            if packed is not None:
+                engine.rewind(packed)
+
+    # -- health -----------------------------------------------------------------------------------------
+
+    def nonfinite(self) -> list[str]:
+        """Names of the variables that hold a NaN or Inf."""
+        found = []
+        for v in self.variables():
+            if v.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(tf.cast(v, tf.float32)))):
+                found.append(str(v.name))
+        return found
+
+    def weight_norm(self) -> float:
+        """Global norm of the weights that gradients move; NaN where it is not finite, 0 without weights."""
+        squares = [float(tf.nn.l2_loss(tf.cast(v, tf.float32))) for v in self.variables() if id(v) in self._weights]
+        total = float(np.sqrt(2.0 * np.sum(squares))) if squares else 0.0
+        return total if np.isfinite(total) else float("nan")
+
+
+def value_of(variable: Any) -> np.ndarray:
+    """A copy of a variable on the host, that nothing shares."""
+    with tf.init_scope():
+        return np.array(tf.convert_to_tensor(variable))
+
+
+def variables_of(thing: Any) -> list[Any]:
+    """The variables of a model, an optimizer, a module, a collection of such, or a variable itself."""
+    if isinstance(thing, tf.Variable) or isinstance(getattr(thing, "value", None), tf.Variable):
+        return [thing]
+    if isinstance(thing, Mapping):
+        return [v for one in thing.values() for v in variables_of(one)]
+    if isinstance(thing, (list, tuple)):
+        return [v for one in thing for v in variables_of(one)]
+    if updates.is_optimizer(thing):
+        return updates.slots(thing)
+    held = getattr(thing, "variables", None)
+    held = held() if callable(held) else held
+    return list(held) if isinstance(held, (list, tuple)) else []

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core import checks, decode, policies
-from gradwatch.core import detectors as _detectors
+from gradwatch.core import checks, decode
 from gradwatch.core.detectors import Detector
 from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.policies import Policy
@@ -23,7 +22,7 @@ from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading import reader
 from gradwatch.record import recorder
 from gradwatch.recovery.rungs import ladder_of
-from gradwatch.tf import capture, kept, reports
+from gradwatch.tf import capture, guards, kept, reports
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
@@ -114,12 +113,7 @@ class Monitor(Shown, tf.Module):
         if not isinstance(name, str) or not name:
             raise ConfigError(f"name must be a text that is not empty, got {name!r}")
         self._label = name
-        guard = Guard(
-            _default_policy() if policy is None else policies.parse(policy),
-            _default_detectors() if detectors is None else _detectors.parse_all(detectors),
-            on_nonfinite,
-            on_explosion,
-        )
+        guard = guards.guard_of(policy, detectors, on_nonfinite, on_explosion)
         self._host = HostSide(on_alert)
         if update_limit is not None:
             update_limit = checks.number(
@@ -234,7 +228,7 @@ class Monitor(Shown, tf.Module):
           ConfigError: grads is not a list of gradients, variables has another length, or the monitor is to skip or
             limit updates: who calls `clip` makes the update, and nobody else can change it.
         """
-        _refuse_skip(self.guard)
+        guards.refuse_skip(self.guard)
         if self._engine.weights.limit is not None:
             raise ConfigError(
                 f"update_limit={self._engine.weights.limit:g} needs to see the update, which monitor.clip does not; "
@@ -400,19 +394,3 @@ class Monitor(Shown, tf.Module):
 
     def _restore_from_tensors(self, restored: Mapping[str, tf.Tensor]) -> None:
         self._engine.restore(restored)
-
-
-# made once: monitors with equal guards share their program
-_default_policy = functools.cache(policies.percentile)
-_default_detectors = functools.cache(_detectors.default)
-
-
-def _refuse_skip(guard: Guard) -> None:
-    for option in ("on_nonfinite", "on_explosion"):
-        if getattr(guard, option) == "skip":
-            other = "zero" if option == "on_nonfinite" else "clip"
-            raise ConfigError(
-                f"{option}='skip' cannot be kept by monitor.clip: it hands the gradients back, and the update is "
-                "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
-                f"of a Keras optimizer whole, or {option}={other!r}"
-            )

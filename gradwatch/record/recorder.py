@@ -40,7 +40,7 @@ from gradwatch.record.schema import SUFFIX
 from gradwatch.record.writer import Look, RunFile, keep, shares_text
 from gradwatch.report import page
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 #: The folder of records, for who does not say `record=`.
 VARIABLE = "GRADWATCH_RECORD"
@@ -48,7 +48,6 @@ VARIABLE = "GRADWATCH_RECORD"
 #: "0" or "off": no report is written at the end of a recorded run.
 REPORT_VARIABLE = "GRADWATCH_REPORT"
 
-logger: logging.Logger = logging.getLogger("gradwatch")
 
 _MOST_WAITING = 4  # looks that wait for the disk; beyond it the steps stay in the history
 _MOST_WORDS = 1000

@@ -46,7 +46,6 @@ VARIABLE = "GRADWATCH_RECORD"
 #: "0" or "off": no report is written at the end of a recorded run.
 REPORT_VARIABLE = "GRADWATCH_REPORT"
 
-logger: logging.Logger = logging.getLogger("gradwatch")
 
 _MOST_WAITING = 4  # looks that wait for the disk; beyond it the steps stay in the history
 _MOST_WORDS = 1000

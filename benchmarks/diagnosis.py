@@ -220,7 +220,9 @@ def worked(run: Run, usual: tuple[float, float]) -> bool:
     return wild or not run.losses[1] < usual[1] + 0.5 * (usual[0] - usual[1])
 
 
-def observe_all(folder: Path, names: Sequence[str] = (), sets: Sequence[str] = tuple(SEEDS)) -> None:
+def observe_all(
+    folder: Path, names: Sequence[str] = (), sets: Sequence[str] = tuple(SEEDS), most: int | None = None
+) -> None:
     """Every fault in every model that it can occur in, with every seed; a file for each model and set of seeds."""
     import faulty_models
 
@@ -231,7 +233,7 @@ def observe_all(folder: Path, names: Sequence[str] = (), sets: Sequence[str] = t
         make = makers[name]
         began, model = time.process_time(), make()
         for which in sets:
-            runs = observe_model(model, SEEDS[which])
+            runs = observe_model(model, SEEDS[which][:most])
             with (folder / f"{which}-{name}.pickle").open("wb") as file:
                 pickle.dump([tuple(run) for run in runs], file)
         print(f"{name}: {time.process_time() - began:.0f} s", flush=True)
@@ -350,10 +352,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--which", choices=list(SEEDS), default="design")
     parser.add_argument("--sets", nargs="*", choices=list(SEEDS), default=list(SEEDS))
+    parser.add_argument("--most", type=int, help="seeds of each set; default: all")
     parser.add_argument("--models", nargs="*", default=[])
     given = parser.parse_args(arguments)
     if given.what == "observe":
-        observe_all(given.folder, given.models, given.sets)
+        observe_all(given.folder, given.models, given.sets, given.most)
         return
     runs = load(given.folder, "judged" if given.what == "judge" else given.which, given.models)
     found = score(runs, verbose=given.what == "score")

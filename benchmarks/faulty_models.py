@@ -316,13 +316,17 @@ def gan() -> Model:
     """The discriminator is asked: the data go through it, and both have the rate."""
     generator = keras.Sequential([L.Input((6,)), L.Dense(16, "relu", name="g_one"), L.Dense(8, name="g_two")])
     judge = keras.Sequential([L.Input((8,)), L.Dense(16, "leaky_relu", name="d_one"), L.Dense(1, name="d_two")])
-    optimizers = [keras.optimizers.Adam(1e-3, 0.5), keras.optimizers.Adam(1e-3, 0.5)]
     mine, others = judge.trainable_variables, generator.trainable_variables
-    optimizers[0].build(mine)
-    optimizers[1].build(others)
+    every: list[Any] = []
     entropy = keras.losses.BinaryCrossentropy(from_logits=True)
 
     def watched(policy: str) -> Any:
+        # an optimizer has one watcher, so each policy has a pair of its own
+        optimizers = [keras.optimizers.Adam(1e-3, 0.5), keras.optimizers.Adam(1e-3, 0.5)]
+        optimizers[0].build(mine)
+        optimizers[1].build(others)
+        every.extend(optimizers)
+
         def step(x: Any, y: Any, operation: Any, gain: Any, share: Any) -> Any:
             del share
             noise = tf.random.normal((BATCH, 6))
@@ -345,7 +349,7 @@ def gan() -> Model:
 
     faults = (*ALWAYS, *INPUT)
     steps = {policy: watched(policy) for policy in POLICIES}
-    return Model("gan", 1e-3, optimizers, batches, [*mine, *others], faults, steps)
+    return Model("gan", 1e-3, every, batches, [*mine, *others], faults, steps)
 
 
 def two_replicas() -> Any:

@@ -24,7 +24,7 @@ def _floor(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {"core": 0, "telemetry": 1, "": 2, "tf": 3, "e2e": 4}
+    order = {"core": 0, "reading": 1, "exporters": 1, "": 2, "tf": 3, "e2e": 4}
     for item in items:
         floor = _floor(item.path)
         if floor in ("tf", "e2e"):

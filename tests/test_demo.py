@@ -282,6 +282,10 @@ def test_a_short_demo_trains_twice_from_one_seed_and_tells_and_draws(demo, tmp_p
     assert is_a_picture(tmp_path / "demo.png")
     for line in outcome.diagnosis[0][1]:
         assert line in (tmp_path / "diagnosis.txt").read_text()
+    for name in ("unprotected", "protected"):
+        assert str(tmp_path / f"{name}.html") in printed
+        assert "Verdict" in (tmp_path / f"{name}.html").read_text()
+    assert outcome.as_json()["reports"] == [str(tmp_path / f"{name}.html") for name in ("unprotected", "protected")]
     assert re.search(r"curl http://127\.0\.0\.1:\d+/metrics", printed)
     assert "protected   30/30  loss" in printed
 

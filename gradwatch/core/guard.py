@@ -119,11 +119,9 @@ class Guard:
     def under_loss_scaling(self) -> Guard:
         """The same guard for an optimizer that drops non-finite steps to find its loss scale.
 
-        Such a step is a skipped update, and ten in a row are an anomaly instead of one, where the person did not say
-        otherwise.
+        Such a step is a skipped update, and ten in a row are an anomaly instead of one, where no patience was given.
         """
-        usual, patient = _detectors.nonfinite(), _detectors.nonfinite(patience=10)
-        detectors = tuple(patient if d == usual else d for d in self.detectors)
+        detectors = tuple(d.under_loss_scaling() if isinstance(d, _detectors.nonfinite) else d for d in self.detectors)
         chosen = "skip" if self.on_nonfinite == "zero" else self.on_nonfinite
         return replace(self, detectors=detectors, on_nonfinite=chosen)
 

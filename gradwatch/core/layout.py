@@ -45,6 +45,11 @@ def _at(tree: Tree, path: Sequence[str]) -> Any:
     return tree
 
 
+def _shaped(xp: Namespace, value: Any, shape: tuple[int, ...]) -> Array:
+    # an operation less for each field: they are hundreds
+    return value if getattr(value, "shape", None) == shape else xp.reshape(value, shape)
+
+
 class Layout:
     """Names <-> slices of the packed vector, for trees of one fixed structure.
 
@@ -84,8 +89,8 @@ class Layout:
 
     def pack_group(self, xp: Namespace, tree: Tree, group: Sequence[Field]) -> Array:
         """The fields of one group, side by side, shape [sum of their sizes]."""
-        stacked = xp.stack([xp.reshape(_at(tree, field.path), field.shape) for field in group])
-        return xp.reshape(stacked, (sum(field.size for field in group),))
+        stacked = xp.stack([_shaped(xp, _at(tree, field.path), field.shape) for field in group])
+        return stacked if not group[0].shape else xp.reshape(stacked, (sum(field.size for field in group),))
 
     def unpack(self, xp: Namespace, vector: Array) -> dict[str, Any]:
         """The vector, shape [size], as a tree again."""

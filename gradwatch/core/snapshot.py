@@ -17,6 +17,16 @@ FOLLOWERS = ("nonfinite", "saturated")
 VERDICTS = ("pass", "clip", "zero", "skip")
 
 
+def culprits(shares: Mapping[str, float]) -> dict[str, float]:
+    """The shares that say something, largest first: at least a tenth, and a quarter more than an even share.
+
+    Empty where all variables are in it alike: 4 % each of 25 point to none of them.
+    """
+    least = max(0.1, 1.25 / len(shares)) if len(shares) > 1 else 0.0
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return {path: share for path, share in ordered if share >= least and share > 0.0}
+
+
 @dataclass(frozen=True)
 class Event:
     """The step at which an anomaly began.
@@ -51,12 +61,8 @@ class Event:
 
     @property
     def culprits(self) -> Mapping[str, float]:
-        """The shares that say something, largest first: at least a tenth, and a quarter more than an even share.
-
-        Empty where all variables are in it alike: 4 % each of 25 point to none of them.
-        """
-        least = max(0.1, 1.25 / len(self.shares)) if len(self.shares) > 1 else 0.0
-        return {path: share for path, share in self.shares.items() if share >= least and share > 0.0}
+        """The shares that say something, see `culprits`."""
+        return culprits(self.shares)
 
 
 #: The rungs of `gradwatch.recovery`, in the order in which they are climbed.

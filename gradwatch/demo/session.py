@@ -25,7 +25,7 @@ from gradwatch.demo.diagnosis import carried_by, diagnose, healed, number
 from gradwatch.demo.picture import draw
 from gradwatch.demo.text import Text, english, pages
 from gradwatch.demo.training import LOST_STEPS, Run, train
-from gradwatch.errors import ServeError
+from gradwatch.errors import MissingExtra, ServeError
 
 #: Where there is no terminal to draw a bar on, a line is printed this often.
 LINE_SECONDS = 10.0
@@ -73,6 +73,7 @@ class Outcome:
         return {
             "interrupted": self.interrupted,
             "picture": None if self.picture is None else str(self.picture),
+            "reports": [str(run.report) for run in (self.unprotected, self.protected) if run and run.report],
             "diagnosis": [{"about": title, "sentences": sentences} for title, sentences in self.diagnosis],
         }
 
@@ -159,10 +160,17 @@ def _one_run(
     built = task.build(
         text, optimizer=options.optimizer, learning_rate=rate, warmup_steps=options.warmup_steps, seed=options.seed
     )
-    watched = gradwatch.watch(built.train_step, policy=policy, name=name, on_alert=alert, recover=recover)
+    watched = gradwatch.watch(
+        built.train_step,
+        policy=policy,
+        name=name,
+        on_alert=alert,
+        recover=recover,
+        record=options.output / "runs",
+    )
     data = pages(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
     with _progress(name, options.steps, console) as on_look:
-        return train(
+        done = train(
             name,
             watched,
             data,
@@ -171,6 +179,11 @@ def _one_run(
             on_look=on_look,
             lost_steps=LOST_STEPS if recover is None else 10 * LOST_STEPS,
         )
+    try:
+        done.report = watched.monitor.write_report(options.output / f"{name}.html")
+    except (MissingExtra, OSError) as error:
+        console.print(f"No report of this run: {escape(str(error))}", highlight=False)
+    return done
 
 
 @contextmanager
@@ -287,4 +300,7 @@ def _write(
     report = "\n\n".join("\n".join([title.capitalize(), *sentences]) for title, sentences in told)
     (output / "diagnosis.txt").write_text(f"{about}\n\n{report}\n", encoding="utf-8")
     console.print(f"\n[bold]Picture[/]   {picture}", highlight=False, soft_wrap=True)
+    for run in (first, second):
+        if run is not None and run.report is not None:
+            console.print(f"[bold]Report[/]    {run.report}", highlight=False, soft_wrap=True)
     return Outcome(first, second, picture, told)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Run:
       snapshot: the monitor at the end.
       seconds: how long the steps took, without the first one that compiles.
       verdict: what `gradwatch.diagnose` says of it at the end.
+      report: of the run, one HTML file; None where it could not be written.
       ended: "finished", "lost" (only NaN or Inf was left), "stopped" (by its ladder) or "interrupted".
     """
 
@@ -47,6 +49,7 @@ class Run:
     seconds: float = 0.0
     ended: str = "finished"
     verdict: Diagnosis | None = None
+    report: Path | None = None
 
 
 class _Recorder:

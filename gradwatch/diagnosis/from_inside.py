@@ -121,8 +121,10 @@ def _odd_rows(signs: Signs, path: str) -> Case | None:
     if not math.isfinite(each):
         return None
     grown = signs.layers.grown_more(path)
-    at_start = both(above(each, 1.5, 4.0), signs.wild_start[0])
-    later = 0.98 * both(above(grown, 4.0, 3.0), max(signs.harm, 1.0 if signs.onset is not None else 0.0))
+    at_start = both(above(each, 1.5, 4.0), max(signs.wild_start[0], 0.75 * above(each, 3.0, 4.0)))
+    # a new table is small, so that steps that are too long make it grow more than others
+    slow = 1.0 - above(signs.haste, 4.0)
+    later = 0.98 * both(slow, above(grown, 10.0, 3.0), max(signs.harm, 1.0 if signs.onset is not None else 0.0))
     if later > at_start:
         said = (
             f"The norm of {path} grew {signs.layers.grown(path):.3g} times, {grown:.3g} times as much as other layers."
@@ -142,7 +144,8 @@ def vanishing(signs: Signs) -> Case | None:
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
     hardly_any = 1.0 - above(ratio, 1e-5, 1.5) if ratio > 0 else starved
     confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, 0.3 * event, 0.05))
-    said = [f"For its size, {path} gets {ratio:.1g} of the gradient of the layer that gets most."] if path else []
+    part = f"{ratio:.1g} of the" if ratio > 1e-20 else "nothing of the"
+    said = [f"For its size, {path} gets {part} gradient of the layer that gets most."] if path else []
     if stuck > 0.05:
         said.append("The loss does not fall.")
     # steps that are far too long may have killed them

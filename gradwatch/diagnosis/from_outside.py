@@ -81,23 +81,23 @@ def corrupt_labels(signs: Signs) -> Case | None:
             return Case(0.95, (larger,), step)
     first = signs.sudden_loss
     if first is None and signs.stuck > 0.9 and signs.onset is None and 0.1 < signs.haste < 4.0 and len(signs) >= 50:
-        said = (
+        flat = (
             "The loss does not fall although the steps are of a usual length: the labels may not belong to the input."
         )
-        return Case(0.4, (said,), signs.number(0))
+        return Case(0.4, (flat,), signs.number(0))
     if first is None or (signs.jump is not None and signs.jump <= first):
         return None
     if len(signs.odd_inputs) and not signs.layers.ids and signs.odd_inputs[0] <= first:
         return None
     step = signs.number(first)
     before, now = signs.loss.usual[first], signs.run["loss"][first]
-    said = [f"The loss rose from {before:.3g} to {now:.3g} at step {step}, and the steps before it were as usual."]
+    told = [f"The loss rose from {before:.3g} to {now:.3g} at step {step}, and the steps before it were as usual."]
     if np.isfinite(signs.run["input_rms"]).any():
-        said.append("The input is as large as before.")
+        told.append("The input is as large as before.")
     known = 1.0 if np.isfinite(signs.run["input_rms"]).any() else 0.7
     # it had learned before, at a usual pace
-    sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0), 1.0 - above(signs.layers.odd_growth, 4.0, 3.0))
-    return Case(known * both(above(signs.loss.far[first], 5.0, 3.0), sound), tuple(said), step)
+    sound = min(signs.fell(0, first), 1.0 - above(signs.haste, 8.0), 1.0 - above(signs.layers.odd_growth, 10.0, 3.0))
+    return Case(known * both(above(signs.loss.far[first], 5.0, 3.0), sound), tuple(told), step)
 
 
 def rate_jump(signs: Signs) -> Case | None:

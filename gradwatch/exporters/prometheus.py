@@ -131,6 +131,14 @@ def serve(
     Raises:
       ConfigError: an argument is out of range, or two contradict each other.
       ServeError: the address, the certificate or the folder cannot be used.
+
+    Example:
+      >>> import gradwatch, urllib.request
+      >>> server = gradwatch.serve(0)
+      >>> with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+      ...     b"gradwatch_" in answer.read()
+      True
+      >>> server.close()
     """
     port = port_of(port, worker)
     context = server_context(certfile, keyfile, client_cafile)

@@ -83,6 +83,14 @@ class TensorBoard:
 
     Raises:
       ConfigError: an argument is out of range, or `log_dir` cannot be written.
+
+    Example:
+      >>> import gradwatch, os, tempfile, tensorflow as tf
+      >>> monitor, folder = gradwatch.Monitor("board"), tempfile.mkdtemp()
+      >>> with gradwatch.TensorBoard(folder, monitor):
+      ...     _ = monitor.clip([tf.constant([3.0, 4.0])])
+      >>> os.listdir(folder)
+      ['board']
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class TensorBoard:
 
     def flush(self, timeout_seconds: float = _CLOSE_SECONDS) -> bool:
         """Has everything up to now written; False if that took longer."""
+        self._worker.flush(timeout_seconds)  # a look that finds too much waiting leaves its steps in the history
         self._reader.poll_now(timeout_seconds)
         return self._worker.flush(timeout_seconds)
 
@@ -126,6 +135,7 @@ class TensorBoard:
             if self._closed:
                 return
             self._closed = True
+        self._worker.flush(_CLOSE_SECONDS)
         self._reader.poll_now()
         self._reader.unlisten(self._take)
         self._reader.cancel_at_exit(self.close)

@@ -26,7 +26,7 @@ CRITICAL_STREAK_STEPS = 10
 #: The kind of an alert that tells what a ladder did (`gradwatch.recovery`); its `action` is the rung.
 RECOVERY = "recovery"
 
-#: An explosion that lasts this long is critical.
+#: An explosion, or a run that lives on clipping and zeroing, that lasts this long is critical.
 CRITICAL_EXPLOSION_SECONDS = 120.0
 
 
@@ -143,7 +143,7 @@ def severity_of(reading: Reading, kind: str) -> str:
         if snapshot.nonfinite_streak >= CRITICAL_STREAK_STEPS:
             return "critical"
         return "warning" if snapshot.loss_scale is None else "info"
-    if kind == "explosion" and snapshot.active.get(kind):
+    if kind in ("explosion", "saturated") and snapshot.active.get(kind):
         began = reading.last_anomaly_time.get(kind, 0.0)
         if began and snapshot.time - began >= CRITICAL_EXPLOSION_SECONDS:
             return "critical"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradwatch.core.snapshot import VERDICTS, Event
+from gradwatch.core.snapshot import VERDICTS, Event, culprits
 from gradwatch.reading.text import short_names
 
 TITLES = {
@@ -38,7 +38,6 @@ _LARGEST = 1e36
 
 _GRADUAL_STEPS = 3  # of growth before the step, for it to have come gradually
 _NAMED = 3  # variables in a message
-_LEAST_SHARE = 0.1  # of a variable that is named beside others
 _NAME_LIMIT = 48  # characters
 
 
@@ -61,7 +60,7 @@ def comparison(kind: str, norm: float, threshold: float) -> str:
 def carriers(shares: Mapping[str, float]) -> str:
     """Who carried it, as a sentence; "" if nobody stands out.
 
-    A variable is named with its share if it has a tenth or more of the whole. Equal shares are a count.
+    The `Event.culprits` are named with their shares. Equal shares are a count.
     """
     ordered = sorted(((n, s) for n, s in shares.items() if s > 0), key=lambda item: -item[1])
     if not ordered:
@@ -72,7 +71,7 @@ def carriers(shares: Mapping[str, float]) -> str:
         where = f"all {len(ordered)}" if len(ordered) == len(shares) else f"{len(ordered)} of {len(shares)}"
         names = f": {', '.join(short[name] for name, _ in ordered)}" if len(ordered) <= _NAMED else ""
         return f"In {where} variables{names}."
-    large = [(name, share) for name, share in ordered if share >= _LEAST_SHARE]
+    large = list(culprits(shares).items())
     if not large:
         return (
             f"Spread over {len(ordered)} variables; the largest share is {ordered[0][1]:.0%} ({short[ordered[0][0]]})."
@@ -129,7 +128,7 @@ def advice(kind: str, norm: float, event: Event | None, *, probing: bool, lastin
     cause = followed(event)
     if cause:
         return f"It follows the explosion at step {cause}: lower the learning rate."
-    if lasting and kind in ("explosion", "nonfinite"):
+    if lasting and kind in ("explosion", "saturated", "nonfinite"):
         return _LASTING
     if kind == "nonfinite" and math.isfinite(norm) and norm >= _LARGEST:
         return _OVERFLOW

@@ -235,7 +235,8 @@ def _as_it_was(x: np.ndarray, name: str) -> np.ndarray:
         ends = np.cumsum([8 * count, *np.frombuffer(raw[: 8 * count], np.int64)]).tolist()
         texts = np.empty(count, object)
         texts[:] = [raw[begin:end] for begin, end in pairwise(ends)]
-        return texts.reshape(shape)
+        whole: np.ndarray = texts.reshape(shape)
+        return whole
     if x.dtype.name == name:
         return x
     try:

@@ -40,8 +40,6 @@ from gradwatch.record.schema import SUFFIX
 from gradwatch.record.writer import Look, RunFile, keep, shares_text
 from gradwatch.report import page
 
-logger = logging.getLogger("gradwatch")
-
 #: The folder of records, for who does not say `record=`.
 VARIABLE = "GRADWATCH_RECORD"
 
@@ -177,6 +175,7 @@ class Recorder:
 
     def flush(self, timeout_seconds: float) -> bool:
         """Has everything up to now written; False if that took longer."""
+        _writing.flush(timeout_seconds)  # a look that finds too much waiting leaves its steps in the history
         return reader.poll_now(timeout_seconds) and _writing.flush(timeout_seconds)
 
     def close(self) -> None:

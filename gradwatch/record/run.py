@@ -21,7 +21,7 @@ import numpy as np
 from gradwatch.errors import MissingExtra, RecordError
 from gradwatch.record.columns import COLUMNS, columns_of
 from gradwatch.record.overview import material
-from gradwatch.record.schema import APPLICATION_ID, SUFFIX, VERSION
+from gradwatch.record.schema import APPLICATION_ID, NUMBERS, SUFFIX, VERSION
 from gradwatch.report import card, figures, page
 from gradwatch.report.material import Material
 
@@ -256,6 +256,7 @@ class Run:
         try:
             with contextlib.closing(_connect(self.path)) as db:
                 _check_head(self.path, db)
+                _add_columns(db)
                 yield db
         except sqlite3.DatabaseError as error:
             raise RecordError(
@@ -296,6 +297,15 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise
         # in a folder where nothing can be written: nobody writes the file either
         return sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Numbers that an older gradwatch did not record are NULL, which is "not known"; the file stays as it is."""
+    there = {row[1] for row in db.execute("PRAGMA main.table_info(steps)")}
+    missing = [name for name in NUMBERS if name not in there]
+    if missing:  # a view in front of the table, of this connection alone
+        columns = ", ".join(f"NULL AS {name}" for name in missing)
+        db.execute(f"CREATE TEMP VIEW steps AS SELECT *, {columns} FROM main.steps")
 
 
 def _check_head(path: Path, db: sqlite3.Connection) -> None:

@@ -12,7 +12,8 @@ from gradwatch.core.snapshot import VERDICTS
 #: Says in the head of an SQLite file that it is a record of gradwatch: "grdw".
 APPLICATION_ID = 0x67726477
 
-#: Of the tables below. A reader refuses a newer one, and reads every older one.
+#: Of the tables below. A reader refuses a newer one, and reads every older one. A further column of `NUMBERS` needs no
+#: new version: in a file that lacks it, it is not known.
 VERSION = 1
 
 SUFFIX = ".sqlite"

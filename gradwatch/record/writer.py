@@ -42,7 +42,7 @@ _MOST_PENDING = 1000  # words that wait for a disk that does not take them
 
 # Rows of variables that may be written: so many at first, and then so many a step. A row has about 42 bytes.
 _FIRST_LAYER_ROWS = 100_000
-_LAYER_ROWS_A_STEP = 0.25
+_LAYER_ROWS_A_STEP = 0.15
 
 _ADD_STEP = f"INSERT INTO steps VALUES (NULL, ?, ?, {', '.join('?' * len(NUMBERS))}, ?, ?)"
 
@@ -214,7 +214,8 @@ class RunFile:
         steps = np.asarray(look.rows["step"], np.int64).tolist()
         if not steps:
             return
-        times = [round(1000 * t) for t in np.linspace(look.began, look.time, len(steps) + 1)[1:].tolist()]
+        spread = np.linspace(look.began, look.time, len(steps) + 1)[1:]
+        times = np.rint(1000 * spread).astype(np.int64).tolist()
         if after.last_step is not None and steps[0] <= after.last_step:
             text = f"set back from step {after.last_step} to step {steps[0] - 1}"
             db.execute("INSERT INTO notes VALUES (?, ?, ?)", (steps[0] - 1, times[0], text))
@@ -234,8 +235,8 @@ class RunFile:
             _changes(column, after.seldom, name) if name in SELDOM else column.tolist()
             for name, column in columns.items()
         )
-        rows = zip(steps, times, *values, np.asarray(look.rows["verdict"], np.int64).tolist())
-        db.executemany(_ADD_STEP, ((*row, None) for row in rows))
+        verdicts = np.asarray(look.rows["verdict"], np.int64).tolist()
+        db.executemany(_ADD_STEP, zip(steps, times, *values, verdicts, [None] * len(steps)))
         after.last_step = steps[-1]
         after.steps += len(steps)
 
@@ -265,12 +266,11 @@ def _changes(column: np.ndarray, newest: dict[str, float], name: str) -> list[fl
     """The column, which is not empty, with None wherever a number is that of the row before."""
     known = np.where(np.isnan(column), NO_LONGER, column)
     before, share = newest.get(name, float(NO_LONGER)), LEAST_CHANGE.get(name, 0.0)
-    out: list[float | None]
     if not share:
         newest[name] = float(known[-1])
-        out = np.where(known == np.append(before, known[:-1]), None, known.astype(object)).tolist()
-        return out
-    out = []
+        same_as_before = (known == np.append(before, known[:-1])).tolist()
+        return [None if same else x for x, same in zip(known.tolist(), same_as_before)]
+    out: list[float | None] = []
     for x in known.tolist():
         same = x == before or (x > 0 < before and abs(x - before) < share * before < math.inf)
         out.append(None if same else x)

@@ -38,7 +38,8 @@ def settings(facts: Mapping[str, Any]) -> dict[str, str]:
     variables = facts.get("variables") or {}
     if variables:
         out["Variables"] = f"{len(variables):,}"
-        sizes = [math.prod(int(n) for n in shape) for shape in variables.values() if shape is not None]
+        known = [shape for shape in variables.values() if shape is not None and None not in shape]
+        sizes = [math.prod(int(n) for n in shape) for shape in known]
         if len(sizes) == len(variables):
             out["Parameters"] = f"{sum(sizes):,}"
     for key in ("strategy", "replicas", "precision"):

@@ -87,6 +87,8 @@ class Sink:
 
     def flush(self, timeout_seconds: float = _CLOSE_SECONDS) -> bool:
         """Has everything up to now sent; False if that took longer."""
+        # what waits goes first: a look that finds too much waiting leaves its steps in the history
+        self._worker.flush(timeout_seconds)
         return self._reader.poll_now(timeout_seconds) and self._worker.flush(timeout_seconds)
 
     def close(self) -> None:
@@ -95,6 +97,7 @@ class Sink:
             if self._closed:
                 return
             self._closed = True
+        self._worker.flush(_CLOSE_SECONDS)
         self._reader.poll_now()
         self._reader.unlisten(self._take)
         self._reader.cancel_at_exit(self.close)

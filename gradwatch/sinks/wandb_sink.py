@@ -47,7 +47,7 @@ class Wandb:
     def alert(self, alert: Alert) -> None:
         """As an alert of W&B, which may send it on, and a tag."""
         level = {"critical": "ERROR", "warning": "WARN"}.get(alert.severity, "INFO")
-        self._run.alert(alert.title, alert.message, level=getattr(self._wandb.AlertLevel, level), wait_duration=0)
+        self._run.alert(alert.title, alert.message, level=level, wait_duration=0)
         tag = f"gradwatch-{alert.kind}"
         if tag not in (self._run.tags or ()):
             self._run.tags = (*(self._run.tags or ()), tag)

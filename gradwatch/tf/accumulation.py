@@ -45,7 +45,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
         given, known, places = list(grads), names, list(range(len(grads)))
         if names is not None:
             given, known, places = updates.in_known_order(optimizer, given, names, names)
-        scaled, decision = monitor._hidden.clip(given, known, optimizer=optimizer, follow=True)
+        scaled, decision = monitor._engine.clip(given, known, optimizer=optimizer, follow=True)
         variables[:] = known or []
         if monitor.guard.skips:
             # here and not in `update`: weight decay comes between the two
@@ -61,7 +61,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
             restore_where(keep, before)
             # the whole cycle is dropped: the next micro-batch begins a new one, `iterations` as before this one
             iterations.assign_sub(tf.cast(tf.where(keep, steps, 0), iterations.dtype))
-        monitor._hidden.weights.settle(variables)
+        monitor._engine.weights.settle(variables)
 
     # on the instance, for this call alone
     vars(optimizer).update(zip(_HOOKED, (clip_mean, update_or_keep)))

@@ -16,7 +16,7 @@ from gradwatch.tf.monitor import Monitor
 def keep(monitors: Sequence[Monitor], args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
     """A call of a watched step has ended; those who keep batches get its arguments."""
     for monitor in monitors:
-        monitor._hidden.keep(args, keywords)
+        monitor._engine.keep(args, keywords)
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def of_fit(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
     `train_step(data)` is where Keras hands over a batch, within the graph and on each replica. The train function that
     is made inside holds the wrapped one for as long as it lives.
     """
-    keeping = [monitor for monitor in monitors if monitor._hidden.keeper is not None]
+    keeping = [monitor for monitor in monitors if monitor._engine.keeper is not None]
     original = getattr(model, "train_step", None)
     if original is None or not keeping:
         yield

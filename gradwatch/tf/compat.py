@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
@@ -19,6 +20,9 @@ import tensorflow as tf
 from tensorflow.python.eager import context as _eager
 
 from gradwatch.errors import UnsupportedError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Of Keras' optimizers: sums the gradients over the replicas, between the optimizer's own clipping and the update.
 SUM_OVER_REPLICAS = "_all_reduce_sum_gradients"
@@ -359,6 +363,19 @@ def unseen_by_debuggers() -> Iterator[None]:
         yield
     finally:
         here.invoking_op_callbacks = False
+
+
+def hidden_from_debuggers(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that runs within `unseen_by_debuggers`."""
+
+    # AutoGraph takes all functions that a context manager decorates for one and the same
+    @functools.wraps(function)
+    @tf.autograph.experimental.do_not_convert
+    def hidden(*args: P.args, **kwargs: P.kwargs) -> R:
+        with unseen_by_debuggers():
+            return function(*args, **kwargs)
+
+    return hidden
 
 
 def outside_of_graphs(read: Callable[[], tf.Tensor]) -> np.ndarray:

@@ -115,6 +115,20 @@ def watch(
     Raises:
       ConfigError: the arguments do not fit together, or `step` is not a train step.
       NothingToWatch: at the first call, when no gradient came by.
+
+    Example:
+      >>> import gradwatch, keras, tensorflow as tf
+      >>> w, optimizer = tf.Variable([3.0, 4.0]), keras.optimizers.SGD(1.0)
+      >>> @gradwatch.watch(policy="fixed(1)")
+      ... def train_step():
+      ...     with tf.GradientTape() as tape:
+      ...         loss = tf.reduce_sum(w * w) / 2.0
+      ...     optimizer.apply_gradients([(tape.gradient(loss, w), w)])
+      ...     return loss
+      >>> float(train_step()), [round(float(x), 3) for x in w]
+      (12.5, [2.4, 3.2])
+      >>> train_step.monitor.snapshot().clipped_steps
+      1
     """
     given = {"name": name, "policy": policy, **monitor_options}
     several = isinstance(optimizer, Mapping)
@@ -187,11 +201,11 @@ def _scoped(
             return step(*args, **kwargs)  # somebody looks at its gradients: it is no step of the training
         for scope in scopes:
             scope.enter()
-            scope.monitor._hidden.inputs.expect((args, kwargs), (args, kwargs))
+            scope.monitor._engine.inputs.expect((args, kwargs), (args, kwargs))
         with watchers.watching(in_context):
             result = step(*args, **kwargs)
         for scope in scopes:
-            scope.monitor._hidden.inputs.forget()
+            scope.monitor._engine.inputs.forget()
             if not scope.leave():
                 watchers.refuse_blindness(scope)
         losses.tell([scope.monitor for scope in scopes], result, loss)
@@ -219,6 +233,9 @@ def _check_optimizers(optimizers: Mapping[Any, Any], *, several: bool) -> None:
 
 def _check_step(step: Any) -> None:
     """ConfigError for what is no train step, each with what to do instead."""
+    if isinstance(step, (classmethod, property)):
+        kind = type(step).__name__
+        raise ConfigError(f"watch decorates a train step and was given a {kind}; put @{kind} above @gradwatch.watch")
     if not callable(step) or isinstance(step, Policy) or (isinstance(step, type) and issubclass(step, Policy)):
         raise ConfigError(
             f"watch decorates a train step and was given {step!r}; options go by keyword: @gradwatch.watch(policy=...)"

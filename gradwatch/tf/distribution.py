@@ -64,6 +64,20 @@ def keras_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def state_variable(initial: Any, name: str) -> tf.Variable:
+    """A variable of ours, which holds what a monitor remembers; made inside of `in_scope`."""
+    return tf.Variable(
+        initial,
+        trainable=False,
+        name=name,
+        dtype=tf.float32,
+        # under a strategy each replica writes its own equal copy
+        aggregation=tf.VariableAggregation.NONE,
+        # a tf.function that sees a variable made would trace the user's step a second time
+        experimental_enable_variable_lifting=False,
+    )
+
+
 def in_scope(make: Callable[[], T]) -> T:
     """Call `make` once, outside of every graph, where the strategy makes its variables."""
     if not tf.distribute.has_strategy():

@@ -14,102 +14,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.core import counters, decode, policies
+from gradwatch.core import decode, policies
 from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
-from gradwatch.core.rewind import rewound
-from gradwatch.core.xp import NUMPY
-from gradwatch.errors import LayoutError, NothingToWatch
+from gradwatch.errors import NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import compat, distribution, facts, fused, inputs, rates, turns
+from gradwatch.tf import compat, distribution, facts, fingerprints, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
-from gradwatch.tf.fused import FusedGuard
+from gradwatch.tf.device_state import DeviceState
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.kept import Keeper
-from gradwatch.tf.reach import Weights
-from gradwatch.tf.trail import Trail
-from gradwatch.tf.variables import VariableSet, first_difference
-
-
-class DeviceState:
-    """The state of a guard over one set of variables: one variable on the device, and the program that steps it."""
-
-    def __init__(
-        self, guard: Guard, variables: VariableSet, weights: Weights, *, jit_compile: bool, recorded: bool
-    ) -> None:
-        self.variables, self.weights = variables, weights
-        weights.build(len(variables))
-        self._guard, self._jit_compile = guard, jit_compile
-        self.layout = self.program().layout
-        self.fingerprint = f"{guard.policy.name}|{self.layout.fingerprint()}|{variables.fingerprint()}"
-        self.initial = np.concatenate([self.layout.pack(NUMPY, guard.init(len(variables))), weights.initial])
-        self.state = distribution.in_scope(self._make)
-        self.trail = Trail(self.layout, len(variables)) if recorded else None
-        weights.hurries = None if self.trail is None else self.trail.hurries
-        self.replaceable = False  # whether the next step may bring other variables
-        self.started: list[float] = [0.0, 0.0]  # the step that it goes on from, as the two limbs of a counter
-
-    def _make(self) -> tf.Variable:
-        return tf.Variable(
-            self.initial[: self.layout.size],
-            trainable=False,
-            name="gradwatch_state",
-            dtype=tf.float32,
-            # under a strategy each replica writes its own equal copy
-            aggregation=tf.VariableAggregation.NONE,
-            # a tf.function that sees a variable made would trace the user's step a second time
-            experimental_enable_variable_lifting=False,
-        )
-
-    def program(self) -> FusedGuard:
-        """What steps the state, for the function that is being traced."""
-        return fused.program(self._guard, len(self.variables), jit_compile=self._jit_compile)
-
-    def vector(self) -> tf.Tensor:
-        """The state as this replica has it."""
-        return tf.convert_to_tensor(self.state)
-
-    def pack(self) -> tf.Tensor:
-        """All that a checkpoint needs, as one vector."""
-        return tf.concat([tf.convert_to_tensor(self.state), self.weights.pack()], 0)
-
-    def put(self, packed: np.ndarray) -> None:
-        """Overwrite the state, on every replica."""
-        with tf.init_scope():
-            self.state.assign(packed[: self.layout.size])
-        self.weights.put(packed[self.layout.size :])
-        self.started = list(counters.limbs(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"], "steps"))
-
-    def rewind(self, packed: np.ndarray) -> None:
-        """Go back to a state out of `pack`, but for what was counted since."""
-        then, now = (self.layout.unpack(NUMPY, x) for x in (packed[: self.layout.size], self.vector().numpy()))
-        weights = self.weights.rewound(packed[self.layout.size :])
-        self.put(np.concatenate([self.layout.pack(NUMPY, rewound(now, then)), weights]))
-
-    def tree(self) -> dict[str, Any]:
-        """The state by names, as numpy arrays of one instant."""
-        return self.layout.unpack(NUMPY, self.vector().numpy())
-
-    def history(self) -> dict[str, np.ndarray]:
-        """See `Monitor.history`."""
-        return self.history_of(self.tree())
-
-    def history_of(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The history of a state out of `tree`, with the loss that belongs to its last step once that is known."""
-        return decode.history(state, float(tf.convert_to_tensor(self.weights.loss)))
-
-    def recorded_history(self) -> dict[str, np.ndarray]:
-        """`history` with the loss scale of each step."""
-        found = self.history()
-        return found if self.trail is None else {**found, "loss_scale": self.trail.loss_scales(found["step"])}
-
-    def around(self, up_to: int, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
-        """See `Trail.around`."""
-        return None if self.trail is None else self.trail.around(self.variables.paths, up_to, over=over)
-
-    def steps_of(self, packed: np.ndarray) -> int:
-        """How many steps a state out of `pack` has seen."""
-        return counters.exact(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"])["steps"]
+from gradwatch.tf.last_loss import LastLoss
+from gradwatch.tf.variables import VariableSet
+from gradwatch.tf.weights import Weights
 
 
 class Engine:
@@ -146,8 +63,7 @@ class Engine:
         healer: Any = None,
     ) -> None:
         self.guard = guard
-        self.weights = Weights(update_limit)
-        self.inputs = inputs.Inputs()
+        self.weights, self.loss, self.inputs = Weights(update_limit), LastLoss(), inputs.Inputs()
         self.run_id = uuid.uuid4().hex[:12]
         self.run_info = {
             "run_name": owner.name,
@@ -172,7 +88,14 @@ class Engine:
 
     # -- building ---------------------------------------------------------------------------------------
 
-    def _ensure_built(self, grads: Sequence[Gradient], variables: Sequence[Any] | None, *, loss_scaled: bool) -> None:
+    def _ensure_built(
+        self,
+        grads: Sequence[Gradient],
+        variables: Sequence[Any] | None,
+        *,
+        loss_scaled: bool,
+        same_optimizer: bool,
+    ) -> None:
         if self.on_device is not None and self.on_device.replaceable:
             self.on_device.replaceable = False
             self.on_device.variables.forget_identities()
@@ -185,16 +108,16 @@ class Engine:
                 if self.on_device is None:
                     self._build(VariableSet(grads, variables), loss_scaled=loss_scaled)
         assert self.on_device is not None
-        self.on_device.variables.check(self._name, grads, variables)
+        self.on_device.variables.check(self._name, grads, variables, same_optimizer=same_optimizer)
 
     def _build(self, variables: VariableSet, *, loss_scaled: bool) -> None:
         guard = self.guard.under_loss_scaling() if loss_scaled else self.guard
         recorded = self.recorder is not None
-        built = DeviceState(guard, variables, self.weights, jit_compile=self.jit_compile, recorded=recorded)
+        built = DeviceState(guard, variables, self.weights, self.loss, jit_compile=self.jit_compile, recorded=recorded)
         restored, resumed_at = self._pending is not None, 0
         if self._pending is not None:
             fingerprint, vector = self._pending
-            _check_fingerprint(self._name, fingerprint, built.fingerprint)
+            fingerprints.check(self._name, fingerprint, built.fingerprint)
             built.put(vector)
             resumed_at = built.steps_of(vector)
             self._pending = None
@@ -213,12 +136,14 @@ class Engine:
     def lowered_rate(self) -> tf.Variable | None:
         """What the learning rate is to be multiplied by, where it may be lowered at all; made at the first call."""
         if self.rate_scale is None and self.healer is not None and self.healer.lowers:
-            self.rate_scale = distribution.in_scope(_full_rate)
+            self.rate_scale = distribution.in_scope(
+                lambda: distribution.state_variable(np.float32(1.0), "gradwatch_rate_scale")
+            )
         return self.rate_scale
 
     # -- one step ---------------------------------------------------------------------------------------
 
-    @compat.unseen_by_debuggers()
+    @compat.hidden_from_debuggers
     def clip(
         self,
         grads: list[Gradient | None],
@@ -246,15 +171,17 @@ class Engine:
             )
         variable_of = [None] * len(grads) if variables is None else variables
         tensors = [_nothing(v) if g is None else _convert(g) for g, v in zip(grads, variable_of)]
+        same_optimizer = optimizer is not None and self._optimizer is not None and self._optimizer() is optimizer
         if optimizer is not None:
             self._optimizer = weakref.ref(optimizer)
-        self._ensure_built(tensors, variables, loss_scaled=skips_itself)
+        self._ensure_built(tensors, variables, loss_scaled=skips_itself, same_optimizer=same_optimizer)
         if self.healer is not None:
             self.healer.meet(optimizer, variables, loss_scaled=skips_itself)
-        known = self.weights.signals(variables, optimizer, present=present, follow=follow)
+        loss = self.loss.take()
+        weights, speed, ratio = self.weights.look(variables, optimizer, present=present, follow=follow)
         rate = None if optimizer is None else rates.learning_rate(optimizer)
         told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
-        signals = tf.stack([*known, *told])
+        signals = tf.stack([weights, speed, loss, ratio, *told])
         self.loss_scale = loss_scale
         multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
         if tf.executing_eagerly():
@@ -367,10 +294,8 @@ class Engine:
 
     def own_variables(self) -> list[tf.Variable]:
         """Those that belong to the monitor and not to the training."""
-        kept = [] if self.keeper is None else list(self.keeper.variables)
-        if self.rate_scale is not None:
-            kept.append(self.rate_scale)
-        return kept if self.on_device is None else [*kept, self.on_device.state, *self.weights.variables()]
+        own = [] if self.rate_scale is None else [self.rate_scale]
+        return own if self.on_device is None else [*own, *self.on_device.exported(self.keeper).values()]
 
     def rewind(self, packed: np.ndarray) -> None:
         """The training went back to the time when the state was `packed`: judge as then, and keep what was counted."""
@@ -414,7 +339,7 @@ class Engine:
             self._pending = (fingerprint, vector) if fingerprint else None
             return
         if fingerprint:
-            _check_fingerprint(self._name, fingerprint, built.fingerprint)
+            fingerprints.check(self._name, fingerprint, built.fingerprint)
         else:  # saved before its first step
             vector = built.initial
         if self.recorder is not None:
@@ -422,38 +347,6 @@ class Engine:
         self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
-
-
-def _full_rate() -> tf.Variable:
-    # as the monitor's state: each replica has its own copy
-    return tf.Variable(
-        1.0,
-        trainable=False,
-        name="gradwatch_rate_scale",
-        dtype=tf.float32,
-        aggregation=tf.VariableAggregation.NONE,
-        experimental_enable_variable_lifting=False,
-    )
-
-
-def _check_fingerprint(name: str, saved: str, ours: str) -> None:
-    """LayoutError where a state was not written by the same policy and detectors over the same variables."""
-    cure = "restore with the same model, policy and detectors, or leave the monitor out of the checkpoint"
-    policy, layout, *variables = saved.split("|", 2)
-    our_policy, our_layout, our_variables = ours.split("|", 2)
-    if not variables:
-        raise LayoutError(
-            f"the state of monitor {name!r} was written by an older gradwatch, which did not note the variables that "
-            f"it is of; {cure}"
-        )
-    difference = first_difference(variables[0], our_variables)
-    if difference:
-        raise LayoutError(f"the state of monitor {name!r} is of other variables: {difference}; {cure}")
-    if (policy, layout) != (our_policy, our_layout):
-        raise LayoutError(
-            f"the state of monitor {name!r} was written with {policy} (layout {layout}), this monitor runs "
-            f"{our_policy} (layout {our_layout}), or its detectors differ; {cure}"
-        )
 
 
 def _convert(gradient: Any) -> Gradient:

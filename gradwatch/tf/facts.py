@@ -36,7 +36,7 @@ def of(
         "precision": keras.mixed_precision.dtype_policy().name,
         "optimizer": None if found is None else type(found).__name__,
         "optimizer_settings": {} if found is None else _settings(found),
-        "variables": dict(zip(variables.paths, variables.shapes)),
+        "variables": dict(zip(variables.paths, variables.whole_shapes)),
         "sparse_variables": [path for path, sparse in zip(variables.paths, variables.sparse) if sparse],
         "inputs": dict(inputs),
     }

@@ -46,7 +46,7 @@ class Watched:
 
     def __init__(self, monitor: Any, ladder: Ladder) -> None:
         self.monitor: weakref.ref[Any] = weakref.ref(monitor)
-        self.engine = monitor._hidden
+        self.engine = monitor._engine
         self.loss_scaled = False
         self._ladder = ladder
         self.reset()
@@ -111,8 +111,8 @@ class Healer:
         """Act for this monitor too: a step with several optimizers goes back as a whole."""
         if all(one.monitor() is not monitor for one in self._watched):
             self._watched.append(Watched(monitor, self.ladder))
-            self._state.engines.append(monitor._hidden)
-            monitor._hidden.healer = self
+            self._state.engines.append(monitor._engine)
+            monitor._engine.healer = self
         if self._snapshots is None and self.ladder.rollback is not None:
             self._run_id = monitor.run_id
             self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)

@@ -125,7 +125,7 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _by_hand(monitor: Monitor, optimizer: Any, update: lowering.Update, variables: Any) -> Any:
     """The update of gradients that came from `monitor.clip`: nothing is left to do but to lower its rate."""
-    scale = monitor._hidden.lowered_rate()
+    scale = monitor._engine.lowered_rate()
     if scale is None:
         return update(optimizer, None, variables)
     with watchers.one_step():
@@ -163,7 +163,7 @@ def _apply(
         )
     names = [named[i] for i in watched] if len(named) == len(grads) else None
     with watchers.one_step():
-        scale = monitor._hidden.lowered_rate()
+        scale = monitor._engine.lowered_rate()
         lowering.attach(optimizer, scale)
         update = lowering.lowered(update, optimizer, scale)
         if getattr(optimizer, "gradient_accumulation_steps", None):
@@ -173,7 +173,7 @@ def _apply(
         given, known, places = [grads[i] for i in watched], names, list(range(len(watched)))
         if names is not None:
             given, known, places = updates.in_known_order(optimizer, given, names, named)
-        scaled, decision = monitor._hidden.clip(
+        scaled, decision = monitor._engine.clip(
             given,
             known,
             loss_scale=loss_scale,
@@ -190,5 +190,5 @@ def _apply(
             result = apply_or_keep(update, optimizer, grads, variables, keep)
         else:
             result = update(optimizer, grads, variables)
-        monitor._hidden.weights.settle(known)
+        monitor._engine.weights.settle(known)
         return result

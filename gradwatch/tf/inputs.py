@@ -30,7 +30,7 @@ class Inputs:
         self._here = threading.local()  # of a replica, each of which has a thread of its own
         self._found: tuple[Any, Any] | None = None  # the graph, and numbers of shape [2]
 
-    @tf.autograph.experimental.do_not_convert
+    @compat.hidden_from_debuggers
     def expect(self, first: Any, last: Any) -> None:
         """The step that is judged next was given these, of any structure; its arrays that are no numbers do not count.
 

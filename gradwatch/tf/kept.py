@@ -6,7 +6,7 @@ next look. It writes `collected` only and the step everything else, so that neit
 
 How the copy is made depends on the place. On the CPU it is a branch, which a healthy step does not enter. Where XLA
 compiles the step, or an accelerator runs it, it is a select between the old and the new numbers: a branch would send
-its predicate to the host at each step there, and XLA needs arrays of fixed sizes. docs/decisions/0010 has the
+its predicate to the host at each step there, and XLA needs arrays of fixed sizes. docs/decisions/0014 has the
 measurements.
 """
 

@@ -52,6 +52,15 @@ class KerasCallback(keras.callbacks.Callback):
     Raises:
       ConfigError: an argument is not what it should be.
       NothingToWatch: in the first batch, when the model trains with another optimizer.
+
+    Example:
+      >>> import gradwatch, keras, numpy as np
+      >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+      >>> model.compile("sgd", "mse")
+      >>> callback = gradwatch.KerasCallback(policy="median(2)")
+      >>> _ = model.fit(np.ones((8, 2)), np.ones(8), batch_size=4, verbose=0, callbacks=[callback])
+      >>> callback.monitor.snapshot().steps
+      2
     """
 
     _optimizer: Any

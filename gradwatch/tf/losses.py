@@ -20,7 +20,7 @@ def tell(monitors: Sequence[Monitor], outputs: Any, choose: Callable[[Any], Any]
     loss = of_outputs(outputs, choose)
     if loss is not None:
         for monitor in monitors:
-            monitor._hidden.weights.tell(loss)
+            monitor._engine.loss.tell(loss)
 
 
 def of_outputs(outputs: Any, choose: Callable[[Any], Any] | None = None) -> Any:
@@ -63,13 +63,13 @@ def of_batches(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
     def compute_loss(*args: Any, **kwargs: Any) -> Any:
         given = updates.Arguments(["x", "y"], args, kwargs)
         for monitor in monitors:
-            monitor._hidden.inputs.expect(given.get(0), given.get(1))
+            monitor._engine.inputs.expect(given.get(0), given.get(1))
         loss = original(*args, **kwargs)
         if _is_number(loss):
             # Keras divides it by the number of replicas, so that their sum is the batch's
             batch = tf.stop_gradient(loss) * float(distribution.replicas())
             for monitor in monitors:
-                monitor._hidden.weights.expect(batch)
+                monitor._engine.loss.expect(batch)
         return loss
 
     # past Keras' attribute tracking
@@ -78,8 +78,8 @@ def of_batches(model: Any, monitors: Sequence[Monitor]) -> Iterator[None]:
         yield
     finally:
         for monitor in monitors:
-            monitor._hidden.weights.forget()
-            monitor._hidden.inputs.forget()
+            monitor._engine.loss.forget()
+            monitor._engine.inputs.forget()
         if before is None:
             vars(model).pop("compute_loss", None)
         else:

@@ -23,11 +23,12 @@ from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading import reader
 from gradwatch.record import recorder
 from gradwatch.recovery.rungs import ladder_of
-from gradwatch.tf import capture, kept, reported
+from gradwatch.tf import capture, kept, reports
 from gradwatch.tf import variables as _variables
 from gradwatch.tf.engine import Engine
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.healing import Healer
+from gradwatch.tf.host_side import HostSide
 from gradwatch.tf.shown import Shown
 
 _numbers = itertools.count(1)
@@ -80,6 +81,13 @@ class Monitor(Shown, tf.Module):
 
     Raises:
       ConfigError: an argument is not what it should be.
+
+    Example:
+      >>> import gradwatch, tensorflow as tf
+      >>> monitor = gradwatch.Monitor("example", policy="fixed(1)")
+      >>> [gradient], decision = monitor.clip([tf.constant([3.0, 4.0])])
+      >>> [round(float(x), 3) for x in gradient], float(decision.norm)
+      ([0.6, 0.8], 5.0)
     """
 
     def __init__(
@@ -112,7 +120,7 @@ class Monitor(Shown, tf.Module):
             on_nonfinite,
             on_explosion,
         )
-        self._host = _HostSide(_sinks(on_alert))
+        self._host = HostSide(on_alert)
         if update_limit is not None:
             update_limit = checks.number(
                 "update_limit",
@@ -148,10 +156,6 @@ class Monitor(Shown, tf.Module):
         self._host.healer = healer
 
     @property
-    def _hidden(self) -> Engine:
-        return self._engine
-
-    @property
     def name(self) -> str:
         """Label of its metrics."""
         return self._label
@@ -173,8 +177,11 @@ class Monitor(Shown, tf.Module):
 
     @property
     def run_facts(self) -> dict[str, Any]:
-        """What is known of the training: policy, detectors, optimizer and its settings, variables (path -> shape), \
-strategy, replicas, precision; empty before the first step."""
+        """What is known of the training; empty before the first step.
+
+        policy, detectors, on_nonfinite, on_explosion, optimizer and its settings, variables (path -> shape), strategy,
+        replicas, precision, inputs ("input" and "target" -> dtype), sparse_variables.
+        """
         return self._engine.facts()
 
     @property
@@ -242,7 +249,7 @@ strategy, replicas, precision; empty before the first step."""
         return self._engine.clip(list(grads), named, optimizer=optimizer)
 
     def read(self) -> MonitorReading:
-        """Snapshot and history of one instant, read off the device in one go; safe from any thread."""
+        """Snapshot and history of one instant; safe from any thread."""
         state = self._engine.tree()
         return MonitorReading(self._snapshot(state), self._engine.history_of(state))
 
@@ -254,8 +261,10 @@ strategy, replicas, precision; empty before the first step."""
         """The last 1,024 steps as numpy arrays, oldest first.
 
         Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach,
-        update_ratio (the newest that was known before the step) and loss; these three are NaN where they are not
-        known. The loss of the newest step is missing until the step has returned it.
+        update_ratio (the newest that was known before the step), loss, learning_rate, input_rms and target_rms (root
+        mean squares of the first and the last array that the step was given, Inf where one held a NaN or Inf), replica
+        and replica_ratio (whose own gradient was the least like the others', and how many times it was longer); those
+        from reach on are NaN where they are not known. The newest step has its loss once it has returned it.
         """
         return self._engine.history_of(self._engine.tree())
 
@@ -287,13 +296,9 @@ strategy, replicas, precision; empty before the first step."""
           ConfigError: a value is no number, or another than `loss` is a tensor inside a graph, which has no value yet.
         """
         loss = numbers.get("loss")
-        values = {
-            key: reported.number(key, x)
-            for key, x in numbers.items()
-            if not (key == "loss" and reported.is_symbolic(x))
-        }
+        values = reports.numbers({key: x for key, x in numbers.items() if key != "loss" or not reports.in_graph(x)})
         if loss is not None:
-            self._engine.weights.report(loss)
+            self._engine.loss.report(loss)
         self._host.reported.update(values)
 
     def note(self, text: str) -> None:
@@ -337,7 +342,7 @@ strategy, replicas, precision; empty before the first step."""
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_options, (type(self), self._options())
+        return functools.partial(type(self), **self._options()), ()
 
     def _options(self) -> dict[str, Any]:
         guard, keeper = self.guard, self._engine.keeper
@@ -387,13 +392,7 @@ strategy, replicas, precision; empty before the first step."""
         children: dict[str, Any] = super()._trackable_children(save_type, **options)
         if save_type == "savedmodel" and self._engine.on_device is not None:
             # the functions that are exported capture it
-            children["gradwatch_state"] = self._engine.on_device.state
-            weights = self._engine.on_device.weights
-            children.update(gradwatch_weights=weights.state, gradwatch_loss=weights.loss)
-            kept_there = self._engine.keeper.variables if self._engine.keeper is not None else []
-            trail = self._engine.on_device.trail
-            kept_there += [] if trail is None else trail.variables
-            children.update({f"gradwatch_kept_{i}": v for i, v in enumerate(kept_there)})
+            children.update(self._engine.on_device.exported(self._engine.keeper))
         return children
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
@@ -403,25 +402,9 @@ strategy, replicas, precision; empty before the first step."""
         self._engine.restore(restored)
 
 
-class _HostSide:
-    """What only the host knows of a run. An object of its own: tf.Module wraps every list and dict it holds."""
-
-    def __init__(self, alert_sinks: list[Callable[[Any], None]]) -> None:
-        self.alert_sinks = alert_sinks
-        self.reported: dict[str, float] = {}
-        self.record: str | os.PathLike[str] | None = None  # as it was given
-        self.recorder: recorder.Recorder | None = None
-        self.recover: Any = None  # as it was given
-        self.healer: Healer | None = None
-
-
-# made once, so that the monitors with defaults are equal and share their program
+# made once: monitors with equal guards share their program
 _default_policy = functools.cache(policies.percentile)
 _default_detectors = functools.cache(_detectors.default)
-
-
-def _from_options(kind: type[Monitor], options: dict[str, Any]) -> Monitor:
-    return kind(**options)
 
 
 def _refuse_skip(guard: Guard) -> None:
@@ -433,11 +416,3 @@ def _refuse_skip(guard: Guard) -> None:
                 "yours. Use gradwatch.watch or gradwatch.KerasCallback without monitor.clip, which drop the update "
                 f"of a Keras optimizer whole, or {option}={other!r}"
             )
-
-
-def _sinks(on_alert: Any) -> list[Callable[[Any], None]]:
-    sinks = [] if on_alert is None else list(on_alert) if isinstance(on_alert, (list, tuple)) else [on_alert]
-    for sink in sinks:
-        if not callable(sink):
-            raise ConfigError(f"on_alert must be callable with an Alert, or a list of such, got {sink!r}")
-    return sinks

@@ -91,13 +91,30 @@ class Traced(_TensorFlow):
 class Fused(Traced):
     """For XLA on the CPU, where each operand of a concatenation of scalars becomes a kernel of its own."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._masks: dict[tuple[int, int, int], tf.Tensor] = {}
+
     def stack(self, xs: Sequence[Any]) -> tf.Tensor:
+        """A tree of selects, by the bits of the place: few masks, and one fusion."""
         xs = [self._tensor(x) for x in xs]
-        places = np.eye(len(xs), dtype=bool).reshape([len(xs), len(xs)] + [1] * xs[0].shape.rank)
-        out = tf.zeros([len(xs), *xs[0].shape])
-        for place, x in zip(places, xs):
-            out = tf.raw_ops.SelectV2(condition=place, t=x, e=out)
-        return out
+        count, rank = len(xs), xs[0].shape.rank
+        if count == 1:
+            return tf.reshape(xs[0], [1, *xs[0].shape])
+        bit = 0
+        while len(xs) > 1:
+            odd = self._mask(count, bit, rank)
+            pairs = [tf.raw_ops.SelectV2(condition=odd, t=t, e=e) for e, t in zip(xs[::2], xs[1::2])]
+            xs = pairs + xs[len(pairs) * 2 :]
+            bit += 1
+        return xs[0]
+
+    def _mask(self, count: int, bit: int, rank: int) -> tf.Tensor:
+        key = (count, bit, rank)
+        if key not in self._masks:
+            places = np.arange(count) >> bit & 1 > 0
+            self._masks[key] = tf.constant(places.reshape([count] + [1] * rank))
+        return self._masks[key]
 
 
 TENSORFLOW = _TensorFlow()

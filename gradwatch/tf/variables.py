@@ -66,6 +66,10 @@ class VariableSet:
 
     def __init__(self, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> None:
         self.shapes: tuple[Shape, ...] = tuple(map(shape_of, gradients))
+        # of slices the gradient does not say how many rows there are
+        self.whole_shapes: tuple[Shape, ...] = tuple(
+            _shape_of_variable(v) or shape for v, shape in zip(variables or [None] * len(self.shapes), self.shapes)
+        )
         self.sparse: tuple[bool, ...] = tuple(_is_sparse(gradient) for gradient in gradients)
         self.named: bool = variables is not None
         self.paths: tuple[str, ...] = _paths(variables if variables is not None else [None] * len(gradients))
@@ -78,15 +82,19 @@ class VariableSet:
         """Paths and shapes as JSON; equal texts are equal sets."""
         return json.dumps([[path, shape] for path, shape in zip(self.paths, self.shapes)])
 
-    def check(self, monitor: str, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> None:
-        """LayoutError where a later step has others."""
+    def check(
+        self, monitor: str, gradients: Sequence[Gradient], variables: Sequence[Any] | None, *, same_optimizer: bool
+    ) -> None:
+        """LayoutError where a later step has others.
+
+        Args:
+          same_optimizer: whether it is applied by the optimizer that applied the step before.
+        """
         difference = self._difference(gradients, variables)
         if difference:
             raise LayoutError(
                 f"monitor {monitor!r} watches {len(self)} gradients ({', '.join(self.paths[:3])}, ...) and was given "
-                f"{len(gradients)} others, first difference: {difference}; use one Monitor for each set of variables, "
-                "as watch(optimizer={'generator': g_optimizer, 'critic': c_optimizer}) does for several optimizers; "
-                "where the new variables replace the old ones (another fold, layers unfrozen), call monitor.reset()"
+                f"{len(gradients)} others, first difference: {difference}; {self._advice(variables, same_optimizer)}"
             )
         if self._references is None:
             self._references = _references(variables)
@@ -103,6 +111,40 @@ class VariableSet:
     def forget_identities(self) -> None:
         """From now on variables of the same paths are the same: those of the next step are taken for ours."""
         self._references = None
+
+    def _advice(self, variables: Sequence[Any] | None, same_optimizer: bool) -> str:
+        """What to do about variables that are not ours, in the case that it looks like."""
+        if variables is None or not self.named:
+            return (
+                "call monitor.clip with variables=, so that they can be told apart, use one Monitor for each list of "
+                "gradients, and monitor.reset() where new ones replace the old ones"
+            )
+        common = self._references is not None and any(
+            reference is not None and any(reference() is _resource(variable) for variable in variables)
+            for reference in self._references
+        )
+        if common:
+            return (
+                "some of them are the same: where layers were frozen or unfrozen, call monitor.reset() before the next "
+                "step; where one optimizer is applied to parts of its variables, let it know all of them first: "
+                "optimizer.build(all_variables)"
+            )
+        if same_optimizer:
+            return (
+                "one optimizer is applied to both: if they belong to one model, let it know all of them first with "
+                "optimizer.build(all_variables); if the new ones replace the old ones, call monitor.reset()"
+            )
+        if self.paths == _paths(variables):
+            return (
+                "it is another model of the same names: where it replaces the old one (another fold, another trial), "
+                "call monitor.reset() before its first step; where both train, give each a monitor of its own, as "
+                "watch(optimizer={'first': first_optimizer, 'second': second_optimizer}) does"
+            )
+        return (
+            "another optimizer applies them: where both train, give each a monitor of its own, as "
+            "watch(optimizer={'generator': g_optimizer, 'critic': c_optimizer}) does; where the new variables replace "
+            "the old ones (another model), call monitor.reset()"
+        )
 
     def _difference(self, gradients: Sequence[Gradient], variables: Sequence[Any] | None) -> str:
         shapes = tuple(map(shape_of, gradients))
@@ -162,6 +204,11 @@ def shape_of(gradient: Gradient) -> Shape:
     dims = tuple(shape.as_list())
     # the rows of IndexedSlices say nothing about the variable when its dense shape is unknown
     return (None, *dims[1:]) if isinstance(gradient, tf.IndexedSlices) and dims else dims
+
+
+def _shape_of_variable(variable: Any) -> Shape | None:
+    shape = getattr(variable, "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _is_sparse(gradient: Gradient) -> bool:

@@ -31,12 +31,12 @@ class Scope:
 
     def enter(self) -> None:
         """A call of the step begins."""
-        self._explicit_before = self.monitor._hidden.explicit_calls
+        self._explicit_before = self.monitor._engine.explicit_calls
 
     @property
     def clipped_by_hand(self) -> bool:
         """Whether the step called `monitor.clip` itself since it was entered."""
-        return self.monitor._hidden.explicit_calls != self._explicit_before
+        return self.monitor._engine.explicit_calls != self._explicit_before
 
     def leave(self) -> bool:
         """A call of the step has ended: whether a gradient came by, in this call or before."""

@@ -14,7 +14,7 @@ from gradwatch.core.guard import BOUNDS, COUNTERS, HISTORY, LIMB, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.snapshot import FOLLOWERS, KINDS, Event
 from gradwatch.core.xp import LARGEST, NUMPY
-from gradwatch.testing import streams
+from gradwatch.testing import replay, streams
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -559,11 +559,21 @@ def test_shares_of_four_percent_name_nobody():
 # -- loss scaling -------------------------------------------------------------------------------------------
 
 
-def test_under_loss_scaling_the_default_becomes_patient_and_a_persons_setting_stays():
-    mine = detectors.nonfinite(cooldown_steps=50), detectors.nonfinite(patience=2)
+def test_under_loss_scaling_the_default_becomes_patient_and_a_patience_that_was_given_stays():
+    mine = detectors.nonfinite(patience=1), detectors.nonfinite(patience=2, cooldown_steps=50)
     assert Guard(policies.percentile(), mine).under_loss_scaling().detectors == mine
     [patient] = Guard(policies.percentile(), "nonfinite").under_loss_scaling().detectors
     assert patient == detectors.nonfinite(patience=10)
+    [calm] = Guard(policies.percentile(), "nonfinite(cooldown_steps=50)").under_loss_scaling().detectors
+    assert calm == detectors.nonfinite(patience=10, cooldown_steps=50)
+
+
+def test_a_patience_of_1_is_the_default_elsewhere_and_another_value():
+    assert detectors.nonfinite(patience=1) != detectors.nonfinite()
+    assert repr(detectors.nonfinite(patience=1)) == "nonfinite(patience=1)"
+    pair = detectors.nonfinite(), detectors.nonfinite(patience=1)
+    first = [replay.detector(detector, [1.0, math.nan]).alarm for detector in pair]
+    np.testing.assert_array_equal(*first)
 
 
 def test_a_detector_of_ones_own_with_the_name_of_ours_is_left_alone():

@@ -330,3 +330,40 @@ def test_global_policies_scale_all_variables_alike_and_so_keep_the_direction(nam
     cosine = clipped @ gradient / np.linalg.norm(clipped) / np.linalg.norm(gradient)
     assert cosine == pytest.approx(1.0, abs=1e-12)
     assert np.linalg.norm(clipped) == pytest.approx(float(decision.clip_norm), rel=1e-5)
+
+
+# -- the anchor of a quantile -----------------------------------------------------------------------------------
+
+QUANTILES = {"percentile(90)": policies.percentile(90), "median(2)": policies.median(2)}
+
+
+def clip_norms(policy, norms):
+    return replay.policy(policy, norms).clip_norm
+
+
+@pytest.mark.parametrize("name", QUANTILES)
+def test_growth_of_5_percent_a_step_to_1e18_does_not_take_clip_norm_beyond_1000_times_the_healthy_past(name):
+    healthy = 44.0 * np.random.default_rng(0).lognormal(0.0, 0.3, 300)
+    growth = 44.0 * 1.05 ** np.arange(1, 770)
+    assert growth[-1] > 1e17
+    got = clip_norms(QUANTILES[name], np.concatenate([healthy, growth]))
+    usual = np.max(got[100:300])
+    # the anchor rises as a power law of the step meanwhile: by (1069 + 9) / (300 + 9)
+    assert np.max(got[1:]) <= 1000 * usual * 3.5
+    assert np.max(got[300:400]) < 100 * usual
+
+
+@pytest.mark.parametrize("name", QUANTILES)
+def test_a_lasting_rise_by_a_hundred_is_followed_all_the_same(name):
+    norms = np.random.default_rng(0).lognormal(0.0, 0.2, 4000)
+    norms[1000:] *= 100.0
+    got = clip_norms(QUANTILES[name], norms)
+    assert np.mean(norms[-1000:] > got[-1000:]) < 0.15
+
+
+@pytest.mark.parametrize("name", QUANTILES)
+def test_a_start_that_was_nothing_like_the_rest_holds_no_clip_norm_down(name):
+    norms = np.random.default_rng(0).lognormal(0.0, 0.2, 2000)
+    norms[:30] *= 1e-3
+    got = clip_norms(QUANTILES[name], norms)
+    assert np.mean(norms[-500:] > got[-500:]) < 0.15

@@ -60,6 +60,8 @@ def dead(steps=120):
 
 SATURATED = {
     "95 of 120 steps zeroed by the default": (lambda: policies.auto(), dead(), {"reach": np.float32(math.inf)}),
+    "growth that auto lags": (lambda: policies.auto(), 1.25 ** np.arange(360), {"reach": np.float32(math.inf)}),
+    "growth that auto lags, SGD": (lambda: policies.auto(), 1.25 ** np.arange(360), {"reach": np.float32(1.0)}),
     "95 of 120 steps zeroed": (lambda: policies.percentile(), dead(), {}),
     "95 of 120 steps skipped": (lambda: policies.percentile(), dead(), {"on_nonfinite": "skip"}),
     "95 of 120 steps that pass as they are": (lambda: policies.observe(), dead(), {}),

@@ -31,8 +31,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"\bgradwatch(?:\.[A-Za-z]\w*)+")
 
-#: Names that pages mention and that are no attributes: files, settings, other languages' names.
-NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md|py)$")
+#: Names that pages mention and that are no attributes: files, settings, tags of MLflow.
+NOT_PYTHON = re.compile(r"gradwatch\.(example|json|yml|md|py|verdict|cause|explosion)$")
 
 
 def called(path):
@@ -183,6 +183,8 @@ def test_all_pages_with_code_are_run():
 def names():
     found = {}
     for page in PAGES:
+        if page.name == "add-a-cause.md":  # for who changes gradwatch itself: it imports from within
+            continue
         text = BLOCK.sub(lambda block: block[2] if block[1] == "python" else "", page.read_text(encoding="utf-8"))
         for span in [*re.findall(r"`([^`\n]+)`", text), *blocks(page, "python")]:
             for name in NAME.findall(span):

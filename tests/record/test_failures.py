@@ -20,6 +20,8 @@ from record.recorded import Recorded
 from gradwatch.errors import RecordError
 from gradwatch.exporters.metrics import BY_NAME
 from gradwatch.reading import health as health_module
+from gradwatch.reading.steps import StepCursor
+from gradwatch.record import recorder as recorder_module
 from gradwatch.record.run import open_run
 from gradwatch.record.schema import VERSION
 
@@ -117,6 +119,22 @@ def test_a_folder_that_was_deleted_is_not_made_again(recorded, folder, reader, l
     shutil.rmtree(folder)
     fail_twice_then(recorded, reader, log)
     assert not folder.exists()
+
+
+def test_a_flush_behind_a_slow_disk_brings_every_step(recorded, reader, monkeypatch):
+    write = recorder_module.Recorder._write
+
+    def slowly(self, look):
+        time.sleep(0.2)
+        write(self, look)
+
+    monkeypatch.setattr(recorder_module.Recorder, "_write", slowly)
+    monkeypatch.setattr(StepCursor, "next_look_seconds", lambda self: 60.0)  # no look but those that are asked for
+    for _ in range(20):
+        recorded.step()
+        assert reader.poll_now()
+    assert recorded.recorder.flush(20)
+    assert open_run(recorded.recorder.path).steps["step"].tolist() == list(range(1, 21))
 
 
 # -- the process ------------------------------------------------------------------------------------------
@@ -222,6 +240,21 @@ def test_a_record_of_a_newer_gradwatch_says_so(path):
         db.execute(f"PRAGMA user_version={VERSION + 1}")
     db.close()
     refused(path, f"newer gradwatch .schema {VERSION + 1}.*update gradwatch")
+
+
+@pytest.mark.parametrize("name", ["input_rms", "score"])
+def test_a_record_of_an_older_gradwatch_is_read_and_what_it_did_not_record_is_not_known(path, name):
+    before = open_run(path).steps
+    with sqlite3.connect(path) as db:
+        db.execute(f"ALTER TABLE steps DROP COLUMN {name}")
+    db.close()
+    run = open_run(path)
+    steps = run.steps
+    assert np.isnan(steps[name]).all()
+    others = steps.keys() - {name}
+    assert all(np.array_equal(steps[k], before[k], equal_nan=steps[k].dtype.kind == "f") for k in others)
+    assert run.material().diagnosis is not None
+    assert run.material().steps == 300
 
 
 def test_a_file_of_another_program_says_so(path):

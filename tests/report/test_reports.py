@@ -161,6 +161,11 @@ def test_settings_are_told_as_they_were_set():
     }
 
 
+@pytest.mark.parametrize("shape", [None, (None, 3)])
+def test_of_a_variable_whose_shape_is_not_known_no_parameters_are_counted(shape):
+    assert facts.settings({"variables": {"a": (3, 2), "b": shape}}) == {"Variables": "2"}
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0"), (1234.5, "1,234"), (3.14159, "3.142"), (1e-5, "1.000e-05"), (12345.6, "12,346"), (1e7, "1.000e+07")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -196,6 +197,23 @@ def test_a_slow_tracker_costs_no_memory_and_no_step(reader, tracker):
     assert len(sink._worker._waiting) <= 4
     free.set()
     assert sink.flush(20)
+    assert [step for step, _, _ in slow.rows] == list(range(1, 21))
+
+
+def test_a_sink_that_is_closed_behind_a_slow_tracker_still_sends_every_step(reader):
+    class Slow(Tracker):
+        def send(self, rows):
+            time.sleep(0.3)
+            super().send(rows)
+
+    slow = Slow()
+    sink = Sink(slow, None, 1000, False)
+    monitor = FakeMonitor("one")
+    reader.register(monitor)
+    for _ in range(20):
+        monitor.step(1.0)
+        assert reader.poll_now(20)
+    sink.close()
     assert [step for step, _, _ in slow.rows] == list(range(1, 21))
 
 

@@ -64,9 +64,9 @@ def test_a_step_that_was_watched_counts_no_step_while_it_is_looked_at():
     step = watch()(tf.function(train_step(net, sgd())))
     x, y = batch()
     step(x, y)
-    state = step.monitor._hidden.on_device.vector().numpy()
+    state = step.monitor._engine.on_device.vector().numpy()
     gradwatch.blame((x, y), step)
-    assert state.tobytes() == step.monitor._hidden.on_device.vector().numpy().tobytes()
+    assert state.tobytes() == step.monitor._engine.on_device.vector().numpy().tobytes()
     step(x, y)
     assert step.monitor.snapshot().steps == 2
 

@@ -205,9 +205,8 @@ def test_the_numbers_that_keras_gives_to_layers_need_not_be_the_same(tmp_path: P
 
 def test_a_state_that_names_no_variables_is_refused_as_old(tmp_path: Path):
     monitor, _ = of_variables(a=[2])
-    policy, layout, _ = monitor._engine.on_device.fingerprint.split("|", 2)
-    np.savez(tmp_path / "old.npz", layout=f"{policy}|{layout}", state=np.array(monitor._engine.on_device.vector()))
-    with pytest.raises(LayoutError, match="older gradwatch, which did not note the variables"):
+    np.savez(tmp_path / "old.npz", layout="fixed(0.5)|6a7a", state=np.array(monitor._engine.on_device.vector()))
+    with pytest.raises(LayoutError, match="older gradwatch"):
         monitor.load(tmp_path / "old.npz")
 
 
@@ -247,3 +246,25 @@ def test_the_checkpoint_manager_saves_and_restores_it(tmp_path: Path):
     restored = tf.train.CheckpointManager(tf.train.Checkpoint(gradwatch=fresh), str(tmp_path), max_to_keep=1)
     restored.restore_or_initialize()
     assert clipped(fresh, 3.0).snapshot().steps == 3
+
+
+def test_a_threshold_is_a_setting_that_a_restored_state_may_have_another_of(tmp_path: Path):
+    """What spike(5) learned of the norms is as true for spike(6); what another kind of detector remembers is not."""
+    w = tf.Variable([1.0, 2.0], name="w")
+    before = support.monitor(detectors=["spike(5)", "trend"])
+    step_over(before, [w]).save(tmp_path / "state")
+    after = support.monitor(detectors=["spike(6, window=500)", "trend(2)"])
+    after.load(tmp_path / "state")
+    assert step_over(after, [w]).snapshot().steps == 2
+    level = [m._engine.tree()["detectors"]["0_explosion"]["level"]["seen"] for m in (before, after)]
+    assert level == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("other", [["trend", "spike"], ["spike"], ["spike(false_alarms_per_million=10)", "trend"], []])
+def test_a_state_of_other_kinds_of_detectors_is_refused_and_says_which(tmp_path: Path, other):
+    w = tf.Variable([1.0, 2.0], name="w")
+    step_over(support.monitor(detectors=["spike", "trend"]), [w]).save(tmp_path / "state")
+    after = support.monitor(detectors=other)
+    after.load(tmp_path / "state")
+    with pytest.raises(LayoutError, match="with the detectors spike, trend"):
+        step_over(after, [w])

@@ -157,3 +157,32 @@ def test_a_record_gives_the_verdict_of_its_monitor(tmp_path):
     assert now.kind == then.kind == "bad_batch"
     assert now.first_step == then.first_step == 41
     assert (now.verdict, now.next) == (then.verdict, then.next)
+
+
+def test_rows_of_an_embedding_that_begin_out_of_scale_are_told_by_the_size_of_the_table():
+    table = keras.layers.Embedding(50, 4, name="items")
+    table.build()
+    head = keras.layers.Dense(3)
+    head.build((None, 4))
+    rows = table.embeddings.numpy()
+    rows[::10] *= 2000.0
+    table.embeddings.assign(rows)
+    variables = [*table.trainable_variables, *head.trainable_variables]
+    optimizer = keras.optimizers.Adam(1e-3)
+
+    @gradwatch.watch
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            out = head(tf.reduce_sum(table(x), 1))
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, out, from_logits=True))
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        x = rng.integers(0, 50, (16, 5))
+        step(tf.constant(x, tf.int32), tf.constant(x[:, 0] % 3, tf.int32))
+    assert step.monitor.run_facts["variables"]["items/embeddings"] == (50, 4)
+    found = gradwatch.diagnose(step.monitor)
+    assert (found.kind, found.first_step) == ("embedding_rows", 1), str(found)

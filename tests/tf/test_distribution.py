@@ -302,7 +302,7 @@ def fused_guard():
     """The class, whatever the tests put in its place."""
     monitor = support.monitor()
     monitor.clip([tf.ones([2])])
-    return type(monitor._hidden.on_device.program())
+    return type(monitor._engine.on_device.program())
 
 
 def test_the_functions_of_the_user_are_left_as_they_are():

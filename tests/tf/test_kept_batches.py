@@ -105,7 +105,7 @@ def test_without_keep_batch_the_graph_and_the_folder_are_as_before(folder):
     ]
     plain, keeping = (len(op_types(step.get_concrete_function(x, y))) for step in steps)
     assert plain < keeping
-    assert steps[0].monitor._hidden.keeper is None
+    assert steps[0].monitor._engine.keeper is None
     for batch in batches(12, spike_at=SPIKE):
         steps[0](*batch)
     look()
@@ -270,7 +270,7 @@ def test_a_python_number_that_changes_at_each_eager_call_needs_no_place_of_its_o
     step = watch(record=folder, keep_batch=True)(lambda i, x: body(x))
     for i in range(40):
         step(i, tf.ones([3]) * (1e6 if i == 38 else 1.0))
-    assert len(step.monitor._hidden.keeper._slots) == 1
+    assert len(step.monitor._engine.keeper._slots) == 1
     assert kept(folder).batch[0] == 38
 
 
@@ -394,7 +394,7 @@ def test_options_that_do_not_fit_together_are_refused(options, message, monkeypa
 
 def test_a_copy_keeps_batches_too(folder):
     monitor = gradwatch.Monitor("m", record=folder, keep_batch=True, batch_bytes=100, weights=True)
-    keeper = copy.copy(monitor)._hidden.keeper
+    keeper = copy.copy(monitor)._engine.keeper
     assert (keeper.limit, keeper.with_weights) == (100, True)
 
 

@@ -156,3 +156,62 @@ def test_a_copy_has_the_options_and_no_run(way):
     assert copied.run_id != monitor.run_id
     support.run(gradwatch.watch(monitor=copied)(support.train_step(support.model(), support.sgd())), support.batches(2))
     assert (monitor.snapshot().steps, copied.snapshot().steps) == (3, 2)
+
+
+# -- advice that fits ------------------------------------------------------------------------------------------
+
+
+def two_layers():
+    net = support.model()
+    return net, net.trainable_variables
+
+
+def refused(first, second, optimizers=None):
+    """What is said when `second` follows `first`; the gradients are ones."""
+    monitor = support.monitor()
+    one, other = optimizers or (support.sgd(), support.sgd())
+    for variables, optimizer in ((first, one), (second, other)):
+        grads = [tf.ones(v.shape) for v in variables]
+        if variables is first:
+            monitor.clip(grads, variables, optimizer)
+    with pytest.raises(LayoutError) as error:
+        monitor.clip(grads, variables, optimizer)
+    return str(error.value)
+
+
+def test_unfreezing_is_told_to_reset_and_not_to_use_several_optimizers():
+    _, variables = two_layers()
+    said = refused(variables[2:], variables)
+    assert "frozen or unfrozen, call monitor.reset()" in said
+    assert "watch(optimizer=" not in said
+
+
+def test_another_model_of_the_same_names_is_told_to_reset_first():
+    _, a = two_layers()
+    keras.backend.clear_session()
+    _, b = two_layers()
+    said = refused(a, b)
+    if [v.path for v in a] == [v.path for v in b]:
+        assert said.index("monitor.reset()") < said.index("watch(optimizer=")
+
+
+def test_one_optimizer_over_two_models_is_told_to_build_it_with_all():
+    _, a = two_layers()
+    _, b = two_layers()
+    one = support.sgd()
+    said = refused(a, b, (one, one))
+    assert "optimizer.build(all_variables)" in said
+    assert "watch(optimizer=" not in said
+
+
+def test_two_optimizers_over_two_models_are_told_to_watch_a_dict():
+    _, a = two_layers()
+    b = [tf.Variable(tf.ones([3]), name="head")]
+    assert "watch(optimizer={'generator'" in refused(a, b)
+
+
+def test_gradients_without_variables_are_told_to_name_them():
+    monitor = support.monitor()
+    monitor.clip([tf.ones([2])])
+    with pytest.raises(LayoutError, match="with variables="):
+        monitor.clip([tf.ones([3])])

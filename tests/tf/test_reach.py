@@ -19,6 +19,9 @@ from gradwatch import policies
 from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError
 from gradwatch.tf import rates, reach
+from gradwatch.tf import weights as weights_module
+from gradwatch.tf.places import HELD, lengths, pick, places_of
+from gradwatch.tf.weights import EVERY
 
 MODES = {name: support.MODES[mode] for name, mode in support.PLAIN_MODES.items()}
 DATA = support.batches(4)
@@ -213,10 +216,10 @@ def test_weights_that_are_all_zero_leave_reach_unknown_until_they_have_moved(mod
 
     optimizer = support.sgd(0.1)
     _, step = watched(optimizer, mode, net=net, step=step)
-    for _ in range(reach.EVERY + 1):
+    for _ in range(EVERY + 1):
         before = v.numpy()
         step(*DATA[0])
-    assert np.isnan(reaches(step)[: reach.EVERY]).all()
+    assert np.isnan(reaches(step)[:EVERY]).all()
     assert reaches(step)[-1] == pytest.approx(length([before]) / 0.1, rel=1e-5)
 
 
@@ -241,9 +244,9 @@ def test_a_weight_that_is_not_finite_leaves_reach_unknown_and_poisons_nothing(ba
     step(*DATA[0])
     assert step.monitor.snapshot().reach is None
     assert step.monitor.snapshot().update_ratio is None
-    assert np.isfinite(step.monitor._hidden.weights.pack()).all()
+    assert np.isfinite(step.monitor._engine.on_device.pack()).all()
     first.assign(good)
-    for _ in range(reach.EVERY):
+    for _ in range(EVERY):
         step(*DATA[0])
     assert step.monitor.snapshot().reach == pytest.approx(length(arrays(net)) / 1e-6, rel=1e-3)
 
@@ -403,7 +406,7 @@ def test_under_a_strategy_the_norm_of_the_weights_is_counted_once_and_the_loss_i
     moved = [a - b for a, b in zip(arrays(net), before)]
     assert snapshot.update_ratio == pytest.approx(norm(moved) / length(before), rel=1e-4)
     mean = np.mean([float(x) for x in losses.values])
-    kept = replica.monitor._hidden.weights.loss
+    kept = replica.monitor._engine.loss.variable
     assert [float(x) for x in kept.values] == pytest.approx([mean, mean], rel=1e-6)
 
 
@@ -450,17 +453,17 @@ def test_the_norms_are_taken_every_50_steps_and_kept_between(mode):
     net, step = watched(support.sgd(0.05), mode)
     net.set_weights([1.3 * w for w in net.get_weights()])  # longer than new ones
     norms = []
-    for i in range(2 * reach.EVERY + 1):
+    for i in range(2 * EVERY + 1):
         norms.append(length(arrays(net)))
         step(*DATA[i % 4])
-    expected = [norms[i - i % reach.EVERY] / 0.05 for i in range(len(norms))]
+    expected = [norms[i - i % EVERY] / 0.05 for i in range(len(norms))]
     np.testing.assert_allclose(reaches(step), expected, rtol=1e-5)
     assert len(set(expected)) == 3
 
 
 @pytest.mark.parametrize("mode", ["function", "jit"])
 def test_an_accelerator_looks_at_every_step_without_a_branch(mode, monkeypatch):
-    monkeypatch.setattr(reach, "_predicates_travel", lambda: True)
+    monkeypatch.setattr(weights_module, "_predicates_travel", lambda: True)
     net, step = watched(support.sgd(0.05), mode)
     for batch in DATA:
         before = arrays(net)
@@ -475,11 +478,11 @@ def test_an_accelerator_looks_at_every_step_without_a_branch(mode, monkeypatch):
 def test_large_variables_are_looked_at_in_evenly_spaced_places_of_every_column(shape):
     rng = np.random.default_rng(0)
     w = rng.standard_normal(shape).astype(np.float32) * np.linspace(0.0, 2.0, shape[-1], dtype=np.float32)
-    [place] = reach._places([tf.Variable(w)])
-    picked = np.asarray(reach._pick(tf.constant(w), place))
+    [place] = places_of([tf.Variable(w)])
+    picked = np.asarray(pick(tf.constant(w), place))
     assert picked.shape == (place.size,)
-    assert place.size <= reach.HELD
-    estimate = float(reach._lengths([tf.constant(w)], [place])[0])
+    assert place.size <= HELD
+    estimate = float(lengths([tf.constant(w)], [place])[0])
     assert estimate == pytest.approx(norm([w]), rel=0.02)
 
 
@@ -488,11 +491,11 @@ def test_all_that_is_held_together_stays_small_and_small_variables_are_held_whol
         def __init__(self, size):
             self.shape = tf.TensorShape([size])
 
-    places = reach._places([Like(n) for n in [10, 1, 5_000_000, 64, 1_000_000, 100]])
+    places = places_of([Like(n) for n in [10, 1, 5_000_000, 64, 1_000_000, 100]])
     assert [p.size for p in places if p.of <= 100] == [10, 1, 64, 100]
-    assert sum(p.size for p in places) <= reach.HELD
+    assert sum(p.size for p in places) <= HELD
     assert min(p.size for p in places if p.of > 100) > 30_000
-    many = reach._places([Like(10_000)] * 1500)
+    many = places_of([Like(10_000)] * 1500)
     assert sum(p.size for p in many) <= 1500 * 64
 
 

@@ -10,6 +10,7 @@ import pytest
 import support
 
 from gradwatch import policies
+from gradwatch.core.policies import COMBINATORS, POLICIES
 
 CELLS = [(loop, mode) for loop in loops.LOOPS for mode in loop.modes]
 IDS = [f"{loop.name}-{mode}" for loop, mode in CELLS]
@@ -106,3 +107,25 @@ def test_table_no_op_needs_the_host(loop, mode):
         pytest.skip("no graph of its own")
     assert "AssignVariableOp" in types or loop.name.startswith("mirrored")
     assert not support.HOST_OPS & set(types)
+
+
+# -- every policy where the gradients are scaled ---------------------------------------------------------------
+
+EVERY_POLICY = {**POLICIES, **COMBINATORS}
+
+
+@functools.cache
+def with_policy(loop, policy):
+    """(weights, history) of a loop under one of `EVERY_POLICY`."""
+    found = loops.run(BY_NAME[loop], loops.FUNCTION, EVERY_POLICY[policy]())
+    return found.weights, found.monitors[""].history()
+
+
+@pytest.mark.parametrize("policy", EVERY_POLICY)
+@pytest.mark.parametrize("loop", ["loss_scale_factor", "LossScaleOptimizer"])
+def test_every_policy_limits_the_unscaled_gradient_whatever_the_loss_scale(loop, policy):
+    """Scaled by 256 or not, the same policy comes to the same bounds and the same weights."""
+    (plain, expected), (scaled, got) = with_policy("plain tape", policy), with_policy(loop, policy)
+    support.assert_close(scaled, plain[: len(scaled)], rtol=1e-4, atol=1e-5)
+    for column in ("norm", "clip_norm", "applied_norm"):
+        np.testing.assert_allclose(got[column], expected[column], rtol=1e-4)

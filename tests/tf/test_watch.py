@@ -15,7 +15,7 @@ import support
 import tensorflow as tf
 
 import gradwatch
-from gradwatch import policies
+from gradwatch import detectors, policies
 from gradwatch.errors import ConfigError, LayoutError, NothingToWatch
 
 DATA = support.batches(50, spike_at=30)
@@ -324,7 +324,7 @@ def test_one_monitor_for_two_sets_of_variables_is_refused():
     monitor = support.monitor()
     gradwatch.watch(monitor=monitor)(support.train_step(small, support.sgd()))(*DATA[0])
     step = gradwatch.watch(monitor=monitor)(support.train_step(other, support.sgd()))
-    with pytest.raises(LayoutError, match="one Monitor for each"):
+    with pytest.raises(LayoutError, match="a monitor of its own"):
         step(*DATA[0])
 
 
@@ -333,7 +333,7 @@ def test_one_monitor_for_two_networks_of_equal_shapes_is_refused_too():
     monitor = support.monitor()
     gradwatch.watch(monitor=monitor)(support.train_step(a, support.sgd()))(*DATA[0])
     step = gradwatch.watch(monitor=monitor)(support.train_step(b, support.sgd()))
-    with pytest.raises(LayoutError, match="one Monitor for each"):
+    with pytest.raises(LayoutError, match="a monitor of its own"):
         step(*DATA[0])
 
 
@@ -430,3 +430,35 @@ def test_host_seconds_tell_what_the_host_side_took():
     support.run(step, DATA[:3])
     assert 0 < step.monitor.host_seconds < 60
     assert np.isfinite(step.monitor.host_seconds)
+
+
+def quadratic(rate, policy):
+    """A step on |w|^2 / 2, whose gradient is w itself."""
+    w, optimizer = tf.Variable([3.0, 4.0]), support.sgd(rate)
+
+    @support.watch(policy, detectors=detectors.default())
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(w * w) / 2.0
+        optimizer.apply_gradients([(tape.gradient(loss, w), w)])
+        return loss
+
+    return step
+
+
+@pytest.mark.parametrize(("rate", "alarms"), [(1e4, 1), (0.1, 0)])
+def test_a_training_that_only_its_clipping_keeps_alive_raises_saturated_and_a_healthy_one_does_not(rate, alarms):
+    step = quadratic(rate, policies.fixed(10.0))
+    for _ in range(40):
+        loss = step()
+    shot = step.monitor.snapshot()
+    assert shot.anomalies["saturated"] == alarms
+    # 1e4 times a gradient of norm 10 throws the weights 1e5 far, where the gradient is 1e5 long
+    assert (float(loss) > 1e6) == bool(alarms)
+
+
+@pytest.mark.parametrize("kind", [classmethod, property])
+def test_a_decorator_in_the_wrong_order_is_told_the_right_one(kind):
+    with pytest.raises(ConfigError, match=f"put @{kind.__name__} above @gradwatch.watch"):
+        gradwatch.watch(kind(lambda self: None))

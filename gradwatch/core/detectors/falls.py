@@ -8,17 +8,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch.core import checks
-from gradwatch.core.detectors.base import Detector, State, Update
-from gradwatch.core.detectors.level import DECADES, Level, anchor, as_norm
+from gradwatch.core import anchor, checks
+from gradwatch.core.detectors.base import State, Update
+from gradwatch.core.detectors.level import Level, OnLevel, as_norm
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import Namespace
 
-_WINSORISE = 2.5  # deviations at which the level clamps
-
 
 @dataclass(frozen=True, repr=False)
-class vanishing(Detector):
+class vanishing(OnLevel):
     """The gradient dies: its norm falls far below its own long-run level and stays there.
 
     Alarm after `patience` steps in a row with log norm_t below
@@ -45,9 +43,6 @@ class vanishing(Detector):
     drop: float = 100.0
     patience: int = field(default=5, kw_only=True)
     window: int = field(default=1000, kw_only=True)
-    warmup_steps: int = field(default=25, kw_only=True)
-    min_std: float = field(default=0.1, kw_only=True)
-    cooldown_steps: int = field(default=10, kw_only=True)
 
     kind: ClassVar[str] = "vanishing"  # type: ignore[misc]
 
@@ -56,15 +51,8 @@ class vanishing(Detector):
             z_max=checks.number("z_max", self.z_max, above=0),
             drop=checks.number("drop", self.drop, above=1),
             patience=checks.count("patience", self.patience),
-            window=checks.count("window", self.window, least=2),
-            warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
-            min_std=checks.number("min_std", self.min_std, above=0),
-            cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
         )
-
-    @property
-    def _level(self) -> Level:
-        return Level(self.window, _WINSORISE, self.min_std, self.warmup_steps)
+        self._check_level()
 
     def init(self, num_variables: int) -> State:
         return {"level": Level.init(), **dict.fromkeys(("high", "streak", "waited"), np.zeros((), np.float32))}
@@ -73,7 +61,7 @@ class vanishing(Detector):
         level, held = self._level, state["level"]
         ready = state["waited"] >= self.warmup_steps
         depth = xp.maximum(self.z_max * level.std(xp, held), math.log(self.drop))
-        log_threshold = xp.maximum(held["mean"] - depth, state["high"] - DECADES)
+        log_threshold = xp.maximum(held["mean"] - depth, state["high"] - anchor.DECADES)
         low = ready & norms.finite & (norms.log < log_threshold)
         streak = xp.where(low, xp.minimum(state["streak"] + 1.0, 1e6), 0.0)
         streak = xp.where(norms.finite, streak, state["streak"])
@@ -83,6 +71,7 @@ class vanishing(Detector):
             "threshold": xp.where(ready, as_norm(xp, log_threshold), 0.0),
         }
         after = level.update(xp, held, norms)
-        high = anchor(xp, state["high"], held, after, norms, falls=False)
+        high = anchor.follow(xp, state["high"], after["mean"], held["seen"], falls=False)
+        high = xp.where(norms.enters, high, state["high"])
         new = {"level": after, "high": high, "streak": streak, "waited": waited}
         return new, low & (streak >= self.patience), info

@@ -13,20 +13,21 @@ lies below: falling is no danger), and counts as a quarter of a norm, so that th
 settles, too. The deviation is held at log 30 / 5. Once something wild was seen, m_n = min(n / 3, window): a start that
 was wild is forgotten soon.
 
-**Anchor.** A running level follows a drift; the anchors stay behind. `low` falls with the mean and rises by
-max(0.0001, 1 / (n + 9)) a step at most, `high` rises with it and falls by as much at most: a power law of the step is
-followed in the beginning, later one decade in 23,000 steps. Whoever stands a factor of 1,000 above `low` or below
-`high` has left the run's own healthy past, however slowly.
+**Anchor.** A running level follows a drift; the anchors (`gradwatch.core.anchor`) stay behind. `low` falls with the
+mean and rises slowly, `high` the other way round. Whoever stands a factor of 1,000 above `low` or below `high` has
+left the run's own healthy past, however slowly.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from gradwatch.core.detectors.base import State
+from gradwatch.core import checks
+from gradwatch.core.detectors.base import Detector, State
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import HUGE, Array, Bool, Namespace
 
@@ -37,9 +38,6 @@ PRIOR_VAR = 0.25
 START_Z, START_LEAST, START_MOST = 5.0, math.log(12.0), math.log(30.0)
 _WILD_UP, _WILD_DOWN, _WILD_COUNTS = 0.1, 0.25, 0.25
 _WILD_MEMORY = 3.0  # a wild start is forgotten by norms weighing as n^2
-
-DRIFT = 1e-4  # of an anchor in a step
-DECADES = math.log(1000.0)  # away from an anchor
 
 
 class Level(NamedTuple):
@@ -96,18 +94,38 @@ class Level(NamedTuple):
         return xp.minimum(xp.maximum(steps, 1.0), float(self.window))
 
 
-def anchor(xp: Namespace, held: Array, before: State, after: State, norms: Norms, *, falls: bool) -> Array:
-    """The anchor after a step, shape ().
+@dataclass(frozen=True, repr=False, kw_only=True)
+class OnLevel(Detector):
+    """A detector that compares the log norm with its level; its options.
 
     Args:
-      held: the anchor before it.
-      before, after: the level's state before and after it.
-      falls: whether the anchor falls freely (`low`) or rises freely (`high`).
+      window: steps remembered, >= 2.
+      warmup_steps: norms observed before the level counts, >= 2; a wild one counts as a quarter.
+      min_std: the standard deviation is at least this, > 0.
+      cooldown_steps: calm steps that end an episode, >= 1.
+
+    Raises:
+      ConfigError: an argument is out of range.
     """
-    drift = xp.maximum(1.0 / (before["seen"] + 9.0), DRIFT)
-    moved = xp.minimum(after["mean"], held + drift) if falls else xp.maximum(after["mean"], held - drift)
-    moved = xp.where(before["seen"] > 0.0, moved, after["mean"])
-    return xp.where(norms.enters, moved, held)
+
+    window: int = 200
+    warmup_steps: int = 25
+    min_std: float = 0.1
+    cooldown_steps: int = 10
+
+    _clamp: ClassVar[float] = 2.5  # deviations at which a log norm is clamped before it enters the level
+
+    def _check_level(self) -> None:
+        self._store(
+            window=checks.count("window", self.window, least=2),
+            warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
+            min_std=checks.number("min_std", self.min_std, above=0),
+            cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
+        )
+
+    @property
+    def _level(self) -> Level:
+        return Level(self.window, self._clamp, self.min_std, self.warmup_steps)
 
 
 def as_norm(xp: Namespace, log_norm: Array) -> Array:

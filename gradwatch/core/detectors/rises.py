@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from gradwatch.core import checks, tail
-from gradwatch.core.detectors.base import Detector, State, Update
-from gradwatch.core.detectors.level import DECADES, Level, anchor, as_norm
+from gradwatch.core import anchor, checks, tail
+from gradwatch.core.detectors.base import State, Update
+from gradwatch.core.detectors.level import Level, OnLevel, as_norm
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import LARGEST, Array, Bool, Namespace
 from gradwatch.errors import ConfigError
@@ -17,14 +17,13 @@ from gradwatch.errors import ConfigError
 _Z_MAX = 5.0  # of `spike` without a budget
 _LEAST_Z = 3.0  # with one, in units of min_std
 _CALM = 50  # so many steps after an alarm the tail learns nothing but new alarms
-_WINSORISE = 2.5  # deviations at which the level of `trend` clamps
 # The level's deviation s comes to rest where E[min(x^2, (winsorise s)^2)] = s^2: at 0.79 of a normal's own for 1.5, at
 # 0.50 for 1.2 and 0.17 for 1.05, where a fifth of all healthy steps would stand above 5 s.
 _LEAST_WINSORISE = 1.5
 
 
 @dataclass(frozen=True, repr=False)
-class spike(Detector):
+class spike(OnLevel):
     """An explosion: the log norm stands `z_max` robust standard deviations above its running mean.
 
     z_t = (log norm_t - mean_{t-1}) / std_{t-1}, alarm where log norm_t exceeds
@@ -67,12 +66,8 @@ class spike(Detector):
 
     z_max: float | None = None
     false_alarms_per_million: float | None = field(default=None, kw_only=True)
-    window: int = field(default=200, kw_only=True)
-    warmup_steps: int = field(default=25, kw_only=True)
     winsorise: float = field(default=2.5, kw_only=True)
-    min_std: float = field(default=0.1, kw_only=True)
     memory: int = field(default=50_000, kw_only=True)
-    cooldown_steps: int = field(default=10, kw_only=True)
 
     kind: ClassVar[str] = "explosion"  # type: ignore[misc]
 
@@ -89,8 +84,6 @@ class spike(Detector):
             budget = checks.number("false_alarms_per_million", budget, above=0, below=1e5)
             self._store(false_alarms_per_million=budget)
         self._store(
-            window=checks.count("window", self.window, least=2),
-            warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
             winsorise=checks.number(
                 "winsorise",
                 self.winsorise,
@@ -98,9 +91,8 @@ class spike(Detector):
                 hint="a standard deviation of log norms that are clamped closer would sink, and call healthy steps "
                 "explosions",
             ),
-            min_std=checks.number("min_std", self.min_std, above=0),
-            cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
         )
+        self._check_level()
         self._store(memory=checks.count("memory", self.memory, least=self.window))
 
     def _texts(self) -> list[str]:
@@ -108,8 +100,8 @@ class spike(Detector):
         return texts if self.z_max is not None else texts[1:]
 
     @property
-    def _level(self) -> Level:
-        return Level(self.window, self.winsorise, self.min_std, self.warmup_steps)
+    def _clamp(self) -> float:  # type: ignore[override]
+        return self.winsorise
 
     @property
     def _learned(self) -> _LearnedLimit | None:
@@ -129,12 +121,13 @@ class spike(Detector):
         if learned is not None:
             limit = xp.maximum(learned.z_max(xp, state["limit"]), _LEAST_Z * self.min_std / std)
         margin = xp.where(ready, limit * std, level.start_margin(xp, held))
-        log_threshold = xp.minimum(held["mean"] + margin, state["low"] + DECADES)
+        log_threshold = xp.minimum(held["mean"] + margin, state["low"] + anchor.DECADES)
         z = level.z(xp, held, norms)
         judged = begun & norms.finite
         alarm = judged & (norms.log > log_threshold)
         after = level.update(xp, held, norms)
-        new: dict[str, Any] = {"level": after, "low": anchor(xp, state["low"], held, after, norms, falls=True)}
+        low = anchor.follow(xp, state["low"], after["mean"], held["seen"], falls=True)
+        new: dict[str, Any] = {"level": after, "low": xp.where(norms.enters, low, state["low"])}
         if learned is not None:
             new["limit"] = learned.update(xp, state["limit"], xp.minimum(z, limit), alarm, norms)
         info = {
@@ -168,7 +161,7 @@ class _LearnedLimit(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class trend(Detector):
+class trend(OnLevel):
     """A slow exponential explosion: the log norm keeps standing above its running mean.
 
     One-sided CUSUM: S_t = max(0, S_{t-1} + (min(z_t, winsorise) - drift) / v_{t-1}), alarm where S_t > decision,
@@ -193,11 +186,7 @@ class trend(Detector):
 
     drift: float = 1.0
     decision: float = 8.0
-    window: int = field(default=200, kw_only=True)
-    warmup_steps: int = field(default=25, kw_only=True)
     winsorise: float = field(default=4.0, kw_only=True)
-    min_std: float = field(default=0.1, kw_only=True)
-    cooldown_steps: int = field(default=10, kw_only=True)
 
     kind: ClassVar[str] = "trend"  # type: ignore[misc]
 
@@ -205,16 +194,9 @@ class trend(Detector):
         self._store(
             drift=checks.number("drift", self.drift, above=0),
             decision=checks.number("decision", self.decision, above=0),
-            window=checks.count("window", self.window, least=2),
-            warmup_steps=checks.count("warmup_steps", self.warmup_steps, least=2),
             winsorise=checks.number("winsorise", self.winsorise, above=self.drift),
-            min_std=checks.number("min_std", self.min_std, above=0),
-            cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps),
         )
-
-    @property
-    def _level(self) -> Level:
-        return Level(self.window, _WINSORISE, self.min_std, self.warmup_steps)
+        self._check_level()
 
     def init(self, num_variables: int) -> State:
         return {"level": Level.init(), **dict.fromkeys(("sum", "last", "correlation"), np.zeros((), np.float32))}
@@ -229,7 +211,7 @@ class trend(Detector):
         grown = xp.where(ready, xp.minimum(xp.maximum(grown, 0.0), 2.0 * decision), 0.0)
         total = xp.where(norms.finite, grown, state["sum"])
         rising = total > decision
-        near = xp.minimum(xp.maximum(z, -_WINSORISE), _WINSORISE)
+        near = xp.minimum(xp.maximum(z, -self._clamp), self._clamp)
         # slower than the level, and not while it alarms: a trend must not pass for correlation
         correlated = correlation + (near * last - correlation) / xp.minimum(held["seen"] + 2.0, 1000.0)
         new = {

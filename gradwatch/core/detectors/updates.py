@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,34 +12,41 @@ from gradwatch.core.detectors.base import Detector, State, Update
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import LARGEST, Namespace
 
+_PATIENCE, _PATIENCE_UNDER_LOSS_SCALING = 1, 10
+
 
 @dataclass(frozen=True, repr=False)
 class nonfinite(Detector):
     """A NaN or Inf in any gradient, or a norm above 1e36, `patience` steps in a row.
 
     Args:
-      patience: steps in a row before the alarm, >= 1.
+      patience: steps in a row before the alarm, >= 1. None is 1, and 10 under an optimizer that drops non-finite steps
+        to find its loss scale (LossScaleOptimizer), for which a single one is its way of working.
       cooldown_steps: finite steps that end an episode, >= 1.
 
     Raises:
       ConfigError: an argument is out of range.
     """
 
-    patience: int = field(default=1, kw_only=True)
+    patience: int | None = field(default=None, kw_only=True)
     cooldown_steps: int = field(default=10, kw_only=True)
 
     kind: ClassVar[str] = "nonfinite"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        patience = checks.count("patience", self.patience)
+        patience = None if self.patience is None else checks.count("patience", self.patience)
         self._store(patience=patience, cooldown_steps=checks.count("cooldown_steps", self.cooldown_steps))
+
+    def under_loss_scaling(self) -> nonfinite:
+        """The same detector for an optimizer that drops non-finite steps; a patience that was given stays."""
+        return replace(self, patience=_PATIENCE_UNDER_LOSS_SCALING) if self.patience is None else self
 
     def init(self, num_variables: int) -> State:
         return {"streak": np.zeros((), np.float32)}
 
     def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
         streak = xp.where(norms.finite, 0.0, xp.minimum(state["streak"] + 1.0, 1e6))
-        alarm = ~norms.finite & (streak >= self.patience)
+        alarm = ~norms.finite & (streak >= (_PATIENCE if self.patience is None else self.patience))
         return {"streak": streak}, alarm, {"score": streak, "threshold": streak * 0.0 + LARGEST}
 
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradwatch.core import checks, sketch
+from gradwatch.core import anchor, checks, sketch
 from gradwatch.core.norms import Norms
 from gradwatch.core.policies.base import Adaptive, State, Update, one_more
 from gradwatch.core.xp import Namespace
 from gradwatch.errors import ConfigError
 
+_FREE = 100.0  # norms during which the anchor follows freely: a start says little of the run
+
 
 class _Quantile(Adaptive):
-    """clip_norm_t = multiple * Q_quantile(norms before t), on the sketch."""
+    """clip_norm_t = multiple * Q_quantile(norms before t), on the sketch, and at most 1,000 times its anchor."""
 
     window: int
 
@@ -28,17 +30,20 @@ class _Quantile(Adaptive):
         raise NotImplementedError
 
     def init(self, num_variables: int) -> State:
-        return {"sketch": sketch.init(), "seen": np.zeros((), np.float32)}
+        return {"sketch": sketch.init(), **dict.fromkeys(("seen", "low"), np.zeros((), np.float32))}
 
     def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
         recent, seen = state["sketch"], state["seen"]
-        log_threshold = sketch.log_quantile(xp, recent, self._quantile) + math.log(self._multiple)
+        level = sketch.log_quantile(xp, recent, self._quantile) + math.log(self._multiple)
+        low = xp.where(seen < _FREE, level, anchor.follow(xp, state["low"], level, seen, falls=True))
+        log_threshold = xp.minimum(level, low + anchor.DECADES)
         # before there is a quantile there is nothing to clamp at
         ceiling = xp.where(seen > 0.0, log_threshold + math.log(self.winsorise), norms.log)
         entered = xp.minimum(norms.log, ceiling)
         new = {
             "sketch": sketch.update(xp, recent, entered, norms.enters, 1.0 - 1.0 / self.window),
             "seen": xp.where(norms.enters, one_more(xp, seen), seen),
+            "low": xp.where(norms.enters & (seen > 0.0), low, state["low"]),
         }
         return new, self._bound(xp, seen >= self.warmup_steps, xp.exp(log_threshold)), {}
 
@@ -50,7 +55,8 @@ class percentile(_Quantile):
     clip_norm_t = P_q(norms before t), each step weighing (1 - 1/window) times the next one. On stationary
     norms it clips (100 - q) % of the steps. After a lasting tenfold rise of the norm the share of clipped
     steps is back near that within one window; a growth of 5 % a step moves clip_norm by less than 10 % in 40
-    steps (measured, docs/policies.md).
+    steps (measured, docs/policies.md), and however long it lasts not beyond 1,000 times the run's own past: an
+    anchor falls with the quantile; after 100 norms its logarithm rises by max(0.0001, 1 / (n + 9)) a step at most.
 
     Args:
       q: percentile: 0, or from 1 to 100. What lies between is refused: 0.9 is nearly always meant as 90.

@@ -66,7 +66,7 @@ def test_the_message_says_what_where_who_what_was_done_and_what_next():
         "norm 60",
         "threshold 4",
         "kernel (80%)",
-        "bias (20%)",
+        "and 1 more",
         "clipped the norm to 1",
         "Look at the batch of that step and at the learning rate",
     ):
@@ -169,10 +169,11 @@ def test_a_loss_scale_that_probes_is_no_warning_but_one_that_collapses_is_critic
     assert collapsed.severity == "critical"
 
 
-def test_an_explosion_that_lasts_turns_critical_once():
+@pytest.mark.parametrize("kind", ["explosion", "saturated"])
+def test_an_explosion_that_lasts_turns_critical_once(kind):
     monitor = FakeMonitor()
-    monitor.begin("explosion")
-    began = {"explosion": 1000.0}
+    monitor.begin(kind)
+    began = {kind: 1000.0}
     states = [reading(monitor, 1000.0 + t, began) for t in (0, CRITICAL_EXPLOSION_SECONDS - 1)]
     states += [reading(monitor, 1000.0 + CRITICAL_EXPLOSION_SECONDS + t, began) for t in (0, 5)]
     told = [a for before, after in zip([None, *states], states) for a in alerts_between(before, after, None)]
@@ -181,11 +182,22 @@ def test_an_explosion_that_lasts_turns_critical_once():
 
 def test_only_the_top_variables_are_named_and_the_rest_is_counted():
     monitor = FakeMonitor()
-    shares = {f"layer{i}": share for i, share in enumerate((0.5, 0.2, 0.1, 0.1, 0.1, 0.0))}
+    shares = {f"layer{i}": share for i, share in enumerate((0.3, 0.25, 0.2, 0.13, 0.12, *[0.0] * 15))}
     monitor.begin("explosion", **shares)
     (alert,) = alerts_between(None, reading(monitor), None)
-    assert "layer0 (50%), layer1 (20%), layer2 (10%) and 2 more." in alert.message
+    assert "layer0 (30%), layer1 (25%), layer2 (20%) and 2 more." in alert.message
     assert "layer3" not in alert.message
+
+
+@pytest.mark.parametrize("row", [(0.6, 0.4), (0.9, 0.1), (0.5, 0.2, 0.1, 0.1, 0.1), (0.3, 0.3, 0.2, 0.2), (1.0,)])
+def test_the_alert_names_the_culprits_of_its_event_and_nobody_else(row):
+    monitor = FakeMonitor()
+    monitor.begin("explosion", **{f"layer{i}": share for i, share in enumerate(row)})
+    taken = reading(monitor)
+    (alert,) = alerts_between(None, taken, None)
+    event = Event("explosion", 1, 1.0, 1.0, {f"layer{i}": share for i, share in enumerate(row)})
+    carried = alert.message.partition("Carried by ")[2]
+    assert [name for name in event.shares if f"{name} (" in carried] == list(event.culprits)
 
 
 def test_a_hostile_layer_name_stays_on_one_short_line():

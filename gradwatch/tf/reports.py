@@ -1,7 +1,8 @@
-"""Numbers that the training reports: values of the host, or tensors inside a graph."""
+"""The numbers that a person tells a monitor with `report`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -9,14 +10,18 @@ import tensorflow as tf
 from gradwatch.errors import ConfigError
 
 
-def is_symbolic(value: Any) -> bool:
-    """Whether it is a tensor inside a graph, which has no value yet."""
+def in_graph(value: Any) -> bool:
+    """Whether this is a tensor inside a graph, which has no value yet."""
     return bool(tf.is_tensor(value) and tf.is_symbolic_tensor(value))
 
 
-def number(key: str, value: Any) -> float:
-    """What was reported as `key`, as a number; ConfigError where it is none."""
-    if is_symbolic(value):
+def numbers(given: Mapping[str, Any]) -> dict[str, float]:
+    """As numbers of the host, or ConfigError."""
+    return {key: _number(key, value) for key, value in given.items()}
+
+
+def _number(key: str, value: Any) -> float:
+    if in_graph(value):
         raise ConfigError(
             f"report takes values of the host, got a tensor inside a graph for {key}; return it from the step and "
             f"report it there: monitor.report({key}=float(step(...)))"

@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from fake import FakeMonitor
+from telemetry.fake import FakeMonitor
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake import FakeMonitor
+from telemetry.fake import FakeMonitor
 
 from gradwatch.exporters import live
 from gradwatch.exporters.live.curves import MOST_BINS, Curves, thin

@@ -6,11 +6,12 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake import FakeMonitor
+from telemetry.fake import FakeMonitor
 
 from gradwatch.core.snapshot import VERDICTS
 from gradwatch.errors import ConfigError
@@ -22,6 +23,7 @@ from gradwatch.exporters.tensorboard import (
     MISSED_STEPS,
     SCALARS,
     TensorBoard,
+    _Run,
     folder_name,
 )
 from gradwatch.reading.steps import StepCursor
@@ -179,6 +181,24 @@ def test_a_disk_that_fails_later_is_counted_and_the_steps_go_on(reader, tmp_path
         reader.register(run)
         run.step()
     assert health.internal_errors()["tensorboard"] > before
+
+
+def test_a_board_that_is_closed_behind_a_slow_disk_still_has_every_step(reader, tmp_path, monkeypatch):
+    write = _Run.write
+
+    def slowly(self, look):
+        time.sleep(0.3)
+        write(self, look)
+
+    monkeypatch.setattr(_Run, "write", slowly)
+    run = Run("train")
+    reader.register(run)
+    board = TensorBoard(tmp_path)
+    for _ in range(20):
+        run.step(1.0)
+        assert reader.poll_now()
+    board.close()
+    assert list(scalars(read(tmp_path / "train"), SCALARS["norm"])) == list(range(1, 21))
 
 
 def test_a_cursor_gives_a_run_that_was_set_back_again():

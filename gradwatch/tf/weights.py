@@ -1,0 +1,277 @@
+"""The weights of a monitor: their norms, and the share by which they really moved, in the graph.
+
+Weights move slowly, so their norms are taken every `EVERY` steps only, and in the same steps the update is measured:
+|dw| / |w|. docs/decisions/0008 has the measurements and the choices.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from gradwatch.core import norms as _norms
+from gradwatch.core.guard import LIMB
+from gradwatch.core.xp import HUGE, TINY
+from gradwatch.tf import compat, devices, distribution, gradients, rates
+from gradwatch.tf.fused import ANY_REACH, NO_REACH
+from gradwatch.tf.ops import TENSORFLOW
+from gradwatch.tf.places import UNKNOWN, concat, lengths, places_of
+from gradwatch.tf.reach import initial_norm, motion, weight_norm
+from gradwatch.tf.updates import tf_variable
+
+#: Steps between two looks at the weights.
+EVERY = 50
+
+#: What the state holds behind the norms, the ratios and the first norms of the variables: steps until the next look,
+#: the newest ratio of all, the norm of all as `weight_norm` counts it, and two limbs of the number of limited updates.
+SCALARS = ("rest", "ratio", "total", "limited_low", "limited_high")
+
+
+class _Update(NamedTuple):
+    """One update under way: what is kept from before it."""
+
+    graph: Any
+    present: tuple[int, ...]  # variables with a gradient
+    due: tf.Tensor
+    before: Any  # of `HELD` places, or all the variables
+    state: tf.Tensor  # so far, not yet written
+
+
+class Weights:
+    """What one monitor knows of the weights it watches, on the device.
+
+    Args:
+      limit: the share of |w| that an update may move the weights by; None for no limit.
+
+    Attributes:
+      hurries: says in the graph whether to look in this step although it is not time; None: never.
+      count: how many variables have a gradient; 0 before `build`.
+      state: norms, newest ratios and first norms of the variables, then `SCALARS`; shape [3 * count + 5].
+      hurries: says in the graph whether to look in this step although it is not time; None: never.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        self.limit: float | None = limit
+        self.count: int = 0
+        self._here = threading.local()  # each replica has a thread of its own
+        self._functions: dict[Any, Callable[..., Any]] = {}
+        self.hurries: Callable[[], tf.Tensor] | None = None
+
+    def build(self, count: int) -> None:
+        """Make the state, once it is known how many gradients there are."""
+        self.count = count
+        self._functions.clear()
+        self.initial: np.ndarray = np.full(3 * count + len(SCALARS), UNKNOWN, np.float32)
+        self.initial[3 * count :] = [0.0, UNKNOWN, 0.0, 0.0, 0.0]
+        self.state: tf.Variable = distribution.in_scope(
+            lambda: distribution.state_variable(self.initial, "gradwatch_weights")
+        )
+
+    # -- before the update --------------------------------------------------------------------------------
+
+    def look(
+        self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
+    ) -> tuple[Any, Any, tf.Tensor]:
+        """(norm of the weights, learning_rate / (1 - momentum), newest update ratio), as `FusedGuard.step` takes them.
+
+        Args:
+          variables: of the gradients, in their order; None when they are not known.
+          optimizer: who applies the gradients; None when that is not known.
+          present: the variables that have a gradient in this step.
+          follow: keep what `settle` needs after the update.
+        """
+        self._here.update = None
+        if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
+            return NO_REACH, 1.0, self._scalar(tf.convert_to_tensor(self.state), "ratio")
+        kind, moving, rate = motion(optimizer, variables)
+        moving = tuple(sorted(set(moving) & set(present)))
+        total, ratio, update = self._in_function(
+            "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
+        )
+        if follow:
+            self._here.update = _Update(_graph(), tuple(present), *update)
+        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
+        return top, rate, ratio
+
+    def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+        state = tf.convert_to_tensor(self.state)
+        rest = self._scalar(state, "rest")
+        due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
+        places = places_of(variables)
+        hold = follow and self.limit is None
+
+        def look(rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            _, ratios, first, (_, ratio, _, *limited) = self._split(state)
+            x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
+            norms = lengths(x, places if self.limit is None and _predicates_travel() else None)
+            total = weight_norm(TENSORFLOW, norms, _initial(variables, range(self.count)))
+            first = tf.where(first < 0.0, norms, first)
+            held = concat(x, places) if hold else tf.zeros([0])
+            return self._join(norms, ratios, first, [rest, ratio, total, *limited]), held
+
+        def keep() -> tuple[tf.Tensor, tf.Tensor]:
+            # one operation: each counts in a step of a millisecond
+            return state - self._step, tf.zeros([sum(p.size for p in places) if hold else 0])
+
+        if self.limit is not None or _predicates_travel():
+            state, before = look(tf.where(due, EVERY - 1.0, rest - 1.0))
+        else:
+            state, before = tf.cond(due, lambda: look(EVERY - 1.0), keep)
+        if self.limit is not None and follow:
+            before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
+        if not follow:
+            self.state.assign(state)
+        total: Any = NO_REACH
+        if len(moving) == self.count:
+            total = self._scalar(state, "total")
+        elif moving:
+            norms = tf.gather(state, tf.constant(moving, tf.int32))
+            total = weight_norm(TENSORFLOW, norms, _initial(variables, moving))
+        # what follows writes once for both
+        return total, self._scalar(state, "ratio"), (due, before, state) if follow else ()
+
+    def measured(self) -> tf.Tensor:
+        """Norms and newest update ratios of the variables, shape [2 * count]; `UNKNOWN` where there is none."""
+        return tf.convert_to_tensor(self.state)[: 2 * self.count]
+
+    @property
+    def _step(self) -> np.ndarray:
+        """What a step without a look takes off the state."""
+        step = np.zeros_like(self.initial)
+        step[3 * self.count + SCALARS.index("rest")] = 1.0
+        return step
+
+    def _scalar(self, state: tf.Tensor, name: str) -> tf.Tensor:
+        return state[3 * self.count + SCALARS.index(name)]
+
+    def _split(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Norms, ratios and first norms of the variables, and `SCALARS`."""
+        norms, ratios, first, scalars = tf.split(state, [*[self.count] * 3, len(SCALARS)])
+        return norms, ratios, first, tf.unstack(scalars)
+
+    @staticmethod
+    def _join(norms: tf.Tensor, ratios: tf.Tensor, first: tf.Tensor, scalars: Sequence[Any]) -> tf.Tensor:
+        return tf.concat([norms, ratios, first, tf.stack(scalars)], 0)
+
+    # -- after the update ---------------------------------------------------------------------------------
+
+    @compat.hidden_from_debuggers
+    def settle(self, variables: Sequence[Any] | None) -> None:
+        """The update that `look(..., follow=True)` began has been made: measure it, hold it within the limit."""
+        update = getattr(self._here, "update", None)
+        self._here.update = None
+        if update is None or update.graph is not _graph():
+            return
+        held = [tf_variable(v) for v in variables or ()]
+        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.state)
+
+    def _settle(
+        self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, state: tf.Tensor
+    ) -> None:
+        if self.limit is not None:
+            self.state.assign(self._limited(variables, present, before, state))
+            return
+        places = places_of(variables)
+
+        def measure() -> tf.Tensor:
+            norms, _, first, (rest, _, *others) = self._split(state)
+            now = concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
+            moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
+            ratios, ratio = _shares(variables, present, norms, moved)
+            return self._join(norms, ratios, first, [rest, ratio, *others])
+
+        self.state.assign(measure() if _predicates_travel() else tf.cond(due, measure, lambda: tf.identity(state)))
+
+    def _limited(
+        self, variables: list[Any], present: tuple[int, ...], before: Sequence[tf.Tensor], state: tf.Tensor
+    ) -> tf.Tensor:
+        """Scale an update that was too long back to the limit; the state after it."""
+        norms, _, first, (rest, _, total, low, high) = self._split(state)
+        after = [tf.convert_to_tensor(v) for v in variables]
+        moved = lengths([gradients.values(a - b) for a, b in zip(after, before)])
+        ratios, ratio = _shares(variables, present, norms, moved)
+        # an update that is NaN or Inf has no length: on_nonfinite is for that
+        over = ratio > self.limit
+        factor = tf.where(over, self.limit / tf.where(over, ratio, 1.0), 1.0)
+        for v, b, a in zip(variables, before, after):
+            v.assign(tf.where(over, b + tf.cast(factor, a.dtype) * (a - b), a))
+        low = low + tf.cast(over, tf.float32)
+        carry = tf.cast(low >= LIMB, tf.float32)
+        return self._join(norms, ratios, first, [rest, ratio, total, low - carry * LIMB, high + carry])
+
+    # -- from the host ----------------------------------------------------------------------------------------
+
+    def read(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The fields of a `Snapshot` that are known here."""
+        if not self.count:
+            return {}
+        vector = tf.convert_to_tensor(self.state).numpy()
+        scalars = dict(zip(SCALARS, vector[3 * self.count :].tolist()))
+        norms, ratios, first = (zip(paths, part.tolist()) for part in np.split(vector[: 3 * self.count], 3))
+        return {
+            "update_ratio": None if scalars["ratio"] < 0.0 else scalars["ratio"],
+            "layer_update_ratio": {path: x for path, x in ratios if x >= 0.0},
+            "layer_weight_norms": {path: x for path, x in norms if x >= 0.0},
+            "layer_first_weight_norms": {path: x for path, x in first if x >= 0.0},
+            "limited_updates": int(scalars["limited_low"]) + int(scalars["limited_high"]) * int(LIMB),
+        }
+
+    def put(self, packed: np.ndarray) -> None:
+        with tf.init_scope():
+            self.state.assign(packed)
+
+    # -- eager mode -------------------------------------------------------------------------------------------
+
+    def _in_function(
+        self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple[Any, ...], *given: Any
+    ) -> Any:
+        """`run(variables, *fixed, *given)`, in eager mode as one function instead of dozens of ops."""
+        if not tf.executing_eagerly() or distribution.replicas() > 1:
+            return run(variables, *fixed, *given)
+        function = self._functions.get((name, fixed))
+        if function is None:
+            # the variables are arguments: what is captured would live as long as the monitor
+            function = tf.function(lambda variables, *given: run(variables, *fixed, *given), autograph=False)
+            self._functions[name, fixed] = function
+        return function(variables, *given)
+
+
+def _shares(
+    variables: Sequence[Any], present: tuple[int, ...], norms: tf.Tensor, moved: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
+    whole = weight_norm(TENSORFLOW, _some(norms, present), _initial(variables, present))
+    distances = _some(moved, present)
+    distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
+    known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
+    good = (norms > TINY) & (moved >= 0.0)
+    share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
+    return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
+
+
+def _predicates_travel() -> bool:
+    """Whether asking on the device whether it is time would make the host wait for it at each step."""
+    return devices.has_accelerator()
+
+
+def _initial(variables: Sequence[Any], places: Sequence[int]) -> float:
+    return initial_norm(variables[i].shape.as_list() for i in places)
+
+
+def _some(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
+    return x if len(places) == x.shape[0] else tf.gather(x, tf.constant(places, tf.int32))
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _is_whole(variable: Any) -> bool:
+    """Whether every replica can read all of this variable."""
+    held = tf_variable(variable)
+    readable = isinstance(held, tf.Variable) and held.shape.is_fully_defined()
+    return readable and getattr(held, "synchronization", None) != tf.VariableSynchronization.ON_READ

@@ -40,6 +40,8 @@ from gradwatch.record.schema import SUFFIX
 from gradwatch.record.writer import Look, RunFile, keep, shares_text
 from gradwatch.report import page
 
+logger: logging.Logger = logging.getLogger("gradwatch")
+
 #: The folder of records, for who does not say `record=`.
 VARIABLE = "GRADWATCH_RECORD"
 

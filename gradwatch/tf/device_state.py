@@ -79,11 +79,12 @@ class DeviceState:
         self.started = [*counters.limbs(self.layout.unpack(NUMPY, packed[: self.layout.size])["count"], "steps")]
 
     def rewind(self, packed: np.ndarray) -> None:
-        """Go back to a state out of `pack`, but for what was counted since."""
-        size = self.layout.size
+        """Go back to a state out of `pack`, but for what was counted since; the run goes on from its first step."""
+        size, started = self.layout.size, self.started
         then, now = (self.layout.unpack(NUMPY, x) for x in (packed[:size], self.vector().numpy()))
         weights = self.weights.rewound(packed[size:-1])
         self.put(np.concatenate([self.layout.pack(NUMPY, rewound(now, then)), weights, packed[-1:]]))
+        self.started = started
 
     def tree(self) -> dict[str, Any]:
         """The state by names, as numpy arrays of one instant."""

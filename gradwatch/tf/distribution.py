@@ -137,7 +137,8 @@ def same_on_all(number: float, strategy: Any) -> bool:
     @tf.function
     def sums(mine: tf.Tensor) -> Any:
         def replica() -> tf.Tensor:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+            here = tf.identity(mine)  # made on the replica's device, which is where the sum goes
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here)
 
         return strategy.run(replica)
 

@@ -136,7 +136,9 @@ class Engine:
     def lowered_rate(self) -> tf.Variable | None:
         """What the learning rate is to be multiplied by, where it may be lowered at all; made at the first call."""
         if self.rate_scale is None and self.healer is not None and self.healer.lowers:
-            self.rate_scale = distribution.in_scope(_full_rate)
+            self.rate_scale = distribution.in_scope(
+                lambda: distribution.state_variable(np.float32(1.0), "gradwatch_rate_scale")
+            )
         return self.rate_scale
 
     # -- one step ---------------------------------------------------------------------------------------
@@ -292,10 +294,8 @@ class Engine:
 
     def own_variables(self) -> list[tf.Variable]:
         """Those that belong to the monitor and not to the training."""
-        kept = [] if self.keeper is None else list(self.keeper.variables)
-        if self.rate_scale is not None:
-            kept.append(self.rate_scale)
-        return kept if self.on_device is None else [*kept, self.on_device.state, self.weights.state, self.loss.variable]
+        own = [] if self.rate_scale is None else [self.rate_scale]
+        return own if self.on_device is None else [*own, *self.on_device.exported(self.keeper).values()]
 
     def rewind(self, packed: np.ndarray) -> None:
         """The training went back to the time when the state was `packed`: judge as then, and keep what was counted."""
@@ -347,10 +347,6 @@ class Engine:
         self._put(built, vector)
         built.variables.forget_identities()
         reader.rebase(self._owner)  # what happened before the checkpoint is no news
-
-
-def _full_rate() -> tf.Variable:
-    return distribution.state_variable(1.0, "gradwatch_rate_scale")
 
 
 def _convert(gradient: Any) -> Gradient:

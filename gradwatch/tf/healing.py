@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,11 @@ from gradwatch.recovery.generations import Generation
 from gradwatch.recovery.ledger import Ledger
 from gradwatch.recovery.reasons import Reason, reason_of
 from gradwatch.recovery.rungs import Ladder
-from gradwatch.recovery.signs import Signs, Trouble
+from gradwatch.recovery.signs import Trouble
 from gradwatch.tf import compat, devices, distribution, updates
-from gradwatch.tf.peek import Look, Peek
 from gradwatch.tf.snapshots import Snapshots
 from gradwatch.tf.training_state import TrainingState, variables_of
+from gradwatch.tf.watched import Watched
 
 logger: logging.Logger = logging.getLogger("gradwatch")
 
@@ -39,33 +38,6 @@ logger: logging.Logger = logging.getLogger("gradwatch")
 _GROWN = 2.0
 
 _SEVEREST = ("nonfinite", "poisoned", "lost", "exploding", "saturated", "dropping")
-
-
-class Watched:
-    """One monitor of the training, as the healer follows it."""
-
-    def __init__(self, monitor: Any, ladder: Ladder) -> None:
-        self.monitor: weakref.ref[Any] = weakref.ref(monitor)
-        self.engine = monitor._hidden
-        self.loss_scaled = False
-        self._ladder = ladder
-        self.reset()
-
-    def reset(self) -> None:
-        """Nothing was seen yet."""
-        skip = self._ladder.skip
-        bound = (None, 100) if skip is None else (skip.most, skip.window)
-        self.signs = Signs(self._ladder.patience, *bound)
-        self.peek = Peek(self.engine)
-        self.update_ratio: float | None = None
-        self.norm = self.loss = math.nan
-
-    def take(self, look: Look) -> int:
-        """Read new steps; how many of them the guard dropped."""
-        self.signs.read(look.rows, look.active)
-        self.update_ratio = look.update_ratio
-        self.norm, self.loss = float(look.rows.norm[-1]), float(look.rows.loss[-1])
-        return look.dropped
 
 
 class Healer:
@@ -111,8 +83,8 @@ class Healer:
         """Act for this monitor too: a step with several optimizers goes back as a whole."""
         if all(one.monitor() is not monitor for one in self._watched):
             self._watched.append(Watched(monitor, self.ladder))
-            self._state.engines.append(monitor._hidden)
-            monitor._hidden.healer = self
+            self._state.engines.append(monitor._engine)
+            monitor._engine.healer = self
         if self._snapshots is None and self.ladder.rollback is not None:
             self._run_id = monitor.run_id
             self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)

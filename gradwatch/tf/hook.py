@@ -125,7 +125,7 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _by_hand(monitor: Monitor, optimizer: Any, update: lowering.Update, variables: Any) -> Any:
     """The update of gradients that came from `monitor.clip`: nothing is left to do but to lower its rate."""
-    scale = monitor._hidden.lowered_rate()
+    scale = monitor._engine.lowered_rate()
     if scale is None:
         return update(optimizer, None, variables)
     with watchers.one_step():
@@ -163,7 +163,7 @@ def _apply(
         )
     names = [named[i] for i in watched] if len(named) == len(grads) else None
     with watchers.one_step():
-        scale = monitor._hidden.lowered_rate()
+        scale = monitor._engine.lowered_rate()
         lowering.attach(optimizer, scale)
         update = lowering.lowered(update, optimizer, scale)
         if getattr(optimizer, "gradient_accumulation_steps", None):

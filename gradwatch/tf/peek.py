@@ -57,7 +57,7 @@ class Peek:
             return None
         if built is not self._of:
             self._place(built)
-        newest = (built.vector(), tf.convert_to_tensor(self._engine.weights.loss))
+        newest = (built.vector(), built.loss.value())
         state, self._waiting = (newest, None) if now else (self._waiting, newest)
         return None if state is None else self._decode(state[0].numpy(), float(state[1]))
 

@@ -1,0 +1,38 @@
+"""What a ladder knows of one of the monitors that it follows."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+from gradwatch.recovery.rungs import Ladder
+from gradwatch.recovery.signs import Signs
+from gradwatch.tf.peek import Look, Peek
+
+
+class Watched:
+    """One monitor of the training, as the healer follows it."""
+
+    def __init__(self, monitor: Any, ladder: Ladder) -> None:
+        self.monitor: weakref.ref[Any] = weakref.ref(monitor)
+        self.engine = monitor._engine
+        self.loss_scaled = False
+        self._ladder = ladder
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was seen yet."""
+        skip = self._ladder.skip
+        bound = (None, 100) if skip is None else (skip.most, skip.window)
+        self.signs = Signs(self._ladder.patience, *bound)
+        self.peek = Peek(self.engine)
+        self.update_ratio: float | None = None
+        self.norm = self.loss = math.nan
+
+    def take(self, look: Look) -> int:
+        """Read new steps; how many of them the guard dropped."""
+        self.signs.read(look.rows, look.active)
+        self.update_ratio = look.update_ratio
+        self.norm, self.loss = float(look.rows.norm[-1]), float(look.rows.loss[-1])
+        return look.dropped

@@ -86,6 +86,7 @@ def test_the_picture_of_the_house_shows_the_floors():
 #: choice.
 DISTRIBUTIONS = {
     "yaml": "pyyaml",
+    "mlflow": "mlflow-skinny",
     "keras": "tensorflow",
     "ml_dtypes": "tensorflow",
     "tf_keras": "tensorflow",

@@ -56,6 +56,7 @@ def dashboard() -> Json:
                 [(_state(), 4, 4), (_step_rate(), 4, 4), (_age(), 4, 4), (_anomalies(), 4, 4)]
                 + [(_clip_share_now(), 4, 4), (_overhead_now(), 4, 4)],
                 [(_episodes(), 14, 6), (_last_anomalies(), 10, 6)],
+                [(_verdict(), 24, 4)],
                 row("Gradient norm"),
                 [(_norm(), 24, 11)],
                 [(_heatmap(), 24, 9)],
@@ -592,6 +593,17 @@ def _endpoint() -> Json:
         [target(chosen("up"), "{{instance}}")],
         empty="Prometheus knows no such target in this time range.",
         mappings=mapping({0: ("not reachable", RED), 1: ("reachable", GREEN)}),
+    )
+
+
+def _verdict() -> Json:
+    return table(
+        "Verdict",
+        "Why is the run as it is? The likeliest cause that gradwatch sees in the numbers of the run, and how sure it "
+        "is. docs/diagnosis.md tells what each cause means and what to do.",
+        [target(chosen("gradwatch_verdict_info"), instant=True, form="table")],
+        columns={"monitor": "Monitor", "cause": "Cause", "confidence": "Confidence", "instance": "Instance"},
+        empty="No verdict yet: the run is too young, or has ended.",
     )
 
 

@@ -378,8 +378,8 @@ def _recoveries() -> Json:
 def _lost_steps() -> Json:
     return timeseries(
         "Steps lost to recovery",
-        "What did it cost? Steps whose updates were dropped or taken back, of all steps so far.",
-        [target(chosen("gradwatch_lost_steps_total"), "{{rung}} {{monitor}}")],
+        "What did it cost? Steps whose updates were dropped or taken back.",
+        [target(increase(chosen("gradwatch_lost_steps_total")), "{{rung}} {{monitor}}")],
         unit="none",
         empty=_NO_LADDER,
         minimum=0,

@@ -52,6 +52,7 @@ from gradwatch.errors import MissingExtra
     is_flag=True,
     help="At a rate that clipping does not hold: clipping alone, then with recover=gradwatch.recovery.ladder().",
 )
+@click.option("--keep-batch", is_flag=True, help="Keep the batch of each step at which an anomaly began.")
 @click.option("--json", is_flag=True, help="Print what was found as one JSON object; all else goes to standard error.")
 @click.pass_context
 def demo(
@@ -65,6 +66,7 @@ def demo(
     output: Path,
     serve: bool,
     heal: bool,
+    keep_batch: bool,
     json: bool,
 ) -> None:
     """Train a network unprotected, then protected, and tell what happened.
@@ -94,6 +96,7 @@ def demo(
         output=output,
         serve=serve,
         heal=heal,
+        keep_batch=keep_batch,
     )
     outcome = session.run(options, console)
     if json:

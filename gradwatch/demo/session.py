@@ -41,6 +41,7 @@ class Options:
       port: None takes the usual one, or a free one where that is taken.
       serve: keep serving the metrics at the end, until Ctrl-C.
       heal: compare clipping alone with clipping and a ladder, at a rate that clipping does not hold.
+      keep_batch: keep the batch of each step at which an anomaly began.
     """
 
     policy: Policy
@@ -53,6 +54,7 @@ class Options:
     output: Path = Path("demo-output")
     serve: bool = False
     heal: bool = False
+    keep_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,13 @@ def _one_run(
         text, optimizer=options.optimizer, learning_rate=rate, warmup_steps=options.warmup_steps, seed=options.seed
     )
     watched = gradwatch.watch(
-        built.train_step, policy=policy, name=name, on_alert=alert, record=options.output / "runs", recover=recover
+        built.train_step,
+        policy=policy,
+        name=name,
+        on_alert=alert,
+        record=options.output / "runs",
+        recover=recover,
+        keep_batch=options.keep_batch,
     )
     data = pages(text, seed=options.seed, batch=task.BATCH, length=task.LENGTH)
     with _progress(name, options.steps, console) as on_look:
@@ -178,6 +186,8 @@ def _one_run(
         done.report = watched.monitor.write_report(options.output / f"{name}.html")
     except (MissingExtra, OSError) as error:
         console.print(f"No report of this run: {escape(str(error))}", highlight=False)
+    if options.keep_batch and watched.monitor.record_path is not None:
+        done.batches = gradwatch.open_run(watched.monitor.record_path).batches
     return done
 
 
@@ -298,4 +308,6 @@ def _write(
     for run in (first, second):
         if run is not None and run.report is not None:
             console.print(f"[bold]Report[/]    {run.report}", highlight=False, soft_wrap=True)
+        for path in () if run is None else run.batches:
+            console.print(f"[bold]Batch[/]     {path}", highlight=False, soft_wrap=True)
     return Outcome(first, second, picture, told)

@@ -38,6 +38,7 @@ class Run:
       seconds: how long the steps took, without the first one that compiles.
       verdict: what `gradwatch.diagnose` says of it at the end.
       report: of the run, one HTML file; None where it could not be written.
+      batches: files of the kept batches, see `gradwatch.open_event`; empty unless they were asked for.
       ended: "finished", "lost" (only NaN or Inf was left), "stopped" (by its ladder) or "interrupted".
     """
 
@@ -50,6 +51,7 @@ class Run:
     ended: str = "finished"
     verdict: Diagnosis | None = None
     report: Path | None = None
+    batches: tuple[Path, ...] = ()
 
 
 class _Recorder:

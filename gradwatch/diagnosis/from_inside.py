@@ -16,6 +16,9 @@ _OUTSIDE = (
     from_outside.loss_scale,
 )
 
+#: Times the usual norm, before the first NaN, that no healthy run makes.
+_DECADES = 100.0
+
 
 def _not_from_outside(signs: Signs) -> float:
     """1 where nothing from outside explains the run, 0.1 where something does for certain."""
@@ -23,7 +26,39 @@ def _not_from_outside(signs: Signs) -> float:
     return 1.0 - 0.9 * max(found, default=0.0)
 
 
+def _ran_away(signs: Signs) -> Case | None:
+    """The norm left its band by decades, and from then on every gradient was NaN or Inf: the weights were lost.
+
+    So dies a run whose rate is at the edge of what the loss bears: its update ratio may be a usual one until the end.
+    """
+    if not len(signs.broken):
+        return None
+    first = int(signs.broken[0])
+    if first < 5 or len(signs.broken) < max(3, 0.9 * (len(signs) - first)):
+        return None
+    norms = signs.run["norm"][max(0, first - 10) : first]
+    usual = signs.median("norm", 0, max(first - 10, 5))
+    if not (usual > 0 and norms.max() > _DECADES * usual):
+        return None
+    began = first - len(norms) + int(np.flatnonzero(norms > 10 * usual)[0])
+    grew = f"The norm grew from {usual:.3g} to {norms.max():.3g} within {steps_text(first - began)}"
+    said = [
+        f"{grew} from step {signs.number(began)} on; all gradients from step {signs.number(first)} on hold a NaN or Inf."
+    ]
+    rate, advice = signs.run["learning_rate"][began], ""
+    if rate > 0:
+        said.append(f"The learning rate was {number_text(float(rate))}.")
+        less, now = number_text(float(rate) / 3), number_text(float(rate))
+        advice = f"Lower the learning rate: try {less} instead of {now}. Or clip, as any policy but observe() does."
+    return Case(0.85 * _not_from_outside(signs), tuple(said), signs.number(began), advice)
+
+
 def learning_rate_too_high(signs: Signs) -> Case | None:
+    found = [case for case in (_too_long_steps(signs), _ran_away(signs)) if case is not None]
+    return max(found, key=lambda case: case.confidence, default=None)
+
+
+def _too_long_steps(signs: Signs) -> Case | None:
     share = signs.early_share
     if math.isnan(share):
         return None

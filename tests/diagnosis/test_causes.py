@@ -250,3 +250,18 @@ def test_a_run_of_which_only_norms_are_known_is_judged_by_them():
     run = runs.observation(columns)
     bare = type(run)(run.step, run.columns)
     assert gradwatch.diagnose(bare).healthy
+
+
+def test_a_run_whose_weights_were_lost_at_once_is_never_called_healthy():
+    """As `gradwatch demo` without protection: a usual update ratio, then two steps to NaN for good."""
+    columns = runs.healthy()
+    columns["norm"][AT : AT + 2] = columns["norm"][:AT].mean() * np.array([100.0, 1e12])
+    columns["loss"][AT + 1] = 1e10
+    columns["norm"][AT + 2 :] = columns["loss"][AT + 2 :] = np.nan
+    found = gradwatch.diagnose(runs.observation(columns, events=[runs.event("explosion", AT + 1)]))
+    assert found.causes[0].kind == "learning_rate_too_high"
+    assert found.first_step == AT + 1
+    third = columns["learning_rate"][AT] / 3
+    assert f"try {third:.2g} instead" in found.causes[0].advice
+    columns["input_rms"][AT] *= 300  # now the data explain it
+    assert gradwatch.diagnose(runs.observation(columns)).causes[0].kind == "bad_batch"

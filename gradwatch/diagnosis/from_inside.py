@@ -42,9 +42,8 @@ def _ran_away(signs: Signs) -> Case | None:
         return None
     began = first - len(norms) + int(np.flatnonzero(norms > 10 * usual)[0])
     grew = f"The norm grew from {usual:.3g} to {norms.max():.3g} within {steps_text(first - began)}"
-    said = [
-        f"{grew} from step {signs.number(began)} on; all gradients from step {signs.number(first)} on hold a NaN or Inf."
-    ]
+    since = f"from step {signs.number(began)} on; all gradients from step {signs.number(first)} on hold a NaN or Inf"
+    said = [f"{grew} {since}."]
     rate, advice = signs.run["learning_rate"][began], ""
     if rate > 0:
         said.append(f"The learning rate was {number_text(float(rate))}.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import made_runs as runs
 import numpy as np
 import pytest
-import runs
 
 import gradwatch
 from gradwatch.diagnosis.causes import CAUSES, KINDS

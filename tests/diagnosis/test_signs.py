@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+import made_runs as runs
 import numpy as np
 import pytest
-import runs
 
 from gradwatch.diagnosis import case, layers
 from gradwatch.diagnosis.signs import Rise, Signs

@@ -143,6 +143,13 @@ class Reader:
             if track is not None:
                 track.rebase = True
 
+    def restart(self, source: Source) -> None:
+        """Call when `source` begins anew: all that it sees from now on is news."""
+        with self._wake:
+            track = self._find(source)
+            if track is not None:
+                track.reading, track.rebase = None, False
+
     def start(self) -> None:
         """Reads from now on, also what was registered `lazily`."""
         with self._wake:
@@ -373,6 +380,7 @@ register = reader.register
 unregister = reader.unregister
 mark_active = reader.mark_active
 rebase = reader.rebase
+restart = reader.restart
 start = reader.start
 readings = reader.readings
 poll_now = reader.poll_now

@@ -92,17 +92,30 @@ def in_scope(make: Callable[[], T]) -> T:
     with tf.init_scope():
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
-            try:
+            with meeting():
                 return context.merge_call(once)  # every replica waits here, one makes it
-            except RuntimeError as error:
-                if "merge_call" not in str(error):
-                    raise
-                raise UnsupportedError(
-                    "a tf.function inside strategy.run cannot be watched: TensorFlow does not let its replicas meet "
-                    "while it is traced; put the tf.function around strategy.run instead"
-                ) from error
         # a single replica is inside the scope already, and may not enter it again
         return once(strategy) if context is None else make()
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """Around what all replicas do together: UnsupportedError where TensorFlow does not let them meet."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "merge_call" not in str(error):
+            raise
+        raise UnsupportedError(
+            "a tf.function inside strategy.run cannot be watched: TensorFlow does not let its replicas meet "
+            "while it is traced; put the tf.function around strategy.run instead"
+        ) from error
+
+
+def mean_over_replicas(x: tf.Tensor) -> tf.Tensor:
+    """The mean of what the replicas have, as one of them sees it."""
+    with meeting():
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, x)
 
 
 def summed(gradients: Sequence[Gradient]) -> list[Gradient]:

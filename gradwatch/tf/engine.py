@@ -311,7 +311,7 @@ class Engine:
             self.on_device.replaceable = True
             if self.recorder is not None:
                 self.recorder.resume(0)
-            reader.rebase(self._owner)
+            reader.restart(self._owner)
 
     # -- checkpoints ------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class Inputs:
         self.kinds = {"input": _kind(of_first[0]).name} | ({} if target is None else {"target": _kind(target).name})
         pair = tf.stack([_mean_square(of_first[0]), NOT_KNOWN if target is None else _mean_square(target)])
         if distribution.replicas() > 1:
-            pair = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, pair)
+            pair = distribution.mean_over_replicas(pair)
         # a comparison with NaN is false
         found = _graph(), tf.where(pair <= HUGE, pair, BEYOND)
         if distribution.replicas() > 1:

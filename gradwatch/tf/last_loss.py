@@ -88,7 +88,7 @@ def _code(loss: Any, strategy: Any = None) -> tf.Tensor:
     x = x if x.dtype == tf.float32 else tf.cast(x, tf.float32)
     x = x if x.shape.rank == 0 else tf.reshape(x, [])
     if distribution.replicas() > 1:
-        x = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, x)
+        x = distribution.mean_over_replicas(x)
     return tf.where(tf.math.is_nan(x), NO_LOSS, tf.minimum(tf.maximum(x, -HUGE), HUGE))
 
 

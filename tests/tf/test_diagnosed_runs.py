@@ -118,6 +118,7 @@ def test_a_run_in_which_nothing_moves_is_told_with_a_higher_rate(training):
 
 def test_the_first_sentence_of_an_alert_is_the_verdict_and_the_end_of_the_run_tells_why_and_next(training, caplog):
     with caplog.at_level(logging.INFO, logger="gradwatch"):
+        training.run()
         training.alerts.clear()
         training.run(change=lambda i, x, y: (x * 400 if i == AT else x, y))
         assert reader.poll_now(30.0)

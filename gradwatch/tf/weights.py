@@ -104,46 +104,37 @@ class Weights:
         places = places_of(variables)
         hold = follow and self.limit is None
 
-        def look(rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            _, ratios, first, (_, ratio, _, *limited) = self._split(state)
+        norms, ratios, first, (_, ratio, total, *limited) = self._split(state)
+
+        def look() -> tuple[tf.Tensor, ...]:
             x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
-            norms = lengths(x, places if self.limit is None and _predicates_travel() else None)
-            total = weight_norm(TENSORFLOW, norms, _initial(variables, range(self.count)))
-            first = tf.where(first < 0.0, norms, first)
-            held = concat(x, places) if hold else tf.zeros([0])
-            return self._join(norms, ratios, first, [rest, ratio, total, *limited]), held
+            now = lengths(x, places if self.limit is None and _predicates_travel() else None)
+            length = weight_norm(TENSORFLOW, now, _initial(variables, range(self.count)))
+            return now, tf.where(first < 0.0, now, first), length, concat(x, places) if hold else tf.zeros([0])
 
-        def keep() -> tuple[tf.Tensor, tf.Tensor]:
-            # one operation: each counts in a step of a millisecond
-            return state - self._step, tf.zeros([sum(p.size for p in places) if hold else 0])
+        def keep() -> tuple[tf.Tensor, ...]:
+            return norms, first, total, tf.zeros([sum(p.size for p in places) if hold else 0])
 
-        if self.limit is not None or _predicates_travel():
-            state, before = look(tf.where(due, EVERY - 1.0, rest - 1.0))
-        else:
-            state, before = tf.cond(due, lambda: look(EVERY - 1.0), keep)
+        always = self.limit is not None or _predicates_travel()
+        # only what is measured leaves the branch: with the whole state in it, XLA compiles the step around it otherwise
+        norms, first, total, before = look() if always else tf.cond(due, look, keep)
+        state = self._join(norms, ratios, first, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, total, *limited])
         if self.limit is not None and follow:
             before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
         if not follow:
             self.state.assign(state)
-        total: Any = NO_REACH
-        if len(moving) == self.count:
-            total = self._scalar(state, "total")
-        elif moving:
-            norms = tf.gather(state, tf.constant(moving, tf.int32))
-            total = weight_norm(TENSORFLOW, norms, _initial(variables, moving))
+        if not moving:
+            total = NO_REACH
+        elif len(moving) < self.count:
+            total = weight_norm(
+                TENSORFLOW, tf.gather(norms, tf.constant(moving, tf.int32)), _initial(variables, moving)
+            )
         # what follows writes once for both
-        return total, self._scalar(state, "ratio"), (due, before, state) if follow else ()
+        return total, ratio, (due, before, state) if follow else ()
 
     def measured(self) -> tf.Tensor:
         """Norms and newest update ratios of the variables, shape [2 * count]; `UNKNOWN` where there is none."""
         return tf.convert_to_tensor(self.state)[: 2 * self.count]
-
-    @property
-    def _step(self) -> np.ndarray:
-        """What a step without a look takes off the state."""
-        step = np.zeros_like(self.initial)
-        step[3 * self.count + SCALARS.index("rest")] = 1.0
-        return step
 
     def _scalar(self, state: tf.Tensor, name: str) -> tf.Tensor:
         return state[3 * self.count + SCALARS.index(name)]

@@ -45,22 +45,12 @@ class Trail:
         self._scales, self._ring, self._left, self._collected = distribution.in_scope(self._make)
 
     def _make(self) -> tuple[tf.Variable, ...]:
-        def variable(value: Any, name: str) -> tf.Variable:
-            # as the monitor's state
-            return tf.Variable(
-                value,
-                trainable=False,
-                name=name,
-                dtype=tf.float32,
-                aggregation=tf.VariableAggregation.NONE,
-                experimental_enable_variable_lifting=False,
-            )
-
+        make = distribution.state_variable
         return (
-            variable(np.full(2 * HISTORY, UNKNOWN), "gradwatch_scales"),  # low limb of the step, loss scale
-            variable(np.full(AROUND * self._width, UNKNOWN), "gradwatch_around"),
-            variable(np.array([_RUNNING, 0.0]), "gradwatch_left"),  # and the number of the event
-            variable(0.0, "gradwatch_read"),
+            make(np.full(2 * HISTORY, UNKNOWN), "gradwatch_scales"),  # low limb of the step, loss scale
+            make(np.full(AROUND * self._width, UNKNOWN), "gradwatch_around"),
+            make(np.array([_RUNNING, 0.0]), "gradwatch_left"),  # and the number of the event
+            make(0.0, "gradwatch_read"),
         )
 
     @property

@@ -120,11 +120,7 @@ PRIVATE_NAMES: dict[str, PrivateName] = {
         _of_functions("_clone"),
         "a decorated tf.function is called from a plain function; one that was traced before raises NothingToWatch",
     ),
-    "python_function": PrivateName(
-        "tf.function",
-        _of_functions("python_function"),
-        "as for `_clone`",
-    ),
+    "python_function": PrivateName("tf.function", _of_functions("python_function"), "as for `_clone`"),
     "outer_graph": PrivateName(
         "the graph of a tf.function",
         lambda: hasattr(tf.__internal__.FuncGraph, "outer_graph"),

@@ -13,9 +13,7 @@ import math
 import os
 import re
 import socket
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,13 +25,12 @@ import numpy as np
 from gradwatch.core.snapshot import VERDICTS
 from gradwatch.errors import ConfigError
 from gradwatch.reading.alerts import Alert
+from gradwatch.reading.follower import Follower
 from gradwatch.reading.health import health
-from gradwatch.reading.reader import Reader, reader
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.steps import StepCursor
 from gradwatch.reading.text import clean
 from gradwatch.reading.track import Source
-from gradwatch.reading.worker import Worker
 
 #: History column -> tag; those of `_MAY_BE_MISSING` are left out of a step that has none.
 SCALARS = {
@@ -63,7 +60,7 @@ _FLOAT, _DOUBLE, _STRING = 1, 2, 7  # tensorflow.DataType
 _numbers = count()
 
 
-class TensorBoard:
+class TensorBoard(Follower):
     """Writes what monitors see to event files under `log_dir`, one folder (a "run") for each monitor.
 
     For each step: norm, applied norm, clip_norm, threshold, score, and where they are known reach and update
@@ -105,55 +102,30 @@ class TensorBoard:
             raise ConfigError(f"every_seconds must be > 0, got {every_seconds}; 10 is usual")
         if layers < 0:
             raise ConfigError(f"layers must be >= 0, got {layers}; 0 writes none")
+        super().__init__(monitor, name="TensorBoard", component="tensorboard", seconds=_CLOSE_SECONDS)
         self.log_dir: str = os.fspath(log_dir)
-        self._only = None if monitor is None else weakref.ref(monitor)
         self._every_seconds = every_seconds
         self._layers = layers
-        self._reader: Reader = reader
         self._runs: dict[str, _Run] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._worker: Worker[Callable[[], None]] = Worker(_do, "gradwatch-tensorboard", capacity=1000)
         _make_folder(self.log_dir)
-        self._reader.listen(self._take)
-        self._reader.at_exit(self.close)
+        self._begin()
 
     @property
     def missed_steps(self) -> int:
         """Steps that had left the 1,024 of the history before they were seen, over all monitors."""
         return sum(run.cursor.missed for run in list(self._runs.values()))
 
-    def flush(self, timeout_seconds: float = _CLOSE_SECONDS) -> bool:
-        """Has everything up to now written; False if that took longer."""
-        self._worker.flush(timeout_seconds)  # a look that finds too much waiting leaves its steps in the history
-        self._reader.poll_now(timeout_seconds)
-        return self._worker.flush(timeout_seconds)
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:
+            health.failed("tensorboard", "TensorBoard's files cannot be written", key="write", exc_info=True)
 
-    def close(self) -> None:
-        """Writes what is left and closes the files. May be called twice."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._worker.flush(_CLOSE_SECONDS)
-        self._reader.poll_now()
-        self._reader.unlisten(self._take)
-        self._reader.cancel_at_exit(self.close)
-        for run in list(self._runs.values()):
-            self._worker.put(run.close)
-        if not self._worker.flush(_CLOSE_SECONDS):
-            health.failed("tensorboard", "the last steps for TensorBoard could not be written in time")
-
-    def __enter__(self) -> TensorBoard:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _endings(self) -> Sequence[Callable[[], None]]:
+        return [run.close for run in list(self._runs.values())]
 
     def _take(self, source: Source, reading: Reading, alerts: Sequence[Alert]) -> float | None:
         """One look, on the reader's thread: what is new goes to the writing thread."""
-        if self._only is not None and self._only() is not source:
-            return None
         run = self._runs.get(source.run_id)
         if run is None:
             folder = os.path.join(self.log_dir, folder_name(reading.name))
@@ -187,13 +159,6 @@ class _Look:
     history: Mapping[str, np.ndarray]
     rows: Mapping[str, np.ndarray]
     alerts: Sequence[Alert]
-
-
-def _do(job: Callable[[], None]) -> None:
-    try:
-        job()
-    except Exception:
-        health.failed("tensorboard", "TensorBoard's files cannot be written", key="write", exc_info=True)
 
 
 class _Run:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +18,12 @@ from gradwatch.diagnosis.diagnose import diagnose
 from gradwatch.diagnosis.verdict import Diagnosis
 from gradwatch.errors import ConfigError, GradwatchError, MissingExtra
 from gradwatch.reading.alerts import Alert
+from gradwatch.reading.follower import Follower
 from gradwatch.reading.health import health
-from gradwatch.reading.reader import Reader, reader
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.steps import StepCursor
 from gradwatch.reading.text import clean
 from gradwatch.reading.track import Source
-from gradwatch.reading.worker import Worker
 from gradwatch.record.run import open_run
 
 #: Columns of a history that are sent, and numbers of the snapshot's `extra`.
@@ -58,7 +56,7 @@ class Target(Protocol):
         ...
 
 
-class Sink:
+class Sink(Follower):
     """Sends what monitors see to a tracker; see `gradwatch.sinks.wandb` and `mlflow`, which make it.
 
     Args:
@@ -74,49 +72,19 @@ class Sink:
     def __init__(self, target: Target, monitor: Source | None, rows_a_look: int, report: bool) -> None:
         if not isinstance(rows_a_look, int) or rows_a_look < 1:
             raise ConfigError(f"rows_a_look must be a whole number >= 1, got {rows_a_look!r}; 10 is usual")
+        super().__init__(monitor, name=target.name, component="sinks", seconds=_CLOSE_SECONDS)
         self._target = target
-        self._only = None if monitor is None else weakref.ref(monitor)
         self._rows_a_look, self._wants_report = rows_a_look, report
-        self._reader: Reader = reader
         self._runs: dict[str, _Followed] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._worker: Worker[Callable[[], None]] = Worker(self._do, f"gradwatch-{target.name}", capacity=1000)
-        self._reader.listen(self._take)
-        self._reader.at_exit(self.close)
+        self._begin()
 
-    def flush(self, timeout_seconds: float = _CLOSE_SECONDS) -> bool:
-        """Has everything up to now sent; False if that took longer."""
-        # what waits goes first: a look that finds too much waiting leaves its steps in the history
-        self._worker.flush(timeout_seconds)
-        return self._reader.poll_now(timeout_seconds) and self._worker.flush(timeout_seconds)
-
-    def close(self) -> None:
-        """Sends what is left, the verdicts and the reports. May be called twice."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._worker.flush(_CLOSE_SECONDS)
-        self._reader.poll_now()
-        self._reader.unlisten(self._take)
-        self._reader.cancel_at_exit(self.close)
-        for run in list(self._runs.values()):
-            self._worker.put(partial(self._conclude, run))
-        if not self._worker.flush(_CLOSE_SECONDS):
-            health.failed("sinks", f"the last numbers for {self._target.name} could not be sent in time")
-
-    def __enter__(self) -> Sink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _endings(self) -> Sequence[Callable[[], None]]:
+        # the verdicts and the reports
+        return [partial(self._conclude, run) for run in list(self._runs.values())]
 
     # -- on the reader's thread --------------------------------------------------------------------------
 
     def _take(self, source: Source, reading: Reading, alerts: Sequence[Alert]) -> float | None:
-        if self._only is not None and self._only() is not source:
-            return None
         run = self._runs.get(source.run_id)
         if run is None:
             first = not self._runs

@@ -28,6 +28,15 @@ UNKNOWN = -1.0  # in place of NaN, which the device does not hold
 _RUNNING = -1.0  # the ring goes on; else the steps that it still takes, 0 where it has stopped
 
 
+def steps_near(low: np.ndarray, known: int) -> np.ndarray:
+    """The steps of which the device keeps the low limb: those nearest to one that the host knows of.
+
+    A training goes on while the host reads, so the ring may be some steps ahead of what was read before it.
+    """
+    half = int(LIMB) // 2
+    return known + (low.astype(np.int64) - known + half) % int(LIMB) - half
+
+
 class Trail:
     """The rings of one monitor, made with its state.
 
@@ -110,7 +119,7 @@ class Trail:
 
         Args:
           paths: of the variables.
-          up_to: the newest step that the host knows of.
+          up_to: the newest step that the host knows of; the ring may hold some that are newer.
           over: nothing more comes: an event whose last step is missing is given as it is.
         """
         left, number = tf.convert_to_tensor(self._left).numpy().tolist()
@@ -120,8 +129,7 @@ class Trail:
         with tf.init_scope():
             self._collected.assign(number)
         rows = rows[rows[:, 0] >= 0.0]
-        # the steps, of which the device keeps the low limb: the newest one at or before `up_to`
-        steps = up_to - (up_to - rows[:, 0].astype(np.int64)) % int(LIMB)
+        steps = steps_near(rows[:, 0], up_to)
         gradients, lengths, ratios = np.split(rows[:, 1:], 3, 1)
         # what a step did to the weights is known from the step after it on
         after = [np.append(x[1:], np.full((1, self._count), np.nan), 0) for x in (lengths, ratios)]

@@ -12,17 +12,9 @@ import tensorflow as tf
 import gradwatch
 from gradwatch.reading.reader import reader
 from gradwatch.record import recorder
+from gradwatch.tf import trail
 
-
-@pytest.fixture(autouse=True)
-def _own_reader():
-    yield
-    reader.close()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "runs"
+pytestmark = pytest.mark.usefixtures("reader_of_this_test")
 
 
 def look(folder):
@@ -254,6 +246,14 @@ def test_every_variable_is_recorded_step_by_step_around_an_event(folder, mode):
     for i in range(40):
         watched(tf.constant(1e3 if i == 20 else 1e-3))
     assert set(range(75, 107)) == set(look(folder).around("w:0")["step"][32:].tolist())
+
+
+@pytest.mark.parametrize("step", [1, 55, 2**20 - 1, 2**20, 2**20 + 3, 5 * 2**20 - 2])
+@pytest.mark.parametrize("ahead", [-40, -1, 0, 1, 40])
+def test_a_ring_that_went_on_while_the_host_read_still_has_its_own_steps(step, ahead):
+    """The device keeps a step's low 20 bits; the host may have read its newest step before the ring or after it."""
+    known = max(step + ahead, 0)
+    assert trail.steps_near(np.array([step % 2**20], np.float32), known).tolist() == [step]
 
 
 def test_an_event_at_the_very_end_keeps_the_steps_before_it(folder):

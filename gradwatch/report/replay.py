@@ -86,7 +86,7 @@ def of(run: Any, policy: Any = None, detectors: Any = None, last: int | None = N
       run: the `gradwatch.Run`.
       policy: a policy or its text, such as "median(2)"; None for that of the run.
       detectors: detectors or their texts; None for those of the run.
-      last: replay only so many steps, the last ones; a step takes about half a millisecond. None for all.
+      last: replay only so many steps, the last ones. None for all.
 
     Raises:
       ConfigError: a text is no policy or detector, or the policy needs the norm of each variable at each step.

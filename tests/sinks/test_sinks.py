@@ -178,13 +178,12 @@ def test_a_tracker_that_fails_is_one_line_of_the_log_and_counted_and_what_comes_
     assert len([r for r in log.records if "tracker does not take" in r.getMessage()]) == 1
 
 
-def test_a_slow_tracker_costs_no_memory_and_no_step(reader, tracker):
-    """What is not taken stays in the history of the monitor, and is sent later."""
-    free = threading.Event()
+def after_twenty_steps(reader, wait):
+    """(tracker, sink, monitor) of a tracker that waits before it takes anything."""
 
     class Slow(Tracker):
         def send(self, rows):
-            free.wait(30)
+            wait()
             super().send(rows)
 
     slow = Slow()
@@ -194,6 +193,13 @@ def test_a_slow_tracker_costs_no_memory_and_no_step(reader, tracker):
     for _ in range(20):
         monitor.step(1.0)
         assert reader.poll_now(20)
+    return slow, sink, monitor
+
+
+def test_a_slow_tracker_costs_no_memory_and_no_step(reader):
+    """What is not taken stays in the history of the monitor, and is sent later."""
+    free = threading.Event()
+    slow, sink, _monitor = after_twenty_steps(reader, lambda: free.wait(30))
     assert len(sink._worker._waiting) <= 4
     free.set()
     assert sink.flush(20)
@@ -201,18 +207,7 @@ def test_a_slow_tracker_costs_no_memory_and_no_step(reader, tracker):
 
 
 def test_a_sink_that_is_closed_behind_a_slow_tracker_still_sends_every_step(reader):
-    class Slow(Tracker):
-        def send(self, rows):
-            time.sleep(0.3)
-            super().send(rows)
-
-    slow = Slow()
-    sink = Sink(slow, None, 1000, False)
-    monitor = FakeMonitor("one")
-    reader.register(monitor)
-    for _ in range(20):
-        monitor.step(1.0)
-        assert reader.poll_now(20)
+    slow, sink, _monitor = after_twenty_steps(reader, lambda: time.sleep(0.3))
     sink.close()
     assert [step for step, _, _ in slow.rows] == list(range(1, 21))
 

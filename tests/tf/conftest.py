@@ -30,6 +30,21 @@ def nobody_keeps_watching():
     assert not watchers._entered
 
 
+@pytest.fixture
+def reader_of_this_test():
+    """What the reader has seen in a test is over with it."""
+    from gradwatch.reading.reader import reader
+
+    yield
+    reader.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of the records of a test; not there yet."""
+    return tmp_path / "runs"
+
+
 @pytest.fixture(scope="session")
 def mirrored() -> tf.distribute.Strategy:
     import loops

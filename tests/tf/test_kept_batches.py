@@ -19,15 +19,7 @@ from gradwatch.record import recorder
 SPIKE = 9
 
 
-@pytest.fixture(autouse=True)
-def _own_reader():
-    yield
-    reader.close()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "runs"
+pytestmark = pytest.mark.usefixtures("reader_of_this_test")
 
 
 def look():

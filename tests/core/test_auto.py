@@ -59,8 +59,7 @@ class Numbers:
     burst: int = 6  # steps after an alarm in which another one is the same
     rest: int = 5  # steps after an alarm without growth
     least_gain: float = 0.03
-    probe: float = 0.12
-    offset: float = 10.0
+    young: float = 10.0  # steps
 
 
 ARGUMENTS = [field.name for field in dataclasses.fields(Numbers)][:8]
@@ -166,7 +165,7 @@ def by_hand(stream, c=Numbers()):
                 gain = max(c.backoff * gain, c.least_gain)
             since_alarm = 0
         elif since_alarm > c.rest:
-            gain = min(1.0, gain * (1 + c.probe / (since_alarm + c.offset)))
+            gain = min(1.0, gain * (1 + 1 / (len(entered) + c.young)))
         since_outlier = 0 if outlier else since_outlier
         entered.append(min(norm, c.winsorise * p50) if entered else norm)
     return out

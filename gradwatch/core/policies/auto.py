@@ -36,7 +36,7 @@ _SHRINK, _LEAST_CARE, _REGROW = 0.7, 0.05, 0.002
 _TOGETHER = 20.0  # two outliers within so many steps are an alarm
 _REST = 5.0  # steps after an alarm in which another one belongs to it, and nothing grows
 _LEAST_GAIN = 0.03
-_PROBE, _OFFSET = 0.12, 10.0
+_YOUNG = 10.0  # added to the age of the run in the growth of the gain
 
 FIRST_STEP = 0.003  # share of the reach in the first step, when no norm and no loss is known
 
@@ -158,8 +158,9 @@ def alarm_and_backoff(
 ) -> dict[str, Array]:
     """Two norms beyond alarm * P_50 within 20 steps are an alarm, which multiplies the gain by `backoff`, once a burst.
 
-    Five steps after the last one the gain grows by the factor 1 + 0.12 / (n + 10) a step, about as n^0.12, n the steps
-    since the alarm, up to 1.
+    Five steps after the last one the gain grows by the factor 1 + 1 / (t + 10) a step, up to 1: as the age t of the run.
+    What an alarm at step 40 took is back at step 80, what one at step 4,000 took at step 8,000. So a start that was wild
+    is forgiven, and a run whose gain is too high by nature tries it again only a few times: as the logarithm of its age.
     """
     outlier = started & (state["seen"] > _FIRST) & (norms.log > log_median + math.log(alarm))
     alarmed = outlier & (state["alone"] < _TOGETHER)
@@ -167,7 +168,7 @@ def alarm_and_backoff(
     calm = xp.where(alarmed, 0.0, one_more(xp, state["calm"]))
     gain = state["log_gain"]
     lower = xp.maximum(gain + math.log(backoff), math.log(_LEAST_GAIN))
-    higher = xp.minimum(gain + xp.log(1.0 + _PROBE / (calm + _OFFSET)), 0.0)
+    higher = xp.minimum(gain + xp.log(1.0 + 1.0 / (state["seen"] + _YOUNG)), 0.0)
     grows = ~alarmed & (calm > _REST)
     return {
         "alone": xp.where(outlier, 0.0, one_more(xp, state["alone"])),
@@ -191,7 +192,7 @@ class auto(Policy):
     - displacement bound: gain_t * rho_t * reach_t, with reach = (1 - momentum) * |w| / learning_rate, the norm which,
       sustained, moves the weights by their own length in a step. rho_t = max(least_share, share / sqrt(1 + t / 300)).
       gain_t is 1 until an alarm: two norms beyond `alarm` times the median within 20 steps multiply it by `backoff`,
-      once a burst, down to 0.03, and it grows back as n^0.12, n the calm steps;
+      once a burst, down to 0.03, and it grows back as t;
     - descent bound: trust * L_0^0.7 L_t^0.3 / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
       since, and G_t = P_50(norms before t). It holds from the first loss that is positive on; a negative loss ends
       it;

@@ -28,10 +28,10 @@ from gradwatch.errors import MissingExtra
 )
 @click.option(
     "--policy",
-    default="percentile(90)",
+    default="auto",
     show_default=True,
     metavar="POLICY",
-    help='Clip policy of the protected run, such as "percentile(90)" or "fixed(1.0)".',
+    help='Clip policy of the protected run, such as "auto", "percentile(90)" or "fixed(1.0)".',
 )
 @click.option(
     "--port",

@@ -98,7 +98,7 @@ def watch(
 
     Args:
       step: the train step; absent when the decorator is called with options.
-      policy, name: as for `Monitor`, which is made from them; without a policy it is percentile(90).
+      policy, name: as for `Monitor`, which is made from them; without a policy it is `policies.auto()`.
       optimizer: watch this optimizer only, wherever its `apply` is called. A mapping of names to optimizers
         gives each a monitor of that name, with the same options.
       monitor: use this monitor instead of making one; excludes the other options.

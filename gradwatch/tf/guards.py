@@ -13,7 +13,7 @@ from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError
 
 # made once: monitors with equal guards share their program
-_default_policy = functools.cache(policies.percentile)
+_default_policy = functools.cache(policies.auto)
 _default_detectors = functools.cache(_detectors.default)
 
 

@@ -55,7 +55,7 @@ class Monitor(Shown, tf.Module):
     Args:
       name: label of its metrics; a default is numbered: "default", "default-2", ...
       policy: a clip policy of `gradwatch.policies`, or its text such as "median(2)"; None is
-        percentile(90).
+        `auto()`.
       detectors: detectors of `gradwatch.detectors`, or texts such as "spike(6)"; None is default().
       on_nonfinite: a step whose gradients hold a NaN or Inf is turned to "zero", its update is dropped whole
         ("skip"), or it is let through ("propagate"). None is "zero", and "propagate" for policies.observe().

@@ -38,11 +38,11 @@ def trained(optimizer, mode="eager"):
 
 def test_watch_monitor_callback_and_demo_have_one_default_when_no_policy_is_named():
     step = gradwatch.watch(lambda: None)
-    assert step.monitor.guard.policy == policies.percentile(90)
-    assert gradwatch.Monitor().guard.policy == policies.percentile(90)
-    assert gradwatch.KerasCallback().monitor.guard.policy == policies.percentile(90)
+    assert step.monitor.guard.policy == policies.auto()
+    assert gradwatch.Monitor().guard.policy == policies.auto()
+    assert gradwatch.KerasCallback().monitor.guard.policy == policies.auto()
     (option,) = (parameter for parameter in demo.params if parameter.name == "policy")
-    assert policies.parse(option.default) == policies.percentile(90)
+    assert policies.parse(option.default) == policies.auto()
 
 
 def test_auto_implies_no_share_of_clipped_steps():

@@ -16,6 +16,7 @@ from gradwatch import errors
 from gradwatch.core import detectors, policies
 from gradwatch.core.guard import Decision
 from gradwatch.core.snapshot import Event, Snapshot
+from gradwatch.rooms import modules_of
 
 if TYPE_CHECKING:
     from gradwatch import exporters as exporters
@@ -60,6 +61,7 @@ _NAMES = {
     "watch": "gradwatch.tf.decorator",
 }
 _MODULES = {
+    "diagnosis": "gradwatch.diagnosis",
     "exporters": "gradwatch.exporters",
     "grafana": "gradwatch.grafana",
     "notify": "gradwatch.exporters.notify",
@@ -70,6 +72,7 @@ _MODULES = {
     "testing": "gradwatch.testing",
     "top": "gradwatch.top",
 }
+_module = modules_of(__name__)
 
 __all__ = [
     "Alert",
@@ -111,7 +114,7 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         value = importlib.import_module(_MODULES[name])
     else:
-        raise AttributeError(f"module 'gradwatch' has no attribute {name!r}")
+        value = _module(name)
     globals()[name] = value
     return value
 

@@ -47,6 +47,8 @@ def imports(path):
 def floor(name):
     """The floor of a gradwatch module by its dotted name; whatever is not named above stands at the top."""
     parts = name.split(".")
+    if parts[1:2] == ["rooms"]:
+        return 0  # on the ground, beside the errors
     return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else len(FLOORS) - 1
 
 

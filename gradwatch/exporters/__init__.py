@@ -5,4 +5,8 @@ A user finds them at the front door: `gradwatch.serve`, `gradwatch.TensorBoard`,
 
 from __future__ import annotations
 
+from gradwatch.rooms import modules_of
+
 __all__: list[str] = []
+
+__getattr__ = modules_of(__name__)

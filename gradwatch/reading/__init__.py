@@ -9,5 +9,8 @@ Exporters and alerts start from here; none of them touches the device.
 from __future__ import annotations
 
 from gradwatch.reading.reader import mark_active, set_interval
+from gradwatch.rooms import modules_of
 
 __all__ = ["mark_active", "set_interval"]
+
+__getattr__ = modules_of(__name__)

@@ -22,6 +22,10 @@ from pathlib import Path
 import pytest
 import tomllib
 import yaml
+from click.testing import CliRunner
+
+from gradwatch import cli
+from gradwatch.telemetry import MOVED
 
 # a process that loads TensorFlow takes long on a busy machine, and here are several
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(600)]
@@ -29,6 +33,7 @@ pytestmark = [pytest.mark.tf, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 NAME = re.compile(r"\bgradwatch(?:\.[A-Za-z]\w*)+")
 
 #: Names that pages mention and that are no attributes: files, settings, tags of MLflow.
@@ -181,26 +186,41 @@ def test_all_pages_with_code_are_run():
 
 
 def names():
-    found = {}
+    found = set()
     for page in PAGES:
-        if page.name == "add-a-cause.md":  # for who changes gradwatch itself: it imports from within
+        for block in blocks(page, "python"):
+            found |= set(imported(block))
+        if page.name == "add-a-cause.md":  # for who changes gradwatch itself: it calls what is private
             continue
         text = BLOCK.sub(lambda block: block[2] if block[1] == "python" else "", page.read_text(encoding="utf-8"))
-        for span in [*re.findall(r"`([^`\n]+)`", text), *blocks(page, "python")]:
+        for span in [*re.findall(r"`([^`\n]+)`", text), *blocks(page, "python"), *REFERENCE.findall(text)]:
             for name in NAME.findall(span):
                 # a private part is spoken about, not offered; a path or an address is no name
-                if not NOT_PYTHON.search(name) and f"{name}/" not in span and f"{name}(" not in found:
-                    found.setdefault(name, page)
+                if not NOT_PYTHON.search(name) and f"{name}/" not in span:
+                    found.add(name)
     return found
+
+
+def imported(block):
+    """Dotted names of what a block imports out of gradwatch."""
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gradwatch."):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 DOCUMENTED = names()
 
 
 def test_every_name_on_a_page_resolves_after_a_plain_import():
-    """In a child for each `gradwatch.x`, forked right after the import, so that none is there thanks to another."""
+    """In a child for each `gradwatch.x.y`, forked right after the import, so that none is there thanks to another.
+
+    TensorFlow is there already: it is not what is looked for, and each child would load it again.
+    """
     code = (
         "import os, sys, warnings, gradwatch\n"
+        "before = {name for name in sys.modules if name.startswith('gradwatch')}\n"
+        "import tensorflow\n"
+        "assert before == {name for name in sys.modules if name.startswith('gradwatch')}\n"
         "warnings.simplefilter('ignore')\n"
         "bad = []\n"
         "for names in sys.argv[1:]:\n"
@@ -215,7 +235,8 @@ def test_every_name_on_a_page_resolves_after_a_plain_import():
         "    if os.waitpid(child, 0)[1]: bad.append(names)\n"
         "sys.exit(len(bad))"
     )
-    groups = [" ".join(group) for _, group in groupby(sorted({*DOCUMENTED, *ALWAYS}), lambda name: name.split(".")[1])]
+    wanted = sorted({*DOCUMENTED, *ALWAYS, *MOVED.values()})
+    groups = [" ".join(group) for _, group in groupby(wanted, lambda name: name.split(".")[1:3])]
     done = subprocess.run([sys.executable, "-c", code, *groups], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
@@ -260,20 +281,24 @@ def test_every_inline_call_on_the_page_fits_its_function(page):
 
 @functools.cache
 def help_of(*words):
+    done = CliRunner().invoke(cli._app(), [*words, "--help"], prog_name="gradwatch", catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_command_is_there_as_a_module_too():
     done = subprocess.run(
-        [sys.executable, "-m", "gradwatch", *words, "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT
+        [sys.executable, "-m", "gradwatch", "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.stdout.split() == help_of().split()  # the width is that of the terminal
 
 
 @pytest.mark.parametrize("page", PAGES, ids=called)
 def test_every_gradwatch_command_on_the_page_exists_with_its_options(page):
-    from gradwatch.cli import COMMANDS
-
     lines = [words for words in _lines(page) if words[0] == "gradwatch" and len(words) > 1]
     for words in lines:
-        if words[1] not in COMMANDS:
+        if words[1] not in cli.COMMANDS:
             assert words[1].startswith("-"), words
             continue
         subcommand = [words[1]]

@@ -12,6 +12,7 @@ import urllib.request
 
 import pytest
 from telemetry.fake import FakeMonitor
+from telemetry.processes import AS_FROM_A_TERMINAL
 
 from gradwatch.errors import ConfigError
 from gradwatch.exporters.prometheus import serve
@@ -97,7 +98,7 @@ def test_labels_that_something_else_sets_are_refused(labels):
         serve(0, labels=labels)
 
 
-TRAINING = """
+TRAINING = f"""{AS_FROM_A_TERMINAL}
 import sys, time
 from gradwatch.exporters.prometheus import serve
 server = serve(0, file_sd=sys.argv[1])
@@ -107,7 +108,11 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_job_that_is_ended_by_a_signal_takes_its_target_file_along(tmp_path, number):
+@pytest.mark.parametrize("tests", ["in a terminal", "under nohup"])
+def test_a_job_that_is_ended_by_a_signal_takes_its_target_file_along(tmp_path, number, tests, request):
+    if tests == "under nohup":  # what this process ignores, its children inherit
+        before = signal.signal(number, signal.SIG_IGN)
+        request.addfinalizer(lambda: signal.signal(number, before))
     job = subprocess.Popen(
         [sys.executable, "-c", TRAINING, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

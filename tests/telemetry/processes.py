@@ -8,10 +8,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+#: First lines of a child that a signal is to end. What is ignored is inherited: tests that run under nohup, or in the
+#: background of a script, ignore SIGHUP or SIGINT, and so would their children.
+AS_FROM_A_TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+"""
+
 
 def run_script(body: str) -> subprocess.CompletedProcess[str]:
     """Runs `body` in a fresh process, without TensorFlow: the package's own __init__ would import it."""
-    script = f"""
+    script = f"""{AS_FROM_A_TERMINAL}
 import sys, types
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 package = sys.modules["gradwatch"] = types.ModuleType("gradwatch")

@@ -25,7 +25,13 @@ class Run(FakeMonitor):
         told = self.losses[: len(norm)]
         known[: len(told)] = told
         rate = 1e-3 * np.arange(len(norm))[::-1]
-        return {**rows, "clip_norm": norm * 0 + 2, "threshold": norm * 0 + 5, "loss": known, "learning_rate": rate}
+        return {
+            **rows,
+            "clip_norm": np.full(len(norm), 2.0),
+            "threshold": np.full(len(norm), 5.0),
+            "loss": known,
+            "learning_rate": rate,
+        }
 
 
 @pytest.fixture

@@ -113,8 +113,9 @@
   /** A plot below the norm, over the same steps: it follows what is zoomed and panned there. */
   function makeBelow(name) {
     const B = Bokeh, lead = plots.curves.x_range;
+    const {step} = plots.kept[name];  // what leads has no ends before it is drawn
     const made = figure({
-      height: name === "loss" ? 170 : 120, x_range: new B.Range1d({start: lead.start, end: lead.end}), ...FRAME,
+      height: name === "loss" ? 170 : 120, x_range: new B.Range1d({start: step[0], end: step[step.length - 1] + 1}), ...FRAME,
     });
     plots[name + "Events"] = new B.ColumnDataSource({data: {step: [], kind: [], color: []}});
     made.vspan({field: "step"}, {
@@ -126,9 +127,12 @@
       renderers: [plots[name + "Line"]], mode: "vline", line_policy: "nearest",
       tooltips: [["step", "@step{0,0}"], [BELOW[name], "@value{0.[000000]}"]],
     }));
-    const follow = () => made.x_range.setv({start: lead.start, end: lead.end});
+    const follow = () => {
+      if (Number.isFinite(lead.start) && Number.isFinite(lead.end)) made.x_range.setv({start: lead.start, end: lead.end});
+    };
     lead.connect(lead.properties.start.change, follow);
     lead.connect(lead.properties.end.change, follow);
+    follow();
     for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
     for (const axis of made.yaxis) {
       axis.ticker.desired_num_ticks = name === "loss" ? 5 : 3;

@@ -169,7 +169,7 @@
     plots.hbars = made.hbar({
       y: {field: "name"}, right: {field: "share"}, left: 0, height: 0.7, source: plots.layerSource,
     });
-    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0 %"});
+    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0.[0] %"});
     for (const one of made.ygrid) one.visible = false;
     return made;
   }
@@ -197,7 +197,7 @@
         axis.major_label_text_font_size = "12px";
       }
       for (const axis of plot.xaxis)  // long numbers of steps side by side need room
-        if (axis.ticker.desired_num_ticks) axis.ticker.desired_num_ticks = innerWidth < 600 ? 3 : 8;
+        if (axis.ticker.desired_num_ticks) axis.ticker.desired_num_ticks = innerWidth < 600 || plot === plots.histogram ? 3 : 8;
       for (const one of [...plot.xgrid, ...plot.ygrid]) one.grid_line_color = grid;
     }
     if (plots.curves) {

@@ -8,6 +8,7 @@ from gradwatch.grafana.panels import (
     GREEN,
     KIND_COLOURS,
     ORANGE,
+    PACE,
     RED,
     YELLOW,
     Json,
@@ -22,12 +23,26 @@ from gradwatch.grafana.panels import (
     target,
     timeseries,
 )
-from gradwatch.grafana.queries import chosen, finite, firing, increase, per_run, positive, rate, share_of_steps
-from gradwatch.grafana.shared import FLEET_UID, HEALTH_UID, NO_STEPS, STATES, state, step_age, variables
+from gradwatch.grafana.queries import (
+    chosen,
+    finite,
+    firing,
+    increase,
+    per_run,
+    positive,
+    rate,
+    share_of_steps,
+    useful_share,
+)
+from gradwatch.grafana.shared import FLEET_UID, NO_STEPS, STATES, WHO, run_link, state, step_age, variables
 from gradwatch.reading.state import STALL_SECONDS
 
 #: What an episode under way adds to a run's trouble: powers of two, so that the sum tells which.
 WEIGHTS = {kind: 2**i for i, kind in enumerate(reversed(KINDS))}
+
+#: Trouble below this is a bad step now and then.
+_WORTH_A_LOOK = 0.05
+_TROUBLE_STEPS = steps((None, GREEN), (_WORTH_A_LOOK, YELLOW), (1, ORANGE), (4, RED))
 
 _NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
 
@@ -45,8 +60,8 @@ def dashboard() -> Json:
                 row("Now"),
                 [(_runs(), 4, 4), (_active(), 4, 4), (_in_trouble(), 4, 4), (_stalled(), 4, 4)]
                 + [(_down(), 4, 4), (_firing(), 4, 4)],
+                [(_first_three(), 14, 5), (_alerts(), 10, 5)],
                 [(_worst_first(), 24, 12)],
-                [(_alerts(), 24, 6)],
                 row("Over time"),
                 [(_headroom(), 12, 8), (_anomalous_steps(), 12, 8)],
                 [(_clip_shares(), 12, 8), (_slowest(), 12, 8)],
@@ -140,7 +155,14 @@ def _firing() -> Json:
     return stat(
         "Alerts by severity",
         "What would have woken me? Those that fire now; the list is below the table.",
-        [target(f"count by (severity) ({firing()})", "{{severity}}", instant=True)],
+        [
+            target(
+                f"count by (severity) ({firing()}) or on () "
+                f'label_replace(0 * {_all_runs()}, "severity", "none fires", "", "")',
+                "{{severity}}",
+                instant=True,
+            )
+        ],
         unit="none",
         empty=_NO_RULES,
         overrides=[
@@ -151,9 +173,54 @@ def _firing() -> Json:
     )
 
 
+def _first_three() -> Json:
+    worst = f"topk(3, {trouble()} >= {_WORTH_A_LOOK})"
+    nobody = f'label_replace({_all_runs()}, "cause", "all runs are well", "", "")'
+    why = f"sum by (job, instance, monitor, cause) ({chosen('gradwatch_verdict_info')}) and on (job, instance, monitor)"
+    began = f"1000 * {per_run(chosen('gradwatch_run_start_timestamp_seconds'))} and on (job, instance, monitor)"
+    columns = {
+        "monitor": "Monitor",
+        "cause": "Verdict",
+        "Value #A": "Trouble",
+        "Value #C": "Started",
+        "instance": "Instance",
+        "job": "Job",
+    }
+    return table(
+        "These three need you now",
+        "Where do I look first? At most three runs, the worst first, with what gradwatch says of the cause. Trouble is "
+        "explained at the table of all runs below. Click a monitor for its gradient health.",
+        [
+            target(f"{worst} or on () (0 * {nobody})", instant=True, form="table"),
+            target(f"{why} ({worst})", instant=True, form="table"),
+            target(f"{began} ({worst})", instant=True, form="table"),
+        ],
+        columns=columns,
+        empty="No run: no process with gradwatch is scraped now.",
+        sort="Trouble",
+        overrides=[
+            override("Monitor", links=[{"title": "Gradient health", "url": run_link(), "targetBlank": False}]),
+            override(
+                "Trouble",
+                decimals=2,
+                noValue="–",
+                thresholds=_TROUBLE_STEPS,
+                custom__cellOptions={"type": "color-background", "mode": "basic"},
+            ),
+            override("Started", unit="dateTimeFromNow", noValue="–"),
+        ],
+    )
+
+
+def _all_runs() -> str:
+    """One series, whenever there is a run."""
+    return f"count({chosen('gradwatch_run_active')})"
+
+
 def _worst_first() -> Json:
     steps_total = chosen("gradwatch_steps_total")
     clipped = share_of_steps(chosen("gradwatch_clipped_steps_total"), steps_total)
+    began = chosen("gradwatch_run_start_timestamp_seconds")
     queries = {
         "Trouble": trouble(),
         "State": per_run(state()),
@@ -163,33 +230,28 @@ def _worst_first() -> Json:
         "Clip share": per_run(clipped),
         "Norm / threshold": per_run(_over_threshold()),
         "Loss": per_run(finite(chosen("gradwatch_loss"))),
+        "Useful steps": per_run(useful_share("$__range")),
+        "Started": f"1000 * {per_run(began)}",
     }
     columns = {"monitor": "Monitor", "instance": "Instance", "job": "Job"}
     columns |= {f"Value #{chr(ord('A') + index)}": name for index, name in enumerate(queries)}
     coloured = {"type": "color-background", "mode": "basic"}
-    link = (
-        f"/d/{HEALTH_UID}?var-datasource=${{datasource:percentencode}}"
-        "&var-job=${__data.fields.Job:percentencode}"
-        "&var-instance=${__data.fields.Instance:percentencode}"
-        "&var-monitor=${__data.fields.Monitor:percentencode}"
-        "&${__url_time_range}"
-    )
     return table(
         "Runs, worst first",
         "Which one first? Trouble: 32 for a stall, 16 for NaN or Inf under way, 8 for an explosion, 4 for "
         "saturated clipping, 2 for vanishing, 1 for a trend; behind the point the share of bad steps in this time "
-        "range. Click a monitor for its gradient health.",
+        "range. Click a monitor for its gradient health, from the start of its run on.",
         [target(query, instant=True, form="table") for query in queries.values()],
         columns=columns,
         empty="No run: no process with gradwatch is scraped now.",
         sort="Trouble",
         overrides=[
-            override("Monitor", links=[{"title": "Gradient health", "url": link, "targetBlank": False}]),
+            override("Monitor", links=[{"title": "Gradient health", "url": run_link(), "targetBlank": False}]),
             override(
                 "Trouble",
                 decimals=2,
                 noValue="–",
-                thresholds=steps((None, GREEN), (0.05, YELLOW), (1, ORANGE), (4, RED)),
+                thresholds=_TROUBLE_STEPS,
                 custom__cellOptions=coloured,
             ),
             override("State", mappings=STATES, noValue="–", custom__cellOptions=coloured),
@@ -199,11 +261,13 @@ def _worst_first() -> Json:
                 noValue="no step yet",
                 thresholds=steps((None, GREEN), (60, YELLOW), (STALL_SECONDS, RED)),
             ),
-            override("Steps per second", unit="cps", noValue="–"),
+            override("Steps per second", unit=PACE, noValue="–"),
             override("Anomalies", decimals=0, noValue="–"),
             override("Clip share", unit="percentunit", noValue="–"),
             override("Norm / threshold", unit="percentunit", noValue="–"),
             override("Loss", unit="short", noValue="not told"),
+            override("Useful steps", unit="percentunit", noValue="–"),
+            override("Started", unit="dateTimeAsIso", noValue="–"),
         ],
     )
 
@@ -225,7 +289,13 @@ def _alerts() -> Json:
         "Alerts firing",
         "What does Prometheus say? Each has its section in docs/runbooks.md: what it means, how to confirm it, "
         "what to do.",
-        [target(firing(), instant=True, form="table")],
+        [
+            target(
+                f'{firing()} or on () label_replace({_all_runs()}, "alertname", "none fires", "", "")',
+                instant=True,
+                form="table",
+            )
+        ],
         columns=columns,
         empty=_NO_RULES,
     )
@@ -239,7 +309,7 @@ def _headroom() -> Json:
         "Norm over explosion threshold, highest ten",
         "Who explodes next? Above 100 % is an explosion; a curve that climbs towards it step by step is one "
         "that a lower learning rate can still prevent.",
-        [target(f"topk(10, {positive(_over_threshold())})", "{{monitor}} {{instance}}")],
+        [target(f"topk(10, {positive(_over_threshold())})", WHO)],
         unit="percentunit",
         empty="No run has a finite norm and a threshold: they are warming up, or made no step.",
         log=True,
@@ -254,9 +324,10 @@ def _anomalous_steps() -> Json:
         "Is it one run or all of them? Many runs at the same minute: a shared cause, such as new data, a new "
         "image, a storage that returns garbage.",
         [target(bad, "{{kind}}")],
-        unit="cps",
+        unit=PACE,
         empty="The endpoints were not scraped in this time range.",
         minimum=0,
+        soft_maximum=1,
         overrides=[override(kind, color=colour(name)) for kind, name in KIND_COLOURS.items()],
     )
 
@@ -267,7 +338,7 @@ def _clip_shares() -> Json:
         "Clip share, highest ten",
         "Who is on the brake all the time? Near 100 %: the clip norm decides the step size. Loosen the policy or "
         "lower the learning rate.",
-        [target(f"topk(10, {share})", "{{monitor}} {{instance}}")],
+        [target(f"topk(10, {share})", WHO)],
         unit="percentunit",
         empty=NO_STEPS,
         minimum=0,
@@ -280,8 +351,8 @@ def _slowest() -> Json:
     return timeseries(
         "Steps per second, slowest ten under way",
         "Who has slowed down? All runs of one host at once: the host. One run alone: its input or its workers.",
-        [target(f"bottomk(10, {rate(chosen('gradwatch_steps_total'))} and {active})", "{{monitor}} {{instance}}")],
-        unit="cps",
+        [target(f"bottomk(10, {rate(chosen('gradwatch_steps_total'))} and {active})", WHO)],
+        unit=PACE,
         empty="No run is under way in this time range.",
         minimum=0,
     )
@@ -293,10 +364,11 @@ def _nonfinite() -> Json:
         "Steps with NaN or Inf, highest ten",
         "Who trains on garbage? Above 5 %, and not mixed precision finding its scale: stop it, and go back to a "
         "checkpoint.",
-        [target(f"topk(10, {share})", "{{monitor}} {{instance}}")],
+        [target(f"topk(10, {share})", WHO)],
         unit="percentunit",
         empty=NO_STEPS,
         minimum=0,
+        soft_maximum=0.05,
     )
 
 
@@ -305,8 +377,9 @@ def _overheads() -> Json:
         "gradwatch's overhead, highest ten",
         "Does watching cost too much anywhere? Share of the training thread's time. Above 5 %: very short or "
         "eager steps; wrap them in tf.function.",
-        [target(f"topk(10, {rate(chosen('gradwatch_host_overhead_seconds_total'))})", "{{monitor}} {{instance}}")],
+        [target(f"topk(10, {rate(chosen('gradwatch_host_overhead_seconds_total'))})", WHO)],
         unit="percentunit",
         empty="The endpoints were not scraped in this time range.",
         minimum=0,
+        soft_maximum=0.05,
     )

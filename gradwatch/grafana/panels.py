@@ -1,7 +1,8 @@
-"""The pieces of a dashboard in Grafana's classic schema (version 11): panels, variables, annotations.
+"""The pieces of a dashboard in Grafana's classic schema (versions 11 to 13): panels, variables, annotations.
 
 Only plain dicts, so that generating needs nothing installed. The tests hold them against Grafana's own
-schema (`grafana-foundation-sdk`).
+schemas, of 11.6 and 13.2. docs/decisions/0015-boards-without-the-sdk.md says why they are not built with Grafana's
+`grafana-foundation-sdk`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ Json = dict[str, Any]
 
 SOURCE: Json = {"type": "prometheus", "uid": "$datasource"}
 SCHEMA_VERSION = 41
+
+#: Unit of a pace. Grafana's own "cps" writes "c/s".
+PACE = "suffix:steps/s"
+
+#: Digits behind the point in "1.03e-1"; without them Grafana writes all sixteen that a number has.
+_SCI_DECIMALS = 2
+
+#: Curves with their legend on the right share one time axis only if legend and labels are equally wide in all.
+_LEGEND_WIDTH, _AXIS_WIDTH = 420, 80
 
 #: One colour for one meaning, everywhere.
 GREEN, YELLOW, ORANGE, RED, PURPLE, BLUE, GREY = "green", "yellow", "orange", "red", "purple", "blue", "#8e8e8e"
@@ -34,6 +44,8 @@ def target(expr: str, legend: str = "", *, instant: bool = False, form: str = "t
 
 def override(column: str, *, regex: bool = False, **properties: Any) -> Json:
     """Properties of the series or columns named `column`; `__` in a property's name stands for a dot."""
+    if properties.get("unit") == "sci":
+        properties.setdefault("decimals", _SCI_DECIMALS)
     return {
         "matcher": {"id": "byRegexp" if regex else "byName", "options": column},
         "properties": [{"id": key.replace("__", "."), "value": value} for key, value in properties.items()],
@@ -49,7 +61,7 @@ def steps(*pairs: tuple[float | None, str]) -> Json:
     return {"mode": "absolute", "steps": [{"value": value, "color": name} for value, name in pairs]}
 
 
-def mapping(texts: Mapping[int, tuple[str, str]]) -> list[Json]:
+def mapping(texts: Mapping[Any, tuple[str, str]]) -> list[Json]:
     """Value -> (text, colour)."""
     options = {
         str(value): {"text": text, "color": name, "index": index}
@@ -83,7 +95,10 @@ def stat(
         "graphMode": "area" if sparkline else "none",
         "justifyMode": "auto",
         "orientation": "auto",
-        "textMode": "auto",
+        "percentChangeColorMode": "standard",
+        "showPercentChange": False,
+        # "auto" leaves the names out where there is little room: four counts, and no word which is which
+        "textMode": "value_and_name" if any(one["legendFormat"] for one in targets) else "value",
         "wideLayout": True,
     }
     return _panel("stat", title, description, targets, unit, empty, defaults, overrides, options)
@@ -99,12 +114,20 @@ def timeseries(
     log: bool = False,
     minimum: float | None = None,
     maximum: float | None = None,
+    soft_maximum: float | None = None,
     bars: bool = False,
     table: bool = False,
+    decimals: int | None = None,
     thresholds: Json | None = None,
     overrides: Sequence[Json] = (),
 ) -> Json:
-    """Curves over time."""
+    """Curves over time.
+
+    Args:
+      soft_maximum: the axis ends there unless a curve is higher. Without an end, Grafana draws curves that are all 0
+        on an axis to 100, which is 10,000 % for a share.
+      table: the legend is a table on the right, of one width for all, so that such panels share one time axis.
+    """
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
         "lineInterpolation": "linear",
@@ -116,18 +139,26 @@ def timeseries(
         "stacking": {"mode": "normal" if bars else "none", "group": "A"},
         "thresholdsStyle": {"mode": "dashed" if thresholds else "off"},
     }
+    if soft_maximum is not None:
+        custom["axisSoftMax"] = soft_maximum
+    if table:
+        custom["axisWidth"] = _AXIS_WIDTH
     defaults: Json = {"color": {"mode": "palette-classic"}, "custom": custom}
+    if decimals is not None:
+        defaults["decimals"] = decimals
     defaults["thresholds"] = thresholds or steps((None, GREEN))
     if minimum is not None:
         defaults["min"] = minimum
     if maximum is not None:
         defaults["max"] = maximum
-    legend = {
+    legend: Json = {
         "displayMode": "table" if table else "list",
         "placement": "right" if table else "bottom",
         "showLegend": True,
         "calcs": ["lastNotNull", "max"] if table else [],
     }
+    if table:
+        legend["width"] = _LEGEND_WIDTH
     options = {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
     return _panel("timeseries", title, description, targets, unit, empty, defaults, overrides, options)
 
@@ -204,8 +235,7 @@ def table(
         "custom": {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False},
         "thresholds": steps((None, GREEN)),
     }
-    options: Json = {"cellHeight": "sm", "showHeader": True}
-    options["footer"] = {"show": False, "reducer": ["sum"], "countRows": False, "fields": ""}
+    options: Json = {"cellHeight": "sm", "frameIndex": 0, "showHeader": True}
     if sort is not None:
         options["sortBy"] = [{"displayName": sort, "desc": True}]
     made = _panel("table", title, description, targets, unit, empty, defaults, overrides, options)
@@ -219,9 +249,9 @@ def table(
     return made
 
 
-def row(title: str, *, collapsed: Sequence[tuple[Json, int, int]] = ()) -> Json:
-    """A heading. `collapsed`: panels that are shown, and asked for, only once it is opened."""
-    return {"type": "row", "title": title, "collapsed": bool(collapsed), "panels": list(collapsed)}
+def row(title: str) -> Json:
+    """A heading. All rows are open: what is folded away is not seen at three in the morning."""
+    return {"type": "row", "title": title, "collapsed": False, "panels": []}
 
 
 def arrange(rows: Sequence[Json | Sequence[tuple[Json, int, int]]]) -> list[Json]:
@@ -241,14 +271,8 @@ def arrange(rows: Sequence[Json | Sequence[tuple[Json, int, int]]]) -> list[Json
 
     for entry in rows:
         if isinstance(entry, dict):
-            heading = place(entry, 0, y, 24, 1)
+            placed.append(place(entry, 0, y, 24, 1))
             y += 1
-            x = 0
-            inside = []
-            for panel, w, h in entry["panels"]:
-                inside.append(place(panel, x % 24, y + x // 24 * h, w, h))
-                x += w
-            placed.append({**heading, "panels": inside})
         else:
             x = 0
             for panel, w, h in entry:
@@ -256,47 +280,6 @@ def arrange(rows: Sequence[Json | Sequence[tuple[Json, int, int]]]) -> list[Json
                 x += w
             y += max(h for _, _, h in entry)
     return placed
-
-
-def variable(name: str, query: str, description: str) -> Json:
-    """A choice at the top of the dashboard: several values, or all."""
-    return {
-        "type": "query",
-        "name": name,
-        "label": name.title(),
-        "description": description,
-        "datasource": SOURCE,
-        "query": query,
-        "refresh": 2,  # when the time range changes: yesterday's runs can be chosen too
-        "sort": 1,
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".+",
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-        "options": [],
-        "regex": "",
-        "hide": 0,
-        "skipUrlSync": False,
-    }
-
-
-def source_variable() -> Json:
-    """The data source as a choice: a fixed one fails where the dashboard is provisioned."""
-    return {
-        "type": "datasource",
-        "name": "datasource",
-        "label": "Data source",
-        "description": "The Prometheus that scrapes the trainings.",
-        "query": "prometheus",
-        "refresh": 1,
-        "multi": False,
-        "includeAll": False,
-        "current": {},
-        "options": [],
-        "regex": "",
-        "hide": 0,
-        "skipUrlSync": False,
-    }
 
 
 def annotation(name: str, expr: str, title: str, text: str, tags: Sequence[str], colour: str) -> Json:
@@ -369,6 +352,8 @@ def _panel(
     overrides: Sequence[Json],
     options: Json,
 ) -> Json:
+    if unit == "sci":
+        defaults.setdefault("decimals", _SCI_DECIMALS)
     return {
         "type": kind,
         "title": title,

@@ -24,6 +24,9 @@ _OF_SERVERS = {
     "ALERTS": ("alertname", "alertstate", "severity", "monitor"),
 }  # Prometheus' own
 
+#: Of endpoints of another version than this one, which a fleet may have side by side: their labels.
+_OF_OTHER_VERSIONS = {"gradwatch_useful_steps_total": {"monitor"}}
+
 
 def series(name: str, *matchers: str) -> str:
     """A selector, as rules use it.
@@ -45,7 +48,8 @@ def series(name: str, *matchers: str) -> str:
 
 def chosen(name: str, *matchers: str) -> str:
     """A selector for dashboards: what the variables at the top of the dashboard chose."""
-    monitor = (MONITOR,) if (name in BY_NAME and BY_NAME[name].scope == "monitor") or _histogram(name) else ()
+    of_monitor = (name in BY_NAME and BY_NAME[name].scope == "monitor") or _histogram(name)
+    monitor = (MONITOR,) if of_monitor or (name not in BY_NAME and name in _OF_OTHER_VERSIONS) else ()
     return series(name, *TARGET, *monitor, *matchers)
 
 
@@ -77,6 +81,24 @@ def share_of_steps(counter: str, steps: str, window: str = "$__rate_interval") -
     return f"{rate(counter, window)} / ({rate(steps, window)} > 0)"
 
 
+def useful_share(window: str = "$__rate_interval") -> str:
+    """Share of the steps that trained the model; of an endpoint that does not count them, those that were finite."""
+    made = f"({increase(chosen('gradwatch_steps_total'), window)} > 0)"
+    useful = increase(chosen("gradwatch_useful_steps_total"), window)
+    return f"{useful} / {made} or 1 - {increase(chosen('gradwatch_nonfinite_steps_total'), window)} / {made}"
+
+
+def or_else(expression: str, instead: str, **labels: str) -> str:
+    """`expression`, and for each run that it has nothing for, `instead` with these labels: no panel stays empty.
+
+    Args:
+      instead: one series for each run.
+    """
+    for label, value in labels.items():
+        instead = f'label_replace({instead}, "{label}", "{value}", "", "")'
+    return f"{expression} or on ({', '.join(RUN)}) {instead}"
+
+
 def per_run(expression: str, function: str = "sum") -> str:
     """Down to the labels that name a run."""
     return f"{function} by ({', '.join(RUN)}) ({expression})"
@@ -94,6 +116,8 @@ def _histogram(name: str) -> str:
 def _labels(name: str) -> set[str]:
     if name in _OF_SERVERS:
         return {*_OF_TARGETS, *_OF_SERVERS[name]}
+    if name not in BY_NAME and name in _OF_OTHER_VERSIONS:
+        return {*_OF_TARGETS, *_OF_OTHER_VERSIONS[name]}
     metric = BY_NAME.get(_histogram(name) or name)
     if metric is None or (metric.type == "histogram" and not _histogram(name)):
         raise ConfigError(f"the catalogue (exporters/metrics.py) has no series {name!r}")

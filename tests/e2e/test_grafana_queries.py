@@ -128,10 +128,24 @@ def test_every_query_finds_data_with_the_labels_that_are_shown(scraped, name, pa
     for one in found:
         samples = [one["value"]] if target["instant"] else one["values"]
         assert any(value not in ("NaN", "+Inf", "-Inf") for _, value in samples), (expr, one["metric"])
-    if panel["type"] == "table":
-        organize = panel["transformations"][-1]["options"]["renameByName"]
-        labels = {field for field in organize if not field.startswith("Value #")}
-        assert all(labels <= set(one["metric"]) for one in found), "columns of the table"
+
+
+@pytest.mark.parametrize(
+    ("name", "panel"),
+    [
+        pytest.param(name, panel, id=panel["title"])
+        for name, board in BOARDS.items()
+        for panel in walk(board["panels"])
+        if panel["type"] == "table"
+    ],
+)
+def test_every_column_of_a_table_is_a_label_or_a_value_of_its_queries(scraped, name, panel):
+    prom, view = scraped
+    fields = set()
+    for target in panel["targets"]:
+        found = ask(prom, view, view.interpolate(target["expr"], BOARDS[name]), instant=True)
+        fields |= {f"Value #{target['refId']}"} | {label for one in found for label in one["metric"]}
+    assert set(panel["transformations"][-1]["options"]["renameByName"]) <= fields
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
@@ -180,9 +194,8 @@ def test_the_state_and_the_trouble_of_a_run_tell_what_happened(scraped):
 
 def test_during_the_explosion_the_state_said_anomaly(scraped):
     prom, view = scraped
-    expr = chosen(view, monitor=["lm"]).interpolate(
-        health.dashboard()["panels"][1]["targets"][0]["expr"], BOARDS["gradient-health"]
-    )
+    [state] = [panel for panel in BOARDS["gradient-health"]["panels"] if panel["title"] == "State"]
+    expr = chosen(view, monitor=["lm"]).interpolate(state["targets"][0]["expr"], BOARDS["gradient-health"])
     [series] = prom.query_range(expr, view.start, view.end, 1)
     states = [int(float(value)) for _, value in series["values"]]
     assert {1, 3} <= set(states), "healthy before, anomaly during"

@@ -196,7 +196,7 @@ def test_an_explosion_is_told_when_it_begins_and_when_it_is_over(reader, store):
     run.begin("explosion", norm=70.0)
     reader.poll_now()
     data = store.page()
-    assert data["state"] == {"word": "exploding", "tone": "critical"}
+    assert data["state"] == {"word": "exploding", "tone": "critical", "no_learning_since": None}
     assert [(e["kind"], e["phase"], e["step"], e["norm"]) for e in data["events"]] == [("explosion", "began", 2, 70.0)]
     run.end("explosion")
     reader.poll_now()
@@ -402,7 +402,7 @@ def test_a_screen_reader_gets_a_summary_and_tables(page):
     tags = Page(ask(page)[2].decode()).tags
     assert ("html", {"lang": "en"}) in tags
     assert [a for tag, a in tags if a.get("aria-live") == "polite"]
-    assert len([tag for tag, _ in tags if tag == "table"]) == 2
+    assert len([tag for tag, _ in tags if tag == "table"]) == 3
     for _, attrs in tags:
         if attrs.get("role") == "img":
             assert attrs["aria-label"]

@@ -16,26 +16,28 @@ FLEET = fleet.dashboard()
 
 #: What a run's page shows, from top to bottom.
 ORDER = [
+    "Loss now",
+    "Useful steps",
+    "Verdict",
+    "Update ratio now",
     "State",
-    "Steps per second",
-    "Anomalies in this time range",
-    "Clip share",
-    "Overhead",
-    "Gradient norm, clip norm and threshold",
-    "Distribution of the norm",
-    "Quantiles of the recent norms",
-    "Clip share against what the policy implies",
     "Loss",
+    "Gradient norm, clip norm and threshold",
     "Learning rate",
-    "Loss scale",
     "Layers with the largest share of the squared norm",
+    "Anomalies in this time range",
+    "Clip share against what the policy implies",
+    "Answers of the ladder",
+    "Distribution of the norm",
+    "Loss scale",
+    "Steps per second",
     "Errors of gradwatch",
 ]
 
 TYPES = {"row", "stat", "timeseries", "heatmap", "state-timeline", "table"}
 
 
-def test_gradient_health_goes_from_the_state_to_gradwatch_itself():
+def test_gradient_health_goes_from_the_loss_to_gradwatch_itself():
     titles = [panel["title"] for panel in walk(HEALTH["panels"])]
     assert [title for title in titles if title in ORDER] == ORDER
 
@@ -111,13 +113,90 @@ def test_the_norm_histogram_is_shown_as_buckets_not_as_samples():
     assert "sum by (le)" in one["expr"]
 
 
-def test_layers_are_in_a_closed_row():
-    [row] = [p for p in HEALTH["panels"] if p["type"] == "row" and p["title"] == "Layers"]
-    assert row["collapsed"] is True
-    assert row["panels"]
-    assert all(
-        p["collapsed"] is False and p["panels"] == [] for p in HEALTH["panels"] if p["type"] == "row" and p != row
+def test_the_first_row_says_whether_it_learns_whether_it_is_healthy_and_what_was_lost():
+    first = [panel for panel in HEALTH["panels"] if panel["gridPos"]["y"] == 1]
+    assert [panel["title"] for panel in first] == ORDER[:5]
+    assert sum(panel["gridPos"]["w"] for panel in first) == 24
+
+
+def test_no_row_is_folded_away(board):
+    rows = [panel for panel in board["panels"] if panel["type"] == "row"]
+    assert all(row["collapsed"] is False and row["panels"] == [] for row in rows)
+
+
+def test_loss_norm_and_learning_rate_stand_one_below_the_other_on_one_time_axis():
+    found = [
+        p for p in HEALTH["panels"] if p["title"] in ("Loss", "Learning rate") or p["title"].startswith("Gradient n")
+    ]
+    assert [(p["gridPos"]["x"], p["gridPos"]["w"]) for p in found] == [(0, 24)] * 3
+    at = [HEALTH["panels"].index(p) for p in found]
+    assert at == list(range(at[0], at[0] + 3)), "nothing stands between them"
+    widths = {(p["options"]["legend"]["width"], p["fieldConfig"]["defaults"]["custom"]["axisWidth"]) for p in found}
+    assert len(widths) == 1, "the drawn part begins and ends at the same place in all three"
+    assert len(HEALTH["annotations"]["list"]) == len(KINDS), "annotations without a filter are drawn in every panel"
+
+
+def units(panel):
+    """(unit, decimals) of a panel and of each column or series that has its own."""
+    defaults = panel["fieldConfig"]["defaults"]
+    yield defaults["unit"], defaults.get("decimals")
+    for override in panel["fieldConfig"]["overrides"]:
+        own = {prop["id"]: prop["value"] for prop in override["properties"]}
+        if "unit" in own:
+            yield own["unit"], own.get("decimals")
+
+
+def test_no_number_is_written_with_sixteen_digits(panel):
+    """Grafana writes a number of unit "sci" without decimals as 1.0285012423992157e-1, with two as 1.03e-1."""
+    assert all(decimals in (1, 2, 3) for unit, decimals in units(panel) if unit == "sci")
+
+
+def test_a_pace_is_written_in_steps_a_second(panel):
+    """Grafana writes its unit "cps" as c/s."""
+    assert all(unit != "cps" for unit, _ in units(panel))
+    rates = [one for one in panel["targets"] if re.search(r"rate\(gradwatch_\w*steps_total", one["expr"])]
+    if rates and panel["type"] != "table" and not any("/" in one["expr"].replace("=~", "") for one in rates):
+        assert next(units(panel))[0] == "suffix:steps/s"
+
+
+def test_a_curve_that_is_all_zero_has_an_axis_that_ends_near_it(panel):
+    """Grafana draws zeros on an axis to 100: 10,000 % for a share."""
+    defaults = panel["fieldConfig"]["defaults"]
+    counted = defaults["unit"] in ("percentunit", "suffix:steps/s") or any(
+        "increase(" in t["expr"] for t in panel["targets"]
     )
+    if panel["type"] == "timeseries" and counted and "log" not in defaults["custom"]["scaleDistribution"]["type"]:
+        pace_of_runs = defaults["unit"] == "suffix:steps/s" and "bottomk" in panel["targets"][0]["expr"]
+        assert pace_of_runs or "max" in defaults or defaults["custom"].get("axisSoftMax", 100) <= 1
+
+
+def test_a_count_stands_beside_the_word_that_says_what_is_counted(panel):
+    if panel["type"] == "stat":
+        named = any(one["legendFormat"] for one in panel["targets"])
+        assert panel["options"]["textMode"] == ("value_and_name" if named else "value")
+        if not named:
+            assert len(panel["targets"]) == 1
+            assert re.match(r"(count|sum)\(", panel["targets"][0]["expr"]), "one number, which the title names"
+
+
+def test_a_legend_names_the_process_unless_the_query_sums_over_processes(target):
+    legend = target["legendFormat"]
+    if (
+        target["format"] == "time_series"
+        and legend
+        and not re.search(r"(count|sum) by \((kind|severity|le)\)", target["expr"])
+    ):
+        assert "{{instance}}" in legend, "two processes may have a monitor of one name"
+
+
+def test_a_run_can_be_seen_from_its_start_on():
+    """An hour of empty axis is what a run of two minutes looks like otherwise."""
+    assert HEALTH["time"]["from"] == "now-15m"
+    tables = [p for b in (HEALTH, FLEET) for p in b["panels"] if "${__data.fields.Started}" in str(p)]
+    assert [p["title"] for p in tables] == ["What is running here", "These three need you now", "Runs, worst first"]
+    for table in tables:
+        columns = table["transformations"][-1]["options"]["renameByName"].values()
+        assert {"Started", "Job", "Instance", "Monitor"} <= set(columns), "the fields that the link reads"
 
 
 @pytest.mark.parametrize("kind", KINDS)

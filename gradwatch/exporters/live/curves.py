@@ -15,13 +15,17 @@ MOST_BINS = 1024
 
 
 class Curve:
-    """Points (step, value) of one quantity, thinned. Only values that a log axis can show are kept.
+    """Points (step, value) of one quantity, thinned. Only values that its axis can show are kept.
+
+    Args:
+      log: the axis is a log axis, which shows neither zero nor negative values.
 
     Attributes:
       steps, values: arrays of one length, by ascending step; at most two points for each bin.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: bool = True) -> None:
+        self._log = log
         self.steps: np.ndarray = np.empty(0, np.int64)
         self.values: np.ndarray = np.empty(0, np.float64)
         self._newest: tuple[int, float] | None = None
@@ -29,7 +33,7 @@ class Curve:
     def add(self, steps: np.ndarray, values: np.ndarray, width: int) -> None:
         """Appends points of later steps than before, in bins of `width` steps."""
         values = np.asarray(values, np.float64)
-        shown = np.isfinite(values) & (values > 0)
+        shown = np.isfinite(values) & ((values > 0) | (not self._log))
         steps, values = steps[shown], values[shown]
         if not len(steps):
             return
@@ -69,21 +73,23 @@ class Curves:
 
     Args:
       names: of the curves, as in the rows that are added.
+      linear: those of them that are drawn on a linear axis.
 
     Attributes:
       width: steps in one bin, a power of two.
       generation: changes when points that were given out are no longer right as they are.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], linear: Sequence[str] = ()) -> None:
         self.width: int = 1
         self.generation: int = 0
-        self._curves = {name: Curve() for name in names}
+        self._curves = {name: Curve(log=name not in linear) for name in names}
         self._first: int | None = None
         self._last = 0
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Appends rows: `step`, ascending, and a column for each curve. Earlier steps replace what was there."""
+        """Appends rows: `step`, ascending, and a column for each curve that has one. Earlier steps replace what was
+        there."""
         steps = rows["step"]
         if not len(steps):
             return
@@ -94,12 +100,18 @@ class Curves:
         self._first = int(steps[0]) if self._first is None else min(self._first, int(steps[0]))
         self._last = int(steps[-1])
         for name, curve in self._curves.items():
-            curve.add(steps, rows[name], self.width)
+            if name in rows:
+                curve.add(steps, rows[name], self.width)
         while self._last // self.width - self._first // self.width >= MOST_BINS:
             self.width *= 2
             self.generation += 1
             for curve in self._curves.values():
                 curve.widen(self.width)
+
+    def add_late(self, name: str, step: int, value: float) -> None:
+        """A point of the newest step that was not known when the step was added."""
+        if step == self._last:
+            self._curves[name].add(np.array([step]), np.array([value]), self.width)
 
     def since(self, step: int) -> dict[str, tuple[list[int], list[float]]]:
         """Name -> (steps, values) from `step` on."""

@@ -11,21 +11,30 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from gradwatch.core.snapshot import KINDS
+import numpy as np
+
+from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.exporters.live.curves import Curves
-from gradwatch.reading.alerts import Alert
+from gradwatch.reading.alerts import CRITICAL_STREAK_STEPS, Alert
 from gradwatch.reading.reader import Reader, reader
 from gradwatch.reading.reading import Reading
-from gradwatch.reading.state import state_of
+from gradwatch.reading.state import TONES, state_of
 from gradwatch.reading.steps import StepCursor
 from gradwatch.reading.text import clean, short_names
 from gradwatch.reading.track import Source
 
-CURVES = ("norm", "applied_norm", "clip_norm", "threshold")
+CURVES = ("norm", "applied_norm", "clip_norm", "threshold", "loss", "learning_rate")
+
+#: Those whose axis is linear: a loss may be negative, a learning rate 0.
+LINEAR = ("loss", "learning_rate")
+
+#: While an episode of these is under way, next to nothing reaches the weights.
+_NO_LEARNING = ("nonfinite", "saturated")
 
 _MOST_RUNS = 64  # shown, those that are gone included; more monitors at once are in the metrics only
 _MOST_ALERTS = 100
@@ -61,7 +70,7 @@ class Store:
         history = source.history() if run.reading is None or reading.snapshot.steps != run.steps else None
         with self._lock:
             if history is not None:
-                run.curves.add(run.cursor.take(history, time.monotonic()))
+                run.add(history)
             run.take(reading, alerts)
         return run.cursor.next_look_seconds()
 
@@ -78,7 +87,8 @@ class Store:
         """Everything the page shows, as JSON types.
 
         Args:
-          monitor: name of the monitor to show; unknown or empty: the newest.
+          monitor: name of the monitor to show; empty: the newest. Of an unknown one, the newest too, and `unknown`
+            is its name.
           key: the `key` of the answer before; if it still holds, only points from `since` on are given.
           since: the `next` of the answer before.
         """
@@ -90,6 +100,11 @@ class Store:
             if known:
                 run = known.get(monitor) or next(reversed(known.values()))
                 answer.update(run.page(newest[run.run_id], key, since))
+            if monitor and monitor not in known:
+                answer["unknown"] = clean(monitor)
+            if len(known) > 1:
+                rows = [one.overview(newest[one.run_id]) for _, one in sorted(known.items())]
+                answer["overview"] = sorted(rows, key=lambda row: -TONES.index(row["state"]["tone"]))
             return answer
 
 
@@ -100,9 +115,20 @@ class _Run:
         self.reading: Reading | None = None
         self.steps = 0
         self.cursor = StepCursor()
-        self.curves = Curves(CURVES)
+        self.curves = Curves(CURVES, LINEAR)
+        self.newest: dict[str, Any] = dict.fromkeys(LINEAR)
         self.events: deque[dict[str, Any]] = deque(maxlen=_MOST_ALERTS)
         self._pace: deque[tuple[float, int]] = deque()
+
+    def add(self, history: Mapping[str, np.ndarray]) -> None:
+        """Takes what is new in the history of the monitor into the curves."""
+        before = np.flatnonzero(history["step"] == self.cursor.last)
+        if len(before) and "loss" in history:  # a step has its loss once it has returned it
+            self.curves.add_late("loss", self.cursor.last, float(history["loss"][before[0]]))
+        self.curves.add(self.cursor.take(history, time.monotonic()))
+        for name in LINEAR:
+            known = history[name][~np.isnan(history[name])] if name in history else np.empty(0)
+            self.newest[name] = _number(float(known[-1])) if len(known) else None
 
     def take(self, reading: Reading, alerts: Sequence[Alert]) -> None:
         snapshot = reading.snapshot
@@ -153,31 +179,39 @@ class _Run:
         s = reading.snapshot
         own_key = f"{self.run_id}.{self.curves.generation}"
         from_step = since if key == own_key else 0
-        word, tone = state_of(
-            steps=s.steps,
-            running=reading.active,
-            warmup=s.warmup,
-            active=s.active,
-            idle_seconds=s.time - (reading.last_step_time or s.time),
-        )
         curves = self.curves.since(from_step)
         return {
             "monitor": self.name,
             "run_id": self.run_id,
             "active": reading.active,
             "read": s.time,
-            "state": {"word": word, "tone": tone},
+            "state": _state(reading),
             "numbers": [[*row[:3], _number(row[3])] for row in self._numbers(reading)],
             "key": own_key,
             "from": from_step,
             "next": self.curves.open_bin(),
             "width": self.curves.width,
             "curves": {name: {"step": steps, "value": values} for name, (steps, values) in curves.items()},
+            "loss": self.newest["loss"],
+            "learning_rate": self.newest["learning_rate"],
             "histogram": _histogram(s.norm_bounds, s.norm_counts),
             "layers": _layers(reading),
             "layer_count": len(s.layer_norms),
             "events": list(self.events),
             "verdict": None if reading.diagnosis is None else reading.diagnosis.to_dict(),
+        }
+
+    def overview(self, reading: Reading) -> dict[str, Any]:
+        """The row of this run among those of several."""
+        s = reading.snapshot
+        return {
+            "monitor": self.name,
+            "state": _state(reading),
+            "steps": s.steps,
+            "norm": _number(s.norm) if s.steps else None,
+            "loss": self.newest["loss"],
+            "episodes": sum(s.anomalies.values()),
+            "verdict": "" if reading.diagnosis is None else clean(reading.diagnosis.verdict),
         }
 
     def _numbers(self, reading: Reading) -> list[tuple[str, str, str, Any]]:
@@ -246,6 +280,27 @@ class _Run:
         return rows
 
 
+def _state(reading: Reading) -> dict[str, Any]:
+    """How the run is, and since which step it has not been learning, if so."""
+    s = reading.snapshot
+    word, tone = state_of(
+        steps=s.steps,
+        running=reading.active,
+        warmup=s.warmup,
+        active=s.active,
+        idle_seconds=s.time - (reading.last_step_time or s.time),
+    )
+    return {"word": word, "tone": tone, "no_learning_since": _no_learning_since(s)}
+
+
+def _no_learning_since(s: Snapshot) -> int | None:
+    """The step at which an episode began that is under way and in which the weights get next to nothing."""
+    if s.loss_scale is not None and not s.active.get("saturated") and s.nonfinite_streak < CRITICAL_STREAK_STEPS:
+        return None  # loss scaling looks for its highest value
+    began = [event.step for kind in _NO_LEARNING if s.active.get(kind) and (event := s.last_events.get(kind))]
+    return min(began, default=None)
+
+
 _QUANTILES = {0.5: "Median"}
 _NONE_YET = "none yet"
 
@@ -271,6 +326,12 @@ def _histogram(bounds: Sequence[float], cumulative: Sequence[int]) -> dict[str, 
     }
 
 
+@lru_cache(maxsize=_MOST_RUNS)
+def _short(names: tuple[str, ...]) -> dict[str, str]:
+    """As `short_names`; ten thousand of them take a sixth of a second, and a page asks once a second."""
+    return short_names(names, _LAYER_LABEL_LIMIT)
+
+
 def _layers(reading: Reading) -> list[list[Any]]:
     """[name, norm, share of the squared norm, short name] of the largest layers, largest first; NaN before all."""
     norms = reading.snapshot.layer_norms
@@ -279,7 +340,7 @@ def _layers(reading: Reading) -> list[list[Any]]:
     # divided before squaring: a norm of 1e200 has no square
     total = sum((norm / largest) ** 2 for norm in finite.values()) if largest > 0 else 0.0
     ordered = sorted(norms, key=lambda name: (name in finite, -finite.get(name, 0.0)))[:_MOST_LAYERS]
-    short = short_names(list(norms), _LAYER_LABEL_LIMIT)
+    short = _short(tuple(norms))
     return [
         [
             clean(name),

@@ -10,6 +10,7 @@
     clip_norm: {label: "clip_norm", dash: [7, 4], width: 1.8, alpha: 1},
     threshold: {label: "explosion threshold", dash: [2, 3], width: 1.8, alpha: 1},
   };
+  const BELOW = {loss: "loss", learning_rate: "learning rate"};  // plots of their own over the same steps
   const KINDS = {explosion: "explosion", trend: "growing trend", saturated: "saturated", vanishing: "vanishing", nonfinite: "NaN or Inf"};
 
   const $ = (id) => document.getElementById(id);
@@ -38,6 +39,7 @@
 
   // -- plots --------------------------------------------------------------------------------------------
 
+  const renewals = [];  // of the labels of log axes
   const plots = {};  // each is made when it has something to draw: a log axis of nothing has no ends
 
   function figure(options) {
@@ -48,12 +50,46 @@
     return made;
   }
 
+  // so wide that the steps of all plots over steps lie below one another
+  const FRAME = {min_border_left: 78, min_border_right: 14};
+
+  /** A label on each decade, or on every so many where there is no room; also on 2 and 5 where there is little to see. */
+  function decades(low, high, room) {
+    if (!(low > 0) || !(high > low)) return [];
+    const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+    const within = last - first <= 2 ? [1, 2, 5] : [1];
+    const stride = Math.max(1, Math.ceil((last - first) * within.length / room));
+    const ticks = [];
+    for (let decade = Math.ceil(first / stride) * stride; decade <= last; decade += stride)
+      for (const digit of within) ticks.push(Number(`${digit}e${decade}`));
+    return ticks.filter((tick) => tick >= low && tick <= high);
+  }
+
+  const tickText = (x) => (x >= 1e5 || x < 1e-3 ? x.toExponential(0).replace("e+", "e") : x.toLocaleString("en-US", {maximumFractionDigits: 3}));
+
+  function tickDecades(axis, range, room) {
+    axis.ticker = new Bokeh.FixedTicker({ticks: []});
+    let last = "";
+    const renew = () => {
+      const ticks = decades(range.start, range.end, room);
+      if (String(ticks) === last) return;
+      last = String(ticks);
+      axis.ticker.ticks = [];  // a label is written anew only for a tick that is new
+      axis.major_label_overrides = new Map(ticks.map((tick) => [tick, tickText(tick)]));
+      axis.ticker.ticks = ticks;
+    };
+    range.connect(range.properties.start.change, renew);
+    range.connect(range.properties.end.change, renew);
+    renewals.push(renew);
+  }
+
   function makeCurves() {
     const B = Bokeh;
     const made = figure({
-      height: 380, y_axis_type: "log", toolbar_location: "right", x_axis_label: "step",
-      tools: "xpan,box_zoom,reset,save",
+      height: 380, y_axis_type: "log", toolbar_location: "above", x_axis_label: "step",
+      tools: "xpan,box_zoom,reset,save", ...FRAME,
     });
+    tickDecades([...made.yaxis][0], made.y_range, 16);
     plots.sources = {};
     plots.lines = {};
     plots.events = new B.ColumnDataSource({data: {step: [], kind: [], color: []}});
@@ -74,6 +110,37 @@
     return made;
   }
 
+  /** A plot below the norm, over the same steps: it follows what is zoomed and panned there. */
+  function makeBelow(name) {
+    const B = Bokeh, lead = plots.curves.x_range;
+    const {step} = plots.kept[name];  // what leads has no ends before it is drawn
+    const made = figure({
+      height: name === "loss" ? 170 : 120, x_range: new B.Range1d({start: step[0], end: step[step.length - 1] + 1}), ...FRAME,
+    });
+    plots[name + "Events"] = new B.ColumnDataSource({data: {step: [], kind: [], color: []}});
+    made.vspan({field: "step"}, {
+      source: plots[name + "Events"], line_color: {field: "color"}, line_width: 2, line_alpha: 0.55,
+    });
+    const source = plots[name + "Source"] = new B.ColumnDataSource({data: {step: [], value: []}});
+    plots[name + "Line"] = made.line({field: "step"}, {field: "value"}, {source, line_width: 1.5, line_join: "round"});
+    made.add_tools(new B.HoverTool({
+      renderers: [plots[name + "Line"]], mode: "vline", line_policy: "nearest",
+      tooltips: [["step", "@step{0,0}"], [BELOW[name], "@value{0.[000000]}"]],
+    }));
+    const follow = () => {
+      if (Number.isFinite(lead.start) && Number.isFinite(lead.end)) made.x_range.setv({start: lead.start, end: lead.end});
+    };
+    lead.connect(lead.properties.start.change, follow);
+    lead.connect(lead.properties.end.change, follow);
+    follow();
+    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
+    for (const axis of made.yaxis) {
+      axis.ticker.desired_num_ticks = name === "loss" ? 5 : 3;
+      if (name === "learning_rate") axis.formatter = new B.BasicTickFormatter({precision: 1});
+    }
+    return made;
+  }
+
   function makeHistogram() {
     const B = Bokeh;
     plots.bars = new B.ColumnDataSource({data: {left: [], right: [], count: []}});
@@ -81,6 +148,7 @@
       height: 260, x_axis_type: "log", x_axis_label: "norm", y_axis_label: "steps",
       y_range: new B.DataRange1d({start: 0}),
     });
+    for (const axis of made.xaxis) axis.ticker.desired_num_ticks = 8;
     plots.quads = made.quad({
       left: {field: "left"}, right: {field: "right"}, top: {field: "count"}, bottom: 0, source: plots.bars,
     });
@@ -101,12 +169,15 @@
     plots.hbars = made.hbar({
       y: {field: "name"}, right: {field: "share"}, left: 0, height: 0.7, source: plots.layerSource,
     });
-    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0 %"});
+    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0.[0] %"});
     for (const one of made.ygrid) one.visible = false;
     return made;
   }
 
-  const MAKE = {curves: makeCurves, histogram: makeHistogram, layers: makeLayers};
+  const MAKE = {
+    curves: makeCurves, loss: () => makeBelow("loss"), learning_rate: () => makeBelow("learning_rate"),
+    histogram: makeHistogram, layers: makeLayers,
+  };
 
   /** Gives the plots there are the colours of the page, light or dark. */
   function paint() {
@@ -125,12 +196,19 @@
         axis.axis_label_text_font_size = "12px";
         axis.major_label_text_font_size = "12px";
       }
+      for (const axis of plot.xaxis)  // long numbers of steps side by side need room
+        if (axis.ticker.desired_num_ticks) axis.ticker.desired_num_ticks = innerWidth < 600 || plot === plots.histogram ? 3 : 8;
       for (const one of [...plot.xgrid, ...plot.ygrid]) one.grid_line_color = grid;
     }
     if (plots.curves) {
       for (const name of Object.keys(CURVES)) plots.lines[name].glyph.line_color = colour(name);
       const {step, kind} = plots.events.data;
       plots.events.data = {step, kind, color: kind.map(colour)};
+    }
+    for (const name of Object.keys(BELOW).filter((one) => plots[one])) {
+      plots[name + "Line"].glyph.line_color = colour(name);
+      const {step, kind} = plots[name + "Events"].data;
+      plots[name + "Events"].data = {step, kind, color: kind.map(colour)};
     }
     if (plots.histogram) {
       plots.quads.glyph.fill_color = colour("norm");
@@ -159,13 +237,39 @@
 
   // -- what was shown last ------------------------------------------------------------------------------
 
-  let shown = {key: "", next: 0, run: "", said: "", events: "", alerts: ""};
-  let wanted = decodeURIComponent(location.hash.slice(1) || "");
+  let shown = {key: "", next: 0, run: "", said: "", alerts: ""};
+  let wanted = fromAddress();
+
+  /** The monitor that the address names; "" if none, or if it is no text that can be decoded. */
+  function fromAddress() {
+    try {
+      return decodeURIComponent(location.hash.slice(1));
+    } catch (error) {
+      return "";
+    }
+  }
+
+  function choose(name) {
+    wanted = name;
+    history.replaceState(null, "", "#" + encodeURIComponent(wanted));
+    Object.assign(shown, {key: "", next: 0, said: ""});
+    ask();
+  }
 
   function show(data) {
     showMonitors(data);
-    if (!data.run_id) {
-      say("No monitor yet: the page waits for the first step of a watched training.");
+    showOverview(data);
+    $("unknown").hidden = !data.unknown;
+    $("unknown").textContent = data.unknown ? `There is no monitor "${data.unknown}" here. `
+      + (data.monitor ? `Shown is "${data.monitor}".` : "There is none at all yet.") : "";
+    const steps = data.numbers ? data.numbers.find(([id]) => id === "steps")[3] : 0;
+    document.body.classList.toggle("waiting", !(steps > 0));
+    if (!(steps > 0)) {
+      say(data.run_id ? `${data.monitor} has made no step yet. What there is to see appears with its first step.`
+        : "No monitor yet: the page waits for the first step of a watched training.");
+      document.documentElement.dataset.steps = 0;
+      shown.run = data.run_id || "";
+      shown.said = "";
       return;
     }
     const numbers = Object.fromEntries(data.numbers.map(([id, , kind, value]) => [id, {value, text: WRITE[kind](value)}]));
@@ -193,6 +297,43 @@
     if (data.monitor) list.value = data.monitor;
   }
 
+  /** One row for each monitor, the most urgent first, where there are several. */
+  function showOverview(data) {
+    const rows = data.overview || [];
+    $("overview").hidden = !rows.length;
+    const body = $("overview-rows");
+    while (body.rows.length > rows.length) body.deleteRow(-1);
+    rows.forEach((one, i) => {
+      let row = body.rows[i];
+      if (!row) {
+        row = body.insertRow();
+        const head = document.createElement("th"), link = document.createElement("a");
+        head.scope = "row";
+        link.addEventListener("click", (event) => {
+          event.preventDefault();
+          choose(row.dataset.monitor);
+        });
+        head.append(link);
+        row.append(head);
+        for (let cell = 0; cell < 6; cell++) row.insertCell();
+      }
+      row.dataset.monitor = one.monitor;
+      row.dataset.tone = one.state.tone;
+      row.toggleAttribute("aria-current", one.monitor === data.monitor);
+      const link = row.cells[0].firstChild;
+      link.href = "#" + encodeURIComponent(one.monitor);
+      const texts = [one.monitor, since(one.state) || one.state.word, count(one.steps), loss(one.loss),
+        one.norm === null ? "" : short(Number(one.norm)), count(one.episodes), one.verdict];
+      texts.forEach((text, at) => {
+        const place = at ? row.cells[at] : link;
+        if (place.textContent !== text) place.textContent = text;
+      });
+    });
+  }
+
+  const loss = (x) => (x === null ? "" : Number.isFinite(Number(x)) ? short(Number(x)) : "NaN or Inf");
+  const since = (state) => (state.no_learning_since === null ? "" : `no learning since step ${count(state.no_learning_since)}`);
+
   /** Brings one plot up to date with `fill`, and makes it first if it is not there yet. */
   function showPlot(name, fill) {
     const first = !plots[name];
@@ -202,6 +343,7 @@
       paint();
       Bokeh.Plotting.show(plots[name], $(name));
     }
+    for (const renew of renewals) renew();
   }
 
   function showPlots(data) {
@@ -211,6 +353,12 @@
         showCurves(data);
         showEvents(data);
       });
+      for (const name of Object.keys(BELOW)) {
+        const there = plots[name] || data.curves[name].step.length > 0;
+        $(name + "-part").hidden = !there;
+        if (there) showPlot(name, () => { plots[name + "Source"].data = plots.kept[name]; });
+      }
+      showEvents(data);
     }
     if (data.histogram.count.length) showPlot("histogram", () => { plots.bars.data = data.histogram; });
     if (data.layers.length) showPlot("layers", () => showLayers(data));
@@ -218,17 +366,25 @@
 
   function showCurves(data) {
     const whole = data.key !== shown.key || data.from === 0;
-    for (const name of Object.keys(CURVES)) {
-      const fresh = data.curves[name], source = plots.sources[name];
-      if (whole) {
-        source.data = fresh;
-        continue;
+    plots.kept = plots.kept || {};
+    for (const name of [...Object.keys(CURVES), ...Object.keys(BELOW)]) {
+      const fresh = data.curves[name];
+      if (whole || !plots.kept[name]) {
+        plots.kept[name] = fresh;
+      } else {
+        const {step, value} = plots.kept[name];
+        let kept = step.length;
+        while (kept > 0 && step[kept - 1] >= data.from) kept--;
+        plots.kept[name] = {step: step.slice(0, kept).concat(fresh.step), value: value.slice(0, kept).concat(fresh.value)};
       }
-      const {step, value} = source.data;
-      let kept = step.length;
-      while (kept > 0 && step[kept - 1] >= data.from) kept--;
-      source.data = {step: step.slice(0, kept).concat(fresh.step), value: value.slice(0, kept).concat(fresh.value)};
+      if (name in CURVES) plots.sources[name].data = plots.kept[name];
     }
+    // thousands of steps in a few hundred pixels are a band: it steps back behind the limits
+    const band = data.width > 1 || plots.kept.norm.step.length > 600;
+    plots.lines.norm.glyph.line_width = band ? 1 : CURVES.norm.width;
+    plots.lines.norm.glyph.line_alpha = band ? 0.4 : CURVES.norm.alpha;
+    plots.lines.applied_norm.glyph.line_alpha = band ? 0.35 : CURVES.applied_norm.alpha;
+    plots.lines.clip_norm.glyph.line_width = plots.lines.threshold.glyph.line_width = band ? 2.6 : 1.8;
     shown.key = data.key;
     shown.next = data.next;
     $("curves-note").textContent = data.width > 1
@@ -238,9 +394,10 @@
   function showEvents(data) {
     const began = data.events.filter((event) => event.phase === "began");
     const step = began.map((event) => event.step), kind = began.map((event) => event.kind);
-    if (JSON.stringify([step, kind]) === shown.events) return;
-    shown.events = JSON.stringify([step, kind]);
-    plots.events.data = {step, kind, color: kind.map(colour)};
+    for (const source of [plots.events, ...Object.keys(BELOW).map((name) => plots[name + "Events"])].filter(Boolean)) {
+      if (JSON.stringify([source.data.step, source.data.kind]) === JSON.stringify([step, kind])) continue;
+      source.data = {step, kind, color: kind.map(colour)};
+    }
   }
 
   function tile(name, main, below) {
@@ -251,7 +408,12 @@
 
   function showTiles(data, n) {
     document.querySelector('[data-tile="state"]').dataset.tone = data.state.tone;
-    tile("state", data.state.word, data.verdict ? data.verdict.verdict : `last step: ${n.verdict.text}`);
+    tile("state", data.state.word, since(data.state) || (data.verdict ? data.verdict.verdict : `last step: ${n.verdict.text}`));
+    $("harm").hidden = !since(data.state);
+    $("harm").textContent = since(data.state) && `${since(data.state)[0].toUpperCase()}${since(data.state).slice(1)}: `
+      + "almost nothing reaches the weights.";
+    tile("loss", loss(data.loss) || "–", data.loss === null ? "not told" :
+      data.learning_rate === null ? "of the last step" : `learning rate ${short(Number(data.learning_rate))}`);
     tile("steps", n.steps.text, `${n.steps_per_second.text} a second`);
     tile("norm", n.norm.text, `after clipping ${n.applied_norm.text}`);
     tile("clip", n.clip_norm.text, `explosion above ${n.explosion_threshold.text}`);
@@ -364,7 +526,7 @@
       show(await answer.json().then((data) => {
         const age = data.read ? data.time - data.read : 0;
         if (data.read && data.active && age > STALE_SECONDS) connection("lost", `numbers are ${count(age)} s old`);
-        else connection("live", data.run_id && !data.active ? "run ended" : "live");
+        else connection("live", data.run_id && !data.active && data.numbers.find(([id]) => id === "steps")[3] > 0 ? "run ended" : "live");
         return data;
       }));
       failures = 0;
@@ -387,11 +549,9 @@
     dark.addEventListener("change", paint);
     document.addEventListener("visibilitychange", ask);
     $("monitors").addEventListener("change", () => {
-      wanted = $("monitors").value;
-      history.replaceState(null, "", "#" + encodeURIComponent(wanted));
-      Object.assign(shown, {key: "", next: 0});
-      ask();
+      choose($("monitors").value);
     });
+    addEventListener("hashchange", () => choose(fromAddress()));
     ask();
   });
 })();

@@ -93,7 +93,8 @@ def test_fit_is_recorded_and_its_end_is_the_end_of_the_run(folder):
     assert run.info["optimizer"] == "Adam"
     assert steps["learning_rate"] == pytest.approx([0.001] * 32)
     assert np.isfinite(steps["loss"]).all()
-    assert np.all(np.diff(steps["loss"]) < 0)  # each batch's own: all batches are alike, so it falls step by step
+    # each batch's own: all batches are alike, so it falls step by step, but for the first one, which is held back
+    assert np.all(np.diff(steps["loss"])[1:] < 0)
 
 
 def test_the_environment_records_every_monitor(folder, monkeypatch):

@@ -77,6 +77,12 @@ def share_of_steps(counter: str, steps: str, window: str = "$__rate_interval") -
     return f"{rate(counter, window)} / ({rate(steps, window)} > 0)"
 
 
+def share_of_both(bad: str, good: str, window: str, without: str = "reason") -> str:
+    """Share of `bad` in both together, `bad` summed over a label; nothing, rather than NaN, where there was neither."""
+    wasted = f"sum without ({without}) ({rate(bad, window)})"
+    return f"{wasted}\n/ (({wasted} + {rate(good, window)}) > 0)"
+
+
 def per_run(expression: str, function: str = "sum") -> str:
     """Down to the labels that name a run."""
     return f"{function} by ({', '.join(RUN)}) ({expression})"

@@ -14,14 +14,7 @@ import numpy as np
 
 from gradwatch.core.band import LossBand
 from gradwatch.core.snapshot import VERDICTS
-
-#: Steps without a finite gradient, or a loss, in a row that are no bad batch. A loss scale that looks for its value
-#: takes more: from 2^15 down to 1 and below it halves at each of them.
-NONFINITE_STEPS = 10
-SCALING_STEPS = 40
-
-#: Steps in a row of a loss far above everything before it: no need to wait whether it comes back.
-WILD_STEPS = 10
+from gradwatch.reading.losses import SCALING_STREAK_STEPS, STREAK_STEPS, WILD_STEPS
 
 _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
@@ -234,7 +227,7 @@ class Signs:
           loss_scaled: under loss scaling, steps without a finite gradient are how the scale is found.
         """
         streak = self._nonfinite
-        if streak >= (SCALING_STEPS if loss_scaled else NONFINITE_STEPS):
+        if streak >= (SCALING_STREAK_STEPS if loss_scaled else STREAK_STEPS):
             return self._since_text("nonfinite", streak, f"{streak} steps without a finite gradient")
         suspect = self.on_trial or self._is_anomalous(self.last_step)
         if self._wild >= WILD_STEPS and suspect:

@@ -10,7 +10,8 @@ import time
 import weakref
 
 from gradwatch.errors import ConfigError
-from gradwatch.reading.alerts import SEVERITIES, Alert
+from gradwatch.reading.alerts import Alert
+from gradwatch.reading.harm import SEVERITIES
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
 from gradwatch.reading.worker import Worker

@@ -27,6 +27,7 @@ SAME_RUN = ["job", "run"]
 
 _GRADIENTS = [
     "GradwatchGradientExplosion",
+    "GradwatchGradientTrend",
     "GradwatchTrainingHarmed",
     "GradwatchGradientExplosionSustained",
     "GradwatchUpdatesSaturated",
@@ -39,7 +40,11 @@ _LOSS = ["GradwatchLossRising", "GradwatchNoProgress"]
 MUTES = {
     "GradwatchLossNotFinite": [*_GRADIENTS, "GradwatchGradientNonFinite", "GradwatchLossLost", *_LOSS, *_WASTED],
     "GradwatchGradientNonFinite": [*_GRADIENTS, *_WASTED],
-    "GradwatchGradientExplosionSustained": ["GradwatchGradientExplosion", "GradwatchTrainingHarmed", *_LOSS, *_WASTED],
+    "GradwatchGradientExplosionSustained": [
+        *(name for name in _GRADIENTS if name != "GradwatchGradientExplosionSustained"),
+        *_LOSS,
+        *_WASTED,
+    ],
     "GradwatchUpdatesSaturated": ["GradwatchTrainingHarmed", "GradwatchClippingSaturated", *_WASTED],
     "GradwatchLossLost": [*_LOSS, *_WASTED],
     "GradwatchTrainingHarmed": ["GradwatchGradientExplosion", "GradwatchGradientTrend"],

@@ -188,9 +188,11 @@ CASES = [
     *_of_severity("GradwatchTrainingHarmed", "saturated", 2, _harmed("saturated")),
     Case(
         "GradwatchTrainingHarmed",
-        "what is fatal is told by another alert",
-        {_severity("explosion"): "3x30", _ACTIVE: "1x40"},
-        silent=(5, 20),
+        "what became fatal stays, so that its ticket is closed at the end; the page mutes it meanwhile",
+        {_severity("explosion"): "0x4 2x2 3x10 0x20", _ACTIVE: "1x60"},
+        fires={5: _harmed("explosion"), 15: _harmed("explosion")},
+        silent=(4, 26),
+        labels=_kind("explosion"),
     ),
     Case(
         "GradwatchTrainingHarmed",

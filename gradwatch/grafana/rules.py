@@ -164,7 +164,8 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
         ),
         Alert(
             "GradwatchTrainingHarmed",
-            _harm("explosion|saturated|nonfinite", "warning"),
+            # what became fatal stays: muted by the page, and told to be over at the end
+            _harm("explosion|saturated|nonfinite", "warning", at_least=True),
             "warning",
             "An anomaly of the gradients harmed the training.",
             f"{where} ({{{{ $labels.kind }}}}): the loss has not come back, or, where it is not known, the gradients "

@@ -296,7 +296,7 @@ def test_promtool_finds_every_rule_and_every_alert_fires_and_stays_silent(export
     [
         ("GradwatchGradientExplosion", "< 5 * 60", "< 1 * 60"),
         ("GradwatchGradientExplosion", "keep_firing_for: 10m", "keep_firing_for: 1m"),
-        ("GradwatchTrainingHarmed", 'kind=~"explosion|saturated|nonfinite"} == 2', 'kind=~".+"} == 3'),
+        ("GradwatchTrainingHarmed", 'kind=~"explosion|saturated|nonfinite"} >= 2', 'kind=~".+"} >= 1'),
         ("GradwatchGradientExplosionSustained", 'kind="explosion"} == 3', 'kind="explosion"} == 2'),
         ("GradwatchLossNotFinite", 'kind="loss_nonfinite"} == 3', 'kind="loss_nonfinite"} >= 2'),
         ("GradwatchStepsWastedFast", "> 0.144 and", "> 0.3 and"),

@@ -15,7 +15,8 @@ critical and warning are told to everybody who is named here, info to nobody: it
 Alertmanager and Grafana only. With a pager, that is told of critical alerts too.
 The label `environment`, which Prometheus adds (GRADWATCH_ENVIRONMENT, see prometheus.yml), keeps the rest quiet:
 production, staging or none of it: as above; staging wakes no pager; anything else, such as laptop: nobody is told.
-Addresses that are secrets stand in files; docker-compose.yml fills them from the environment, or from .env.
+Addresses that are secrets stand in files; docker-compose.yml fills them from the environment, or from .env. The file of
+a webhook's address needs Alertmanager 0.26 or newer.
 """
 
 SECRETS = "/etc/alertmanager/secrets"

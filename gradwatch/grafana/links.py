@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from urllib.parse import urlsplit
 
-from gradwatch import __version__
 from gradwatch.errors import DISTRIBUTION, ConfigError
+from gradwatch.exporters.metrics import version_of
 from gradwatch.grafana.shared import HEALTH_UID
 
 #: Of the stack that is exported, and of the documentation as `make docs` builds it, on this host.
@@ -53,7 +53,9 @@ def default_runbooks() -> str:
     The repository is that of the environment variable GRADWATCH_REPOSITORY, else that of the installed distribution.
     """
     repository = os.environ.get("GRADWATCH_REPOSITORY", "") or _published()
-    return f"{repository.rstrip('/')}/blob/v{__version__}/docs/runbooks.md" if repository else LOCAL_RUNBOOKS
+    return (
+        f"{repository.rstrip('/')}/blob/v{version_of('gradwatch')}/docs/runbooks.md" if repository else LOCAL_RUNBOOKS
+    )
 
 
 def _published() -> str:

@@ -252,6 +252,7 @@ def test_the_neighbour_in_the_same_process_is_left_in_peace(story):
 
 def test_a_job_that_is_ended_by_sigterm_is_silent(tmp_path):
     targets = tmp_path / "targets"
+    targets.mkdir()
     with (
         receiver() as team,
         training(RUN, targets=targets) as job,

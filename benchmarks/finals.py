@@ -104,7 +104,7 @@ def goals(cells: Cells, method: str) -> dict[str, Any]:
         "worst_ratio": float(np.max(ratios)),
         "died": sum(row["died_where_a_constant_survived"] for row in rows),
         "worst_over_none_where_none_is_best": max(over_none, default=None),
-        "over_percentile": [cells.mean(*cell, method) / cells.mean(*cell, PERCENTILE) for cell in cells.cells_of(method)]
+        "over_percentile": [cells.mean(*c, method) / cells.mean(*c, PERCENTILE) for c in cells.cells_of(method)]
         if PERCENTILE in cells.names
         else None,
     }

@@ -9,6 +9,9 @@ import click
 
 from gradwatch import grafana as _grafana
 from gradwatch.exporters import notify as _notify
+from gradwatch.grafana import rules as _rules
+from gradwatch.grafana.links import LOCAL_GRAFANA
+from gradwatch.reading.harm import SEVERITIES
 from gradwatch.reading.text import redact
 
 
@@ -19,12 +22,34 @@ def grafana() -> None:
 
 @grafana.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--runbooks", default=_grafana.RUNBOOKS, show_default=True, help="Address or path of the runbooks page.")
+@click.option("--slack", metavar="URL", default="", help="Tell a Slack channel: address of its incoming webhook.")
+@click.option("--webhook", metavar="URL", default="", help="Tell an address that takes Alertmanager's JSON.")
+@click.option("--email", metavar="ADDRESS", default="", help="Tell by mail; needs --smtp.")
+@click.option("--smtp", metavar="HOST:PORT", default="", help="The mail server that takes it.")
+@click.option("--sender", metavar="ADDRESS", default="", help="Where the mail comes from; default: where it goes.")
+@click.option("--smtp-user", metavar="NAME", default="", help="For the mail server; see GRADWATCH_SMTP_PASSWORD.")
+@click.option("--pagerduty", is_flag=True, help="Page on critical alerts; see GRADWATCH_PAGERDUTY_KEY.")
+@click.option(
+    "--objective", default=_rules.OBJECTIVE, show_default=True, help="Share of the steps that should be useful."
+)
+@click.option("--runbooks", metavar="URL", default=None, help="Where your people read the runbooks page.")
+@click.option("--grafana", "address", metavar="URL", default=LOCAL_GRAFANA, show_default=True, help="Their Grafana.")
 @click.option("--json", is_flag=True, help="Print the paths as one JSON array.")
-def export(directory: Path, runbooks: str, json: bool) -> None:
-    """Write dashboards, provisioning, rules and a docker-compose.yml into DIRECTORY, over older ones."""
+def export(
+    directory: Path, runbooks: str | None, address: str, objective: float, json: bool, **told: str | bool
+) -> None:
+    """Write dashboards, provisioning, rules and a docker-compose.yml into DIRECTORY, over older ones.
+
+    Addresses that are secrets go into the file .env, which docker compose reads.
+    """
     try:
-        written = _grafana.export(directory, runbooks=runbooks)
+        written = _grafana.export(
+            directory,
+            runbooks=runbooks,
+            grafana=address,
+            objective=objective,
+            told=_grafana.Told(**told),  # type: ignore[arg-type]
+        )
     except OSError as error:
         raise click.ClickException(f"cannot write into {directory}: {error.strerror or error}") from error
     if json:
@@ -41,11 +66,19 @@ def notify() -> None:
 
 @notify.command()
 @click.argument("url")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(list(_notify.KINDS)),
+    default=None,
+    help="The form of the message; default: what the URL says. slack is also for services that accept its format.",
+)
+@click.option("--severity", type=click.Choice(SEVERITIES), default="info", show_default=True, help="How it looks.")
 @click.option("--json", is_flag=True, help="Print what became of it as one JSON object.")
-def test(url: str, json: bool) -> None:
+def test(url: str, kind: str | None, severity: str, json: bool) -> None:
     """Send one test message to URL: http(s)://..., a Slack webhook, or an apprise address such as mailto://..."""
     try:
-        _notify.channel_for(url).test()
+        _notify.channel_for(url, kind or "").test(severity)
     except _notify.SendError as error:
         if json:
             click.echo(_json.dumps({"sent": False, "to": redact(url), "error": str(error)}))

@@ -25,7 +25,9 @@ from importlib import metadata
 
 from gradwatch.core.decode import QUANTILES
 from gradwatch.core.snapshot import KINDS, RUNGS
+from gradwatch.reading.harm import LOSS_KINDS, SEVERITIES
 from gradwatch.reading.health import Health
+from gradwatch.reading.losses import REASONS
 from gradwatch.reading.reading import DURATION_BOUNDS, Reading
 from gradwatch.reading.text import clean
 
@@ -94,6 +96,11 @@ def _of_a_step(r: Reading, value: float) -> Samples:
 
 def _per_kind(values: object) -> Samples:
     return [((kind,), float(values.get(kind, 0))) for kind in KINDS]  # type: ignore[attr-defined]
+
+
+def _severities(r: Reading) -> Samples:
+    ranks = {"": 0.0, **{severity: rank for rank, severity in enumerate(SEVERITIES, 1)}}
+    return [((kind,), float(ranks[r.harm.severity(kind)])) for kind in (*KINDS, *LOSS_KINDS)]
 
 
 def _norms(r: Reading) -> Buckets:
@@ -171,6 +178,7 @@ _RUN = "The run"
 _NORM = "Gradient norm"
 _CLIP = "Clipping"
 _ANOMALY = "Anomalies"
+_HARM = "Harm, since this process began to watch"
 _RECOVERY = "Recovery"
 _TRAINING = "Training, as far as it is told"
 _SELF = "gradwatch itself"
@@ -400,6 +408,29 @@ METRICS: tuple[Metric, ...] = (
         _last_steps,
         labels=("kind",),
         group=_ANOMALY,
+    ),
+    Metric(
+        "gradwatch_episode_severity",
+        "gauge",
+        "What an open episode did: 0 = none open, 1 = harmless (info), 2 = harmful (warning), 3 = fatal (critical).",
+        _severities,
+        labels=("kind",),
+        group=_HARM,
+    ),
+    Metric(
+        "gradwatch_useful_steps_total",
+        "counter",
+        "Steps that were neither skipped, zeroed, non-finite nor in a harmful episode; counted once that is known.",
+        lambda r: _one(r.harm.useful_steps),
+        group=_HARM,
+    ),
+    Metric(
+        "gradwatch_wasted_steps_total",
+        "counter",
+        "Steps that were not useful, each under the first reason that fits.",
+        lambda r: [((reason,), float(r.harm.wasted_steps.get(reason, 0))) for reason in REASONS],
+        labels=("reason",),
+        group=_HARM,
     ),
     Metric(
         "gradwatch_nonfinite_steps_total",

@@ -24,9 +24,6 @@ _OF_SERVERS = {
     "ALERTS": ("alertname", "alertstate", "severity", "monitor"),
 }  # Prometheus' own
 
-#: Of endpoints of another version than this one, which a fleet may have side by side: their labels.
-_OF_OTHER_VERSIONS = {"gradwatch_useful_steps_total": {"monitor"}}
-
 
 def series(name: str, *matchers: str) -> str:
     """A selector, as rules use it.
@@ -49,8 +46,7 @@ def series(name: str, *matchers: str) -> str:
 def chosen(name: str, *matchers: str) -> str:
     """A selector for dashboards: what the variables at the top of the dashboard chose."""
     of_monitor = (name in BY_NAME and BY_NAME[name].scope == "monitor") or _histogram(name)
-    monitor = (MONITOR,) if of_monitor or (name not in BY_NAME and name in _OF_OTHER_VERSIONS) else ()
-    return series(name, *TARGET, *monitor, *matchers)
+    return series(name, *TARGET, *([MONITOR] if of_monitor else []), *matchers)
 
 
 def firing() -> str:
@@ -81,11 +77,17 @@ def share_of_steps(counter: str, steps: str, window: str = "$__rate_interval") -
     return f"{rate(counter, window)} / ({rate(steps, window)} > 0)"
 
 
+def share_of_both(bad: str, good: str, window: str, without: str = "reason") -> str:
+    """Share of `bad` in both together, `bad` summed over a label; nothing, rather than NaN, where there was neither."""
+    wasted = f"sum without ({without}) ({rate(bad, window)})"
+    return f"{wasted}\n/ (({wasted} + {rate(good, window)}) > 0)"
+
+
 def useful_share(window: str = "$__rate_interval") -> str:
-    """Share of the steps that trained the model; of an endpoint that does not count them, those that were finite."""
-    made = f"({increase(chosen('gradwatch_steps_total'), window)} > 0)"
-    useful = increase(chosen("gradwatch_useful_steps_total"), window)
-    return f"{useful} / {made} or 1 - {increase(chosen('gradwatch_nonfinite_steps_total'), window)} / {made}"
+    """Share of the steps that trained the model."""
+    return (
+        f"1 - {share_of_both(chosen('gradwatch_wasted_steps_total'), chosen('gradwatch_useful_steps_total'), window)}"
+    )
 
 
 def or_else(expression: str, instead: str, **labels: str) -> str:
@@ -116,8 +118,6 @@ def _histogram(name: str) -> str:
 def _labels(name: str) -> set[str]:
     if name in _OF_SERVERS:
         return {*_OF_TARGETS, *_OF_SERVERS[name]}
-    if name not in BY_NAME and name in _OF_OTHER_VERSIONS:
-        return {*_OF_TARGETS, *_OF_OTHER_VERSIONS[name]}
     metric = BY_NAME.get(_histogram(name) or name)
     if metric is None or (metric.type == "histogram" and not _histogram(name)):
         raise ConfigError(f"the catalogue (exporters/metrics.py) has no series {name!r}")

@@ -52,11 +52,29 @@ The servers use the host's network and listen on 127.0.0.1 only. That works on L
 
 | environment variable | effect |
 | --- | --- |
-| `GRADWATCH_ENVIRONMENT` | `production`: tells the team, and on-call if critical. `staging` or unset: the team. \
-Another, such as `laptop`: nobody |
-| `GRADWATCH_SLACK_URL` | address of the team's Slack webhook |
-| `GRADWATCH_PAGERDUTY_KEY` | routing key of PagerDuty, for on-call |
+| `GRADWATCH_ENVIRONMENT` | `production`, `staging` or unset: the receivers are told. `staging` wakes no pager. \
+Another, such as `laptop`: nobody is told |
+| `GRADWATCH_SLACK_URL` | address of a Slack webhook, which is told unless the export named others |
+| `GRADWATCH_WEBHOOK_URL` | address of the webhook, where the export named one |
+| `GRADWATCH_SMTP_PASSWORD` | password for the mail server, with `--smtp-user` |
+| `GRADWATCH_PAGERDUTY_KEY` | routing key of PagerDuty, with `--pagerduty` |
 | `GRAFANA_ADMIN_PASSWORD` | password of Grafana's admin |
+
+## Who is told
+
+One receiver is enough:
+
+```
+gradwatch grafana export DIR --slack https://hooks.slack.com/services/...
+gradwatch grafana export DIR --webhook https://example.org/alerts
+gradwatch grafana export DIR --email team@example.org --smtp smtp.example.org:587 --smtp-user gradwatch
+```
+
+They can be combined, and `--pagerduty` adds a pager for what is critical. The addresses of Slack and of a webhook are
+secrets: they go into the file `.env` beside `docker-compose.yml`, which only its owner can read and which does not
+belong into a repository. `gradwatch notify test URL` tries an address.
+
+critical means that the run is lost or wasted: act now. warning means harm: a ticket. info is told to nobody.
 
 ## Into servers that you already have
 
@@ -66,7 +84,7 @@ top. Set the data source's scrape interval to that of Prometheus, or the rates h
 **Prometheus.** Load `rules.yml` (2.42 or newer) and scrape the trainings. Job and instance may have any name.
 
 **Alertmanager.** Take the `inhibit_rules`, and the `group_by` of the route, which makes one message of all
-alerts of a run. Other receivers (e-mail, webhook, Teams) go where `team` and `on-call` stand.
+alerts of a run. Your receivers go where `team` stands.
 
 **Pushgateway.** For short jobs that push at their end, scrape the gateway with `honor_labels: true`, so that
 `job` and `instance` are those of the training.
@@ -79,8 +97,9 @@ Alertmanager's `group_wait` (10 s).
 
 ## The alerts
 
-Each has a section in gradwatch's runbook (`docs/runbooks.md`), to which its annotation `runbook_url` points;
-`gradwatch grafana export DIR --runbooks URL` sets the address your people can reach.
+Each has a section in gradwatch's runbook (`docs/runbooks.md`), to which its annotation `runbook_url` points, and
+`dashboard_url` leads to its run. Both are absolute. `--runbooks URL` and `--grafana URL` of the export say how your
+people reach them. `--objective 0.995` sets the share of steps that should be useful.
 
 {alerts}
 

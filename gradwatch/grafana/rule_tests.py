@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote_plus
 
 from gradwatch.grafana import rules
+from gradwatch.grafana.links import Links
 from gradwatch.grafana.rules import Alert
 
 HEAD = """
@@ -34,7 +36,9 @@ class Case:
       samples: selector -> samples, one a minute.
       fires: minute -> the description it fires with.
       silent: minutes at which it does not fire.
-      labels: of the alert, beyond name and severity.
+      labels: of the alert, beyond name, severity and the run where the target does not name it.
+      summary: with which it fires; "" is that of a run without a name and without a verdict.
+      interval: of the samples, in minutes.
     """
 
     alert: str
@@ -43,6 +47,8 @@ class Case:
     fires: Mapping[int, str] = field(default_factory=dict)
     silent: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=lambda: _RUN_LABELS)
+    summary: str = ""
+    interval: int = 1
 
 
 def _run(metric: str, *matchers: str) -> str:
@@ -57,14 +63,11 @@ def _kind(kind: str) -> dict[str, str]:
     return {**_RUN_LABELS, "kind": kind}
 
 
-def _under_way(kind: str) -> str:
-    return _run("gradwatch_anomaly_active", f'kind="{kind}"')
-
-
 _ACTIVE = _run("gradwatch_run_active")
 _STEPS = _run("gradwatch_steps_total")
 _NONFINITE = _run("gradwatch_nonfinite_steps_total")
-_STREAK = _run("gradwatch_nonfinite_streak_steps")
+_USEFUL = _run("gradwatch_useful_steps_total")
+_WASTED = _run("gradwatch_wasted_steps_total", 'reason="harmful"')
 _CLIPPED = _run("gradwatch_clipped_steps_total")
 _EXPECTED = _run("gradwatch_expected_clip_ratio")
 _CLIP_NORM = _run("gradwatch_clip_norm")
@@ -76,20 +79,23 @@ _OVERHEAD = _run("gradwatch_host_overhead_seconds_total")
 _LOSS_SCALE = _run("gradwatch_loss_scale")
 
 _SUSTAINED = (
-    _WHERE + "the gradients have been exploding for more than two minutes. Pause the run, go back to a "
-    "checkpoint from before it began, and restart with a lower learning rate."
+    _WHERE
+    + "the loss has been away for 200 steps and two minutes, or is not known and the gradients have exploded for "
+    "two minutes. Pause the run, go back to a checkpoint from before it began, and restart with a lower learning rate."
 )
 _TREND = (
-    _WHERE + "the gradient norm has been growing step by step. A lower learning rate now can still prevent the "
-    "explosion."
+    _WHERE
+    + "the gradient norm has been growing step by step, and the loss is worse or not known. A lower learning rate "
+    "now can still prevent the explosion."
 )
 _NONFINITE_TEXT = (
-    _WHERE + "at least 10 steps in a row, or more than 5% of the steps of the last 5 minutes, had NaN or Inf. Stop "
-    "the run: it does not learn. Restart from a checkpoint from before it began."
+    _WHERE
+    + "no finite gradient for 10 steps in a row (40 under loss scaling). Stop the run: it does not learn. Restart "
+    "from a checkpoint from before it began."
 )
 _VANISHING = (
-    _WHERE + "the gradient norm has been far below its usual level for ten minutes. Look at dead or saturated "
-    "activations, and at a learning rate schedule that has run out."
+    _WHERE + "the gradient norm has been far below its usual level for ten minutes, in a run that has not learned or "
+    "whose loss is not known. Look at dead or saturated activations, and at a learning rate schedule that has run out."
 )
 _DOWN = (
     "gpu7:9464 ({who}) answered before and has not answered for five minutes: the process has crashed, was killed or "
@@ -97,11 +103,64 @@ _DOWN = (
 )
 
 
-def _exploded(ago: str) -> str:
+_SATURATED = (
+    _WHERE
+    + "for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm, and the loss "
+    "is worse, has not fallen or is not known. Stop it, go back to a checkpoint from before it began, and lower the "
+    "learning rate."
+)
+
+
+def _harmed(kind: str) -> str:
     return (
-        f"{_WHERE}an explosion began {ago} ago. See whether clipping held it (applied norm at the clip norm) and "
-        "whether the loss came back."
+        f"lm on gpu7:9464 ({kind}): the loss has not come back, or, where it is not known, the gradients reached the "
+        "weights as they came or stood out for 50 steps. Look at the loss before the day is over."
     )
+
+
+def _wasted(share: str, *, slow: bool = False) -> str:
+    of, limit = (
+        ("of the steps of the last three days were", "may be.")
+        if slow
+        else ("of the steps were", "may be: more than 14.4 times as many for an hour, or 6 times for six.")
+    )
+    return f"{_WHERE}{share} {of} skipped, zeroed, non-finite or in a harmful episode, where 0.01 of them {limit}"
+
+
+def _exploded(ago: str) -> str:
+    return f"{_WHERE}an explosion began {ago} ago. If it does harm, GradwatchTrainingHarmed says so."
+
+
+def _severity(kind: str) -> str:
+    return _run("gradwatch_episode_severity", f'kind="{kind}"')
+
+
+def _of_severity(alert: str, kind: str, rank: int, text: str, *, hold: int = 0) -> list[Case]:
+    """Cases of a rule that asks for the severity of one kind: it fires, a lower one does not, nor does an ended run."""
+    first, samples = 5 + hold, f"0x4 {rank}x30"
+    below = f"0x4 {rank - 1}x30"
+    return [
+        Case(
+            alert,
+            f"severity {rank} of {kind} is told{' after ' + str(hold) + ' minutes' if hold else ' at once'}",
+            {_severity(kind): samples, _ACTIVE: "1x40"},
+            fires={first: text},
+            silent=(4, *((first - 1,) if hold else ())),
+            labels=_kind(kind),
+        ),
+        Case(
+            alert,
+            f"severity {rank - 1} of {kind} is not",
+            {_severity(kind): below, _ACTIVE: "1x40"},
+            silent=(5, 15, 30),
+        ),
+        Case(
+            alert,
+            f"severity {rank} of {kind} in a run that ended is nobody's emergency",
+            {_severity(kind): samples, _ACTIVE: "1x4 0x30"},
+            silent=(5, 15, 30),
+        ),
+    ]
 
 
 CASES = [
@@ -125,103 +184,131 @@ CASES = [
         {_run("gradwatch_anomalies_total", 'kind="explosion"'): "9x29 7x20", _EXPLODED: "0x60"},
         silent=(31, 35),
     ),
+    *_of_severity("GradwatchTrainingHarmed", "explosion", 2, _harmed("explosion")),
+    *_of_severity("GradwatchTrainingHarmed", "saturated", 2, _harmed("saturated")),
     Case(
-        "GradwatchGradientExplosionSustained",
-        "an explosion that lasts two minutes is critical",
-        {_under_way("explosion"): "0x4 1x20", _ACTIVE: "1x30"},
-        fires={7: _SUSTAINED},
-        silent=(4, 6),
+        "GradwatchTrainingHarmed",
+        "what became fatal stays, so that its ticket is closed at the end; the page mutes it meanwhile",
+        {_severity("explosion"): "0x4 2x2 3x10 0x20", _ACTIVE: "1x60"},
+        fires={5: _harmed("explosion"), 15: _harmed("explosion")},
+        silent=(4, 26),
         labels=_kind("explosion"),
     ),
     Case(
-        "GradwatchGradientExplosionSustained",
-        "an explosion of a minute is not sustained",
-        {_under_way("explosion"): "0x4 1x1 0x20", _ACTIVE: "1x30"},
-        silent=(6, 7, 8),
+        "GradwatchTrainingHarmed",
+        "the run's name and the verdict stand in the summary",
+        {
+            _severity("explosion"): "0x4 2x30",
+            _ACTIVE: "1x40",
+            _run("gradwatch_run_info", 'run_name="lm-77"'): "1x40",
+            _run("gradwatch_verdict_info", 'cause="learning_rate_too_high"'): "1x40",
+        },
+        fires={6: _harmed("explosion")},
+        labels=_kind("explosion"),
+        summary="lm-77, lm: An anomaly of the gradients harmed the training. Verdict: learning rate too high.",
     ),
     Case(
-        "GradwatchGradientExplosionSustained",
-        "a run that ended while it exploded is nobody's emergency",
-        {_under_way("explosion"): "0x4 1x20", _ACTIVE: "1x4 0x20"},
-        silent=(7, 10),
+        "GradwatchTrainingHarmed",
+        "a healthy verdict is none, and the target names the run for the grouping",
+        {
+            'gradwatch_episode_severity{job="gradwatch", instance="gpu7:9464", monitor="lm", run="lm-77", '
+            'kind="nonfinite"}': "0x4 2x30",
+            'gradwatch_run_active{job="gradwatch", instance="gpu7:9464", monitor="lm", run="lm-77"}': "1x40",
+            _run("gradwatch_verdict_info", 'cause="healthy"'): "1x40",
+        },
+        fires={6: _harmed("nonfinite").replace("lm on", "lm of lm-77 on")},
+        labels={**_kind("nonfinite"), "run": "lm-77"},
     ),
-    Case(
-        "GradwatchGradientTrend",
-        "a trend is told at once",
-        {_under_way("trend"): "0x4 1x20", _ACTIVE: "1x30"},
-        fires={5: _TREND},
-        silent=(4,),
-        labels=_kind("trend"),
-    ),
-    Case(
-        "GradwatchGradientTrend",
-        "a trend that turned into an explosion is told as an explosion",
-        {_under_way("trend"): "0x30", _under_way("explosion"): "1x30", _ACTIVE: "1x30"},
-        silent=(5,),
-    ),
-    Case(
-        "GradwatchGradientNonFinite",
-        "ten steps in a row without a finite gradient are told at once",
-        {_STREAK: "0x4 10x4 0x10"},
-        fires={5: _NONFINITE_TEXT},
-        silent=(4, 10),
-    ),
-    Case(
-        "GradwatchGradientNonFinite",
-        "one step in ten is told, though never two in a row",
-        {_STREAK: "1x30", _STEPS: "0+60x30", _NONFINITE: "0+6x30"},
-        fires={10: _NONFINITE_TEXT},
-    ),
-    Case(
-        "GradwatchGradientNonFinite",
-        "a loss scale that probes its limit stays silent",
-        {_STREAK: "1x30", _STEPS: "0+60x30", _NONFINITE: "0x4 1x4 2x4 3x20"},
-        silent=(5, 10, 15),
-    ),
-    Case(
-        "GradwatchGradientNonFinite",
-        "nine steps in a row are not yet ten",
-        {_STREAK: "0x4 9x10"},
-        silent=(5, 10),
-    ),
-    Case(
-        "GradwatchGradientNonFinite",
-        "two of the first twenty steps mean nothing",
-        {_STREAK: "2x30", _STEPS: "0+4x30", _NONFINITE: "0 1 2x30"},
-        silent=(2, 4, 5),
-    ),
+    *_of_severity("GradwatchGradientExplosionSustained", "explosion", 3, _SUSTAINED),
+    *_of_severity("GradwatchGradientTrend", "trend", 2, _TREND),
+    *_of_severity("GradwatchGradientNonFinite", "nonfinite", 3, _NONFINITE_TEXT),
+    *_of_severity("GradwatchGradientVanishing", "vanishing", 2, _VANISHING, hold=10),
     Case(
         "GradwatchGradientVanishing",
-        "ten minutes of vanishing gradients are told",
-        {_under_way("vanishing"): "0x4 1x30", _ACTIVE: "1x40"},
-        fires={15: _VANISHING},
-        silent=(14,),
-        labels=_kind("vanishing"),
-    ),
-    Case(
-        "GradwatchGradientVanishing",
-        "five minutes are not",
-        {_under_way("vanishing"): "0x4 1x4 0x30", _ACTIVE: "1x40"},
+        "five minutes are not enough",
+        {_severity("vanishing"): "0x4 2x4 0x30", _ACTIVE: "1x40"},
         silent=(9, 15, 20),
     ),
-    Case(
-        "GradwatchUpdatesSaturated",
-        "two minutes of steps that are mostly taken away are critical",
-        {_under_way("saturated"): "0x4 1x30", _ACTIVE: "1x40"},
-        fires={
-            7: _WHERE
-            + "for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm. "
-            "The run is kept alive by clipping and hardly learns. Stop it, go back to a checkpoint from before it "
-            "began, and lower the learning rate."
-        },
-        silent=(4, 6),
-        labels=_kind("saturated"),
+    *_of_severity("GradwatchUpdatesSaturated", "saturated", 3, _SATURATED),
+    *_of_severity(
+        "GradwatchLossNotFinite",
+        "loss_nonfinite",
+        3,
+        _WHERE
+        + "the loss has been NaN or Inf for 10 steps in a row (40 under loss scaling). Stop the run: it does not "
+        "learn. Restart from a checkpoint from before it began.",
+    ),
+    *_of_severity(
+        "GradwatchLossRising",
+        "loss_rising",
+        2,
+        _WHERE
+        + "the loss has been above its healthy band for 50 steps without an anomaly of the gradients. Look at what "
+        "changed: data, learning rate, a term of the loss.",
+    ),
+    *_of_severity(
+        "GradwatchLossLost",
+        "loss_rising",
+        3,
+        _WHERE
+        + "the loss has been away for 200 steps and two minutes, and is far above the first one. Stop the run and "
+        "go back to a checkpoint from before it began.",
+    ),
+    *_of_severity(
+        "GradwatchNoProgress",
+        "no_progress",
+        2,
+        _WHERE + "after 2,000 losses the loss is no lower than at first, or it never came back to where it was.",
+        hold=5,
     ),
     Case(
-        "GradwatchUpdatesSaturated",
-        "a run that ended like that is over",
-        {_under_way("saturated"): "0x4 1x30", _ACTIVE: "1x4 0x30"},
-        silent=(7, 20),
+        "GradwatchStepsWastedFast",
+        "a fifth of the steps for an hour is 20 times the budget",
+        {_USEFUL: "0+60x60 3600+48x60", _WASTED: "0x60 0+12x60", _ACTIVE: "1x140", _STARTED: "0x140"},
+        # 6 % of the whole are reached after 26 minutes
+        fires={110: _wasted("16.61%")},
+        silent=(60, 70, 84),
+    ),
+    Case(
+        "GradwatchStepsWastedFast",
+        "seven in a hundred for six hours is 7 times the budget",
+        {_USEFUL: "0+465x60", _WASTED: "0+35x60", _ACTIVE: "1x60", _STARTED: "0x60"},
+        fires={40: _wasted("7%"), 200: _wasted("7%")},
+        silent=(0, 10, 20, 30),
+        interval=10,
+    ),
+    Case(
+        "GradwatchStepsWastedFast",
+        "what was wasted an hour ago is over: the short windows are clean",
+        {_USEFUL: "0+30x30 900+60x90", _WASTED: "0+30x30 900x90", _ACTIVE: "1x120", _STARTED: "0x120"},
+        silent=(70, 100),
+    ),
+    Case(
+        "GradwatchStepsWastedFast",
+        "a loss scale that looks for its value in the first minutes pages nobody",
+        {_USEFUL: "0 45 105+60x40", _WASTED: "0 15 15x40", _ACTIVE: "1x40", _STARTED: "0x40"},
+        silent=(2, 4, 5, 6, 10, 30),
+    ),
+    Case(
+        "GradwatchStepsWastedFast",
+        "an ended run pages nobody",
+        {_USEFUL: "0+30x60", _WASTED: "0+30x60", _ACTIVE: "1x4 0x60", _STARTED: "0x60"},
+        silent=(5, 6, 30, 60),
+    ),
+    Case(
+        "GradwatchStepsWastedSlow",
+        "two in a hundred is a ticket after six hours",
+        {_USEFUL: "0+294x60", _WASTED: "0+6x60", _ACTIVE: "1x60", _STARTED: "0x60"},
+        fires={370: _wasted("2%", slow=True)},
+        silent=(100, 350),
+        interval=10,
+    ),
+    Case(
+        "GradwatchStepsWastedSlow",
+        "five in a thousand are within the objective",
+        {_USEFUL: "0+995x60", _WASTED: "0+5x60", _ACTIVE: "1x60", _STARTED: "0x60"},
+        silent=(370,),
+        interval=10,
     ),
     Case(
         "GradwatchClippingSaturated",
@@ -331,6 +418,34 @@ CASES = [
     ),
     Case(
         "GradwatchTargetDown",
+        "a run that said that it was over and then went is missed by nobody",
+        {
+            _process("up"): "1x4 0x20",
+            _process("gradwatch_build_info"): "1x4 stale",
+            _ACTIVE: "1x2 0x1 stale",
+        },
+        silent=(9, 10, 20),
+    ),
+    Case(
+        "GradwatchTargetDown",
+        "a run that was under way is missed, though another one of its process was over",
+        {
+            _process("up"): "1x4 0x20",
+            _process("gradwatch_build_info"): "1x4 stale",
+            _ACTIVE: "1x4 stale",
+            _process("gradwatch_run_active", 'monitor="other"'): "0x4 stale",
+        },
+        fires={10: _DOWN.format(who="gradwatch")},
+        labels=_TARGET_LABELS,
+    ),
+    Case(
+        "GradwatchTargetDown",
+        "a target that its training took away at the end, by SIGTERM too, is missed by nobody",
+        {_process("up"): "1x4 stale", _process("gradwatch_build_info"): "1x4 stale", _ACTIVE: "1x4 stale"},
+        silent=(5, 10, 20),
+    ),
+    Case(
+        "GradwatchTargetDown",
         "a target of another kind is somebody else's",
         {'up{job="web", instance="web1:80"}': "1x4 0x20"},
         silent=(10, 20),
@@ -421,29 +536,43 @@ RECORDINGS: list[tuple[str, dict[str, str], float | None]] = [
     (rules.CLIPPED, {_STEPS: "600x20", _CLIPPED: "15x20"}, None),  # no step: nothing, rather than NaN
     (rules.NONFINITE, {_STEPS: "0+60x20", _NONFINITE: "0+3x20"}, 0.05),
     (rules.OVERHEAD, {_OVERHEAD: "0+1.5x20"}, 0.025),
+    (rules.wasted("5m"), {_USEFUL: "0+45x20", _WASTED: "0+15x20"}, 0.25),
+    (rules.wasted("5m"), {_USEFUL: "600x20", _WASTED: "15x20"}, None),
 ]
 
 
-def configuration(runbooks: str) -> dict[str, Any]:
-    """`prometheus/rules.test.yml` as data."""
-    alerts = {alert.name: alert for alert in rules.alerts()}
+def configuration(links: Links, objective: float = rules.OBJECTIVE) -> dict[str, Any]:
+    """`prometheus/rules.test.yml` as data. The cases of wasted steps are those of an objective of 0.99."""
+    alerts = {alert.name: alert for alert in rules.alerts(objective)}
+    usual = objective == rules.OBJECTIVE
+    cases = [case for case in CASES if usual or not case.alert.startswith("GradwatchStepsWasted")]
     return {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m",
-        "tests": [_alert_test(case, alerts[case.alert], runbooks) for case in CASES]
+        "tests": [_alert_test(case, alerts[case.alert], links) for case in cases]
         + [_recording_test(name, samples, value) for name, samples, value in RECORDINGS],
     }
 
 
-def _alert_test(case: Case, alert: Alert, runbooks: str) -> dict[str, Any]:
-    expected = [
+def _alert_test(case: Case, alert: Alert, links: Links) -> dict[str, Any]:
+    labels = {"run": case.labels["instance"], **case.labels}
+    who = case.labels["monitor"] if alert.of_run else labels["run"]
+    asked = ["job", "instance", *(["monitor"] if alert.of_run else [])]
+    annotations = {
+        "summary": case.summary or f"{who}: {alert.summary}",
+        "runbook_url": f"{links.runbooks}#{alert.anchor}",
+        "dashboard_url": links.dashboard(of_run=alert.of_run).split("?")[0]
+        + "?"
+        + "&".join(f"var-{label}={quote_plus(case.labels[label])}" for label in asked),
+    }
+    expected: list[dict[str, Any]] = [
         {
             "eval_time": f"{minute}m",
             "alertname": alert.name,
             "exp_alerts": [
                 {
-                    "exp_labels": {"severity": alert.severity, **case.labels},
-                    "exp_annotations": {**rules.texts(alert, runbooks), "description": text},
+                    "exp_labels": {"severity": alert.severity, **labels},
+                    "exp_annotations": {**annotations, "description": text},
                 }
             ],
         }
@@ -452,7 +581,7 @@ def _alert_test(case: Case, alert: Alert, runbooks: str) -> dict[str, Any]:
     expected += [{"eval_time": f"{minute}m", "alertname": alert.name, "exp_alerts": []} for minute in case.silent]
     return {
         "name": f"{alert.name}: {case.name}",
-        "interval": "1m",
+        "interval": f"{case.interval}m",
         "input_series": _input(case.samples),
         "alert_rule_test": expected,
     }

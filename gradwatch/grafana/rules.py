@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gradwatch.grafana.queries import increase, series, share_of_steps
-from gradwatch.reading.alerts import CRITICAL_STREAK_STEPS
+from gradwatch.errors import ConfigError
+from gradwatch.grafana.links import Links
+from gradwatch.grafana.queries import increase, series, share_of_both, share_of_steps
+from gradwatch.reading.harm import SEVERITIES as GRADED
+from gradwatch.reading.losses import STREAK_STEPS
 from gradwatch.reading.state import STALL_SECONDS
 
 HEAD = """
@@ -17,10 +20,12 @@ keep_firing_for needs Prometheus 2.42 or newer.
 
 SEVERITIES = ("critical", "warning", "info")
 
-#: A run of non-finite steps this long, or this share of the steps, is no loss scale that probes its limit.
-STREAK_STEPS = CRITICAL_STREAK_STEPS
-NONFINITE_SHARE = 0.05
-NONFINITE_LEAST = 5  # steps: two of twenty are 10 %, and mean nothing
+#: Share of the steps that should be useful.
+OBJECTIVE = 0.99
+
+#: (times the budget, long window, short window): both windows must burn, so that an alert ends soon after the burning.
+PAGES = ((14.4, "1h", "5m"), (6.0, "6h", "30m"))
+TICKET = (1.0, "3d", "6h")
 
 #: Of the steps that the policy is expected to leave alone, the share that may be clipped all the same.
 CLIPPED_TOO_MANY = 0.3
@@ -32,6 +37,13 @@ CLIPPED = "monitor:gradwatch_clipped_steps:ratio_rate5m"
 NONFINITE = "monitor:gradwatch_nonfinite_steps:ratio_rate5m"
 OVERHEAD = "monitor:gradwatch_host_overhead:ratio_rate5m"
 
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+
+
+def wasted(window: str) -> str:
+    """Name of the recorded share of steps that were not useful."""
+    return f"monitor:gradwatch_wasted_steps:ratio_rate{window}"
+
 
 @dataclass(frozen=True)
 class Alert:
@@ -41,10 +53,11 @@ class Alert:
       name: also the heading of its section in the runbook.
       expr: PromQL; each series of its result is one alert.
       severity: one of `SEVERITIES`: act now, act soon, know it.
-      summary: the same for every run.
+      summary: a sentence; the run and the verdict are put around it, see `texts`.
       description: with Prometheus' templates.
       hold: how long it must hold before the alert fires; "" fires at once.
       keep: how long it fires on after it no longer holds; "" ends at once.
+      of_run: whether it is about a run, and not about a process.
     """
 
     name: str
@@ -54,6 +67,7 @@ class Alert:
     description: str
     hold: str = ""
     keep: str = ""
+    of_run: bool = True
 
     @property
     def anchor(self) -> str:
@@ -61,99 +75,201 @@ class Alert:
         return self.name.lower()
 
 
+def checked_objective(objective: float) -> float:
+    """The objective, which the fastest burn must be able to miss.
+
+    Raises:
+      ConfigError: it is not a share of steps that can be missed 14.4 times.
+    """
+    least = 1 - 1 / PAGES[0][0]
+    if not least < objective < 1:
+        raise ConfigError(
+            f"the objective must be a share of useful steps between {least:.3f} and 1, got {objective}; 0.99 is usual: "
+            f"below {least:.3f} not even a run of wasted steps burns {PAGES[0][0]:g} times the budget"
+        )
+    return float(objective)
+
+
 def recordings() -> dict[str, str]:
     """Name -> PromQL of the recording rules."""
     steps = series("gradwatch_steps_total")
+    bad, good = series("gradwatch_wasted_steps_total"), series("gradwatch_useful_steps_total")
+    windows = sorted({w for _, *both in (*PAGES, TICKET) for w in both}, key=_seconds)
     return {
         CLIPPED: share_of_steps(series("gradwatch_clipped_steps_total"), steps, "5m"),
         NONFINITE: share_of_steps(series("gradwatch_nonfinite_steps_total"), steps, "5m"),
         OVERHEAD: f"rate({series('gradwatch_host_overhead_seconds_total')}[5m])",
+        **{wasted(window): share_of_both(bad, good, window) for window in windows},
     }
 
 
-def _active(kind: str) -> str:
-    """An episode is under way in a run that is under way: an ended one is nobody's emergency any more."""
-    anomaly = series("gradwatch_anomaly_active", f'kind="{kind}"')
-    return f"{anomaly} == 1\nand ignoring (kind) {_running()}"
+def _seconds(window: str) -> int:
+    return int(window[:-1]) * _SECONDS[window[-1]]
+
+
+def _harm(kinds: str, severity: str, *, at_least: bool = False) -> str:
+    """An episode of these kinds is open in a run that is under way: an ended one is nobody's emergency any more."""
+    matcher = f'kind=~"{kinds}"' if "|" in kinds else f'kind="{kinds}"'
+    open_ = f"{series('gradwatch_episode_severity', matcher)} {'>=' if at_least else '=='} {GRADED.index(severity) + 1}"
+    on = "and on (job, instance, monitor)" if "|" in kinds else "and ignoring (kind)"
+    return f"{open_}\n{on} {_running()}"
 
 
 def _running() -> str:
     return f"{series('gradwatch_run_active')} == 1"
 
 
+def _burning(objective: float, burns: tuple[tuple[float, str, str], ...]) -> str:
+    """The budget burns in both windows, in a run that is under way and as old as the short one."""
+    started = series("gradwatch_run_start_timestamp_seconds")
+    parts = []
+    for times, long, short in burns:
+        limit = f"{times * (1 - objective):.6g}"
+        old = f"time() - {started} > {_seconds(short) // 60} * 60"
+        parts.append(f"({wasted(long)} > {limit} and {wasted(short)} > {limit} and {old})")
+    return f"({' or '.join(parts)})\nand {_running()}"
+
+
 def _failures(name: str, by: str, *matchers: str) -> str:
     return f"sum by (job, instance, {by}) ({increase(series(name, *matchers), '15m')}) > 0"
 
 
-def alerts() -> list[Alert]:
-    """All alert rules, in the order of the catalogue."""
+def alerts(objective: float = OBJECTIVE) -> list[Alert]:
+    """All alert rules, in the order of the catalogue.
+
+    Args:
+      objective: share of the steps that should be useful.
+
+    Raises:
+      ConfigError: see `checked_objective`.
+    """
+    objective = checked_objective(objective)
     where = "{{ $labels.monitor }}{{ with $labels.run }} of {{ . }}{{ end }} on {{ $labels.instance }}"
     clip_norm = series("gradwatch_clip_norm")
     usual = series("gradwatch_gradient_norm_quantile", 'quantile="0.5"')
     implied = series("gradwatch_expected_clip_ratio")
-    nonfinite = increase(series("gradwatch_nonfinite_steps_total"), "5m")
     last = series("gradwatch_last_anomaly_timestamp_seconds", 'kind="explosion"')
+    ended = f"max by (job, instance) (last_over_time({series('gradwatch_run_active')}[1d])) == 0"
+    budget = f"{1 - objective:.3g}"
     return [
         Alert(
             "GradwatchGradientExplosion",
             # the timestamp, not increase(): a resumed run's counter drops, which looks like new episodes
             f"time() - {last} < 5 * 60",
-            "warning",
+            "info",
             "A gradient explosion began.",
-            f"{where}: an explosion began {{{{ $value | humanizeDuration }}}} ago. See whether clipping held it "
-            "(applied norm at the clip norm) and whether the loss came back.",
+            f"{where}: an explosion began {{{{ $value | humanizeDuration }}}} ago. If it does harm, "
+            "GradwatchTrainingHarmed says so.",
             keep="10m",
         ),
         Alert(
+            "GradwatchTrainingHarmed",
+            # what became fatal stays: muted by the page, and told to be over at the end
+            _harm("explosion|saturated|nonfinite", "warning", at_least=True),
+            "warning",
+            "An anomaly of the gradients harmed the training.",
+            f"{where} ({{{{ $labels.kind }}}}): the loss has not come back, or, where it is not known, the gradients "
+            "reached the weights as they came or stood out for 50 steps. Look at the loss before the day is over.",
+            keep="5m",
+        ),
+        Alert(
             "GradwatchGradientExplosionSustained",
-            _active("explosion"),
+            _harm("explosion", "critical"),
             "critical",
-            "A gradient explosion does not end.",
-            f"{where}: the gradients have been exploding for more than two minutes. Pause the run, go back to a "
-            "checkpoint from before it began, and restart with a lower learning rate.",
-            hold="2m",
+            "A gradient explosion destroys the training.",
+            f"{where}: the loss has been away for 200 steps and two minutes, or is not known and the gradients have "
+            "exploded for two minutes. Pause the run, go back to a checkpoint from before it began, and restart with a "
+            "lower learning rate.",
         ),
         Alert(
             "GradwatchGradientTrend",
-            _active("trend"),
+            _harm("trend", "warning", at_least=True),
             "warning",
             "The gradient norm grows steadily towards an explosion.",
-            f"{where}: the gradient norm has been growing step by step. A lower learning rate now can still "
-            "prevent the explosion.",
+            f"{where}: the gradient norm has been growing step by step, and the loss is worse or not known. A lower "
+            "learning rate now can still prevent the explosion.",
         ),
         Alert(
             "GradwatchGradientNonFinite",
-            f"{series('gradwatch_nonfinite_streak_steps')} >= {STREAK_STEPS}\nor\n"
-            f"({NONFINITE} > {NONFINITE_SHARE} and {nonfinite} >= {NONFINITE_LEAST})",
+            _harm("nonfinite", "critical"),
             "critical",
             "The gradients hold NaN or Inf, and not only now and then.",
-            f"{where}: at least {STREAK_STEPS} steps in a row, or more than {NONFINITE_SHARE:.0%} of the steps of "
-            "the last 5 minutes, had NaN or Inf. Stop the run: it does not learn. Restart from a checkpoint from "
-            "before it began.",
+            f"{where}: no finite gradient for {STREAK_STEPS} steps in a row (40 under loss scaling). Stop the run: it "
+            "does not learn. Restart from a checkpoint from before it began.",
         ),
         Alert(
             "GradwatchGradientVanishing",
-            _active("vanishing"),
+            _harm("vanishing", "warning", at_least=True),
             "warning",
             "The gradients are vanishing.",
-            f"{where}: the gradient norm has been far below its usual level for ten minutes. Look at dead or "
-            "saturated activations, and at a learning rate schedule that has run out.",
+            f"{where}: the gradient norm has been far below its usual level for ten minutes, in a run that has not "
+            "learned or whose loss is not known. Look at dead or saturated activations, and at a learning rate "
+            "schedule that has run out.",
             hold="10m",
         ),
         Alert(
             "GradwatchUpdatesSaturated",
-            _active("saturated"),
+            _harm("saturated", "critical"),
             "critical",
-            "Most of the gradients are clipped away or zeroed.",
-            f"{where}: for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm. "
-            "The run is kept alive by clipping and hardly learns. Stop it, go back to a checkpoint from before it "
+            "Most of the gradients are clipped away or zeroed, and nothing is learned.",
+            f"{where}: for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm, "
+            "and the loss is worse, has not fallen or is not known. Stop it, go back to a checkpoint from before it "
             "began, and lower the learning rate.",
-            hold="2m",
+        ),
+        Alert(
+            "GradwatchLossNotFinite",
+            _harm("loss_nonfinite", "critical"),
+            "critical",
+            "The loss is not finite.",
+            f"{where}: the loss has been NaN or Inf for {STREAK_STEPS} steps in a row (40 under loss scaling). Stop "
+            "the run: it does not learn. Restart from a checkpoint from before it began.",
+        ),
+        Alert(
+            "GradwatchLossRising",
+            _harm("loss_rising", "warning", at_least=True),
+            "warning",
+            "The loss has risen and does not come back.",
+            f"{where}: the loss has been above its healthy band for 50 steps without an anomaly of the gradients. Look "
+            "at what changed: data, learning rate, a term of the loss.",
+            keep="5m",
+        ),
+        Alert(
+            "GradwatchLossLost",
+            _harm("loss_rising", "critical"),
+            "critical",
+            "The loss is far above that of the first step.",
+            f"{where}: the loss has been away for 200 steps and two minutes, and is far above the first one. Stop the "
+            "run and go back to a checkpoint from before it began.",
+        ),
+        Alert(
+            "GradwatchNoProgress",
+            _harm("no_progress", "warning", at_least=True),
+            "warning",
+            "The training has made no progress for long.",
+            f"{where}: after 2,000 losses the loss is no lower than at first, or it never came back to where it was.",
+            hold="5m",
+        ),
+        Alert(
+            "GradwatchStepsWastedFast",
+            _burning(objective, PAGES),
+            "critical",
+            "So many steps are wasted that the run is hardly worth its machine.",
+            f"{where}: {{{{ $value | humanizePercentage }}}} of the steps were skipped, zeroed, non-finite or in a "
+            f"harmful episode, where {budget} of them may be: more than 14.4 times as many for an hour, or 6 times for "
+            "six.",
+        ),
+        Alert(
+            "GradwatchStepsWastedSlow",
+            _burning(objective, (TICKET,)),
+            "warning",
+            "More steps are wasted than the objective allows.",
+            f"{where}: {{{{ $value | humanizePercentage }}}} of the steps of the last three days were skipped, zeroed, "
+            f"non-finite or in a harmful episode, where {budget} of them may be.",
         ),
         Alert(
             "GradwatchClippingSaturated",
             f"({CLIPPED} - {implied})\n/ (1 - {implied}) > {CLIPPED_TOO_MANY}",
-            "warning",
+            "info",
             "Far more steps are clipped than the policy implies.",
             f"{where}: {{{{ $value | humanizePercentage }}}} of the steps that the policy is expected to leave alone "
             "are clipped. The norm outruns the policy: lower the learning rate, or loosen the policy.",
@@ -185,12 +301,14 @@ def alerts() -> list[Alert]:
             "GradwatchTargetDown",
             # only what has answered before is missed: a target may be written down for a job that nobody started
             f"{series('up', NOT_EXPECTED)} == 0\n"
-            f"and on (job, instance) present_over_time({series('gradwatch_build_info')}[1d])",
+            f"and on (job, instance) present_over_time({series('gradwatch_build_info')}[1d])\n"
+            f"unless on (job, instance) ({ended})",
             "warning",
             "Prometheus cannot reach a training.",
             "{{ $labels.instance }} ({{ or $labels.run $labels.job }}) answered before and has not answered for five "
             "minutes: the process has crashed, was killed or hangs, or its host cannot be reached.",
             hold="5m",
+            of_run=False,
         ),
         Alert(
             "GradwatchOverheadHigh",
@@ -208,6 +326,7 @@ def alerts() -> list[Alert]:
             "gradwatch cannot deliver its own messages.",
             "{{ $labels.instance }}: messages over {{ $labels.channel }} failed in the last 15 minutes. Try the "
             "address with `gradwatch notify test`.",
+            of_run=False,
         ),
         Alert(
             "GradwatchInternalErrors",
@@ -218,6 +337,7 @@ def alerts() -> list[Alert]:
             "gradwatch itself has failed somewhere; training goes on.",
             "{{ $labels.instance }}: {{ $labels.component }} failed in the last 15 minutes. The training's log has "
             "the cause, once, by the logger gradwatch.",
+            of_run=False,
         ),
         Alert(
             "GradwatchLossScaleCollapsed",
@@ -231,7 +351,7 @@ def alerts() -> list[Alert]:
     ]
 
 
-def configuration(runbooks: str) -> dict[str, Any]:
+def configuration(links: Links, objective: float = OBJECTIVE) -> dict[str, Any]:
     """`prometheus/rules.yml` as data."""
     return {
         "groups": [
@@ -239,26 +359,46 @@ def configuration(runbooks: str) -> dict[str, Any]:
                 "name": "gradwatch-recordings",
                 "rules": [{"record": name, "expr": expr} for name, expr in recordings().items()],
             },
-            {"name": "gradwatch-alerts", "rules": [_rule(alert, runbooks) for alert in alerts()]},
+            {"name": "gradwatch-alerts", "rules": [_rule(alert, links) for alert in alerts(objective)]},
         ]
     }
 
 
-def texts(alert: Alert, runbooks: str) -> dict[str, str]:
-    """Of one alert: summary, description and the address of its section in the runbook."""
+#: The name of the run, for grouping: the one that `file_sd` gives its target, else the process.
+RUN_LABEL = "{{ or $labels.run $labels.instance }}"
+
+
+def _asked(metric: str, label: str) -> str:
+    """A label of what describes a monitor, within two `{{ with }}`: nothing is said where it is not."""
+    asked = f'printf "{metric}{{job=%q, instance=%q, monitor=%q}}" $labels.job $labels.instance $labels.monitor'
+    return f'{{{{ with {asked} | query }}}}{{{{ with . | first | label "{label}" }}}}'
+
+
+def texts(alert: Alert, links: Links) -> dict[str, str]:
+    """Of one alert: summary with run and verdict, description, and where its runbook section and its dashboard are."""
+    series("gradwatch_run_info", 'run_name=""'), series("gradwatch_verdict_info", 'cause=""')  # they exist
+    summary = f"{{{{ or $labels.run $labels.instance }}}}: {alert.summary}"
+    if alert.of_run:
+        name = f"{_asked('gradwatch_run_info', 'run_name')}{{{{ . }}}}, {{{{ end }}}}{{{{ end }}}}"
+        verdict = (
+            f'{_asked("gradwatch_verdict_info", "cause")}{{{{ if ne . "healthy" }}}} '
+            'Verdict: {{ reReplaceAll "_" " " . }}.{{ end }}{{ end }}{{ end }}'
+        )
+        summary = f"{name}{{{{ $labels.monitor }}}}: {alert.summary}{verdict}"
     return {
-        "summary": alert.summary,
+        "summary": summary,
         "description": alert.description,
-        "runbook_url": f"{runbooks}#{alert.anchor}",
+        "runbook_url": f"{links.runbooks}#{alert.anchor}",
+        "dashboard_url": links.dashboard(of_run=alert.of_run),
     }
 
 
-def _rule(alert: Alert, runbooks: str) -> dict[str, Any]:
+def _rule(alert: Alert, links: Links) -> dict[str, Any]:
     rule: dict[str, Any] = {"alert": alert.name, "expr": alert.expr}
     if alert.hold:
         rule["for"] = alert.hold
     if alert.keep:
         rule["keep_firing_for"] = alert.keep
-    rule["labels"] = {"severity": alert.severity}
-    rule["annotations"] = texts(alert, runbooks)
+    rule["labels"] = {"severity": alert.severity, "run": RUN_LABEL}
+    rule["annotations"] = texts(alert, links)
     return rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradwatch.exporters.ports import DEFAULT_PORT
-from gradwatch.grafana.alertmanager import PAGERDUTY_FILE, SLACK_FILE
+from gradwatch.grafana.alertmanager import SECRETS, Told
 from gradwatch.grafana.shared import HEALTH_UID
 
 PROMETHEUS_HEAD = """
@@ -113,8 +113,9 @@ def dashboard_provider() -> dict[str, Any]:
     }
 
 
-def compose() -> dict[str, Any]:
+def compose(told: Told | None = None) -> dict[str, Any]:
     """`docker-compose.yml` as data."""
+    secrets = (told or Told()).secrets()
     home = "/var/lib/grafana/dashboards/gradwatch"
     return {
         "name": "gradwatch",
@@ -142,10 +143,7 @@ def compose() -> dict[str, Any]:
                     "./alertmanager/alertmanager.yml:/etc/alertmanager/alertmanager.yml:ro",
                     "alertmanager-data:/alertmanager",
                 ],
-                configs=[
-                    {"source": "slack_url", "target": SLACK_FILE},
-                    {"source": "pagerduty_key", "target": PAGERDUTY_FILE},
-                ],
+                configs=[{"source": name, "target": f"{SECRETS}/{name}"} for name in secrets],
             ),
             "grafana": _service(
                 "grafana",
@@ -166,11 +164,28 @@ def compose() -> dict[str, Any]:
         },
         # a name that does not exist says by itself, in Alertmanager's log, what has to be set
         "configs": {
-            "slack_url": {"content": "${GRADWATCH_SLACK_URL:-https://set-GRADWATCH_SLACK_URL.invalid/}"},
-            "pagerduty_key": {"content": "${GRADWATCH_PAGERDUTY_KEY:-set-GRADWATCH_PAGERDUTY_KEY}"},
+            name: {"content": f"${{{variable}:-{_unset(name, variable)}}}"} for name, (variable, _) in secrets.items()
         },
         "volumes": {"prometheus-data": {}, "alertmanager-data": {}, "grafana-data": {}},
     }
+
+
+def _unset(name: str, variable: str) -> str:
+    return f"https://set-{variable}.invalid/" if name.endswith("_url") else f"set-{variable}"
+
+
+def environment(told: Told, before: str = "") -> str:
+    """`.env`, which docker compose reads, with the addresses that are secrets; "" where there are none.
+
+    Args:
+      before: the file as it was, whose other lines stay.
+    """
+    given = {variable: value for variable, value in told.secrets().values() if value}
+    if not given:
+        return ""
+    kept = [line for line in before.splitlines() if line.split("=")[0].strip() not in given]
+    # single quotes: compose looks for variables in nothing between them
+    return "\n".join([*kept, *(f"{name}='{value}'" for name, value in given.items())]) + "\n"
 
 
 def addresses() -> dict[str, str]:

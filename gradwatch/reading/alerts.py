@@ -1,7 +1,7 @@
 """Alerts: what changed between two readings that a person should hear about.
 
 An alert is made on the host by comparing two readings, so the training step knows nothing of it. One
-episode gives one alert when it begins, one more if it turns critical, and one when it is over.
+episode gives one alert when it begins, one more each time its harm turns out to be worse, and one when it is over.
 """
 
 from __future__ import annotations
@@ -13,21 +13,16 @@ from typing import Any
 
 from gradwatch.core.snapshot import KINDS, Recovery
 from gradwatch.reading import wording
+from gradwatch.reading.harm import LOSS_KINDS, SEVERITIES, Episode
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.text import clean
 from gradwatch.reading.verdicts import Judge, sentences
 
-#: From "worth knowing" to "act now".
-SEVERITIES = ("info", "warning", "critical")
-
-#: A run of non-finite steps this long is critical; shorter ones are what loss scaling does to find its scale.
-CRITICAL_STREAK_STEPS = 10
-
 #: The kind of an alert that tells what a ladder did (`gradwatch.recovery`); its `action` is the rung.
 RECOVERY = "recovery"
 
-#: An explosion, or a run that lives on clipping and zeroing, that lasts this long is critical.
-CRITICAL_EXPLOSION_SECONDS = 120.0
+#: Kinds of episodes, in the order in which they are told.
+EPISODES = (*KINDS, *LOSS_KINDS)
 
 
 @dataclass(frozen=True)
@@ -35,14 +30,14 @@ class Alert:
     """Something a person should hear about. Made on a host thread, never in the training step.
 
     Attributes:
-      kind: one of `gradwatch.core.snapshot.KINDS`, or "recovery" for what a ladder did.
+      kind: one of `EPISODES`, or "recovery" for what a ladder did.
       monitor: name of the monitor.
       step: optimizer step (from 1) at which the episode began; for "resolved", the last step seen.
       norm: global gradient norm before clipping at that step; may be NaN or Inf.
       threshold: norm beyond which the detector alarms, at that step; may be Inf.
       message: why, where a cause stands out; what happened, which variables caused it, what gradwatch did, what to do
         next. One line.
-      severity: one of `SEVERITIES`.
+      severity: one of `SEVERITIES`, by the harm that was done so far: see `gradwatch.reading.harm`.
       time: Unix seconds at which the host saw it.
       phase: "fired" or "resolved".
       shares: variable path -> share in [0, 1] of the anomaly, largest first (see `Event`).
@@ -112,46 +107,41 @@ def alerts_between(
     history: Callable[[], Mapping[str, Any]] | None = None,
     verdict: Judge | None = None,
 ) -> list[Alert]:
-    """The alerts that tell how `after` differs from `before`, in the order of `KINDS`.
+    """The alerts that tell how `after` differs from `before`, in the order of `EPISODES`.
 
     Args:
       before: the reading last looked at; None means a run that has not begun.
       after: a newer reading of the same monitor.
       history: returns the monitor's history; asked only when an episode began, for what was done at its
         first step.
-      verdict: returns the verdict on the run; asked only when an episode began or turned critical.
+      verdict: returns the verdict on the run; asked only when an episode began or got worse.
     """
     alerts = []
-    for kind in KINDS:
-        began = after.snapshot.anomalies.get(kind, 0) - (before.snapshot.anomalies.get(kind, 0) if before else 0)
-        was_active = before is not None and bool(before.snapshot.active.get(kind))
-        is_active = bool(after.snapshot.active.get(kind))
+    for kind in EPISODES:
+        began = _begun(after, kind) - (_begun(before, kind) if before else 0)
+        was_open = before is not None and kind in before.harm.episodes
+        is_open = kind in after.harm.episodes
         if began > 0:
-            alerts.append(_fired(before, after, kind, began, is_active, history, verdict))
-        elif was_active and not is_active:
+            alerts.append(_fired(before, after, kind, began, is_open, history, verdict))
+        elif was_open and not is_open:
             alerts.append(_resolved(after, kind))
-        elif before is not None and is_active and _rank(after, kind) > _rank(before, kind):
+        elif before is not None and is_open and _rank(after, kind) > _rank(before, kind):
             alerts.append(_fired(before, after, kind, 0, True, history, verdict))
     known = set() if before is None else {(r.step, r.time) for r in before.snapshot.last_recoveries}
     return alerts + [_recovered(after, r) for r in after.snapshot.last_recoveries if (r.step, r.time) not in known]
 
 
-def severity_of(reading: Reading, kind: str) -> str:
-    """How urgent an episode of `kind` is, as it stands in `reading`."""
-    snapshot = reading.snapshot
-    if kind == "nonfinite":
-        if snapshot.nonfinite_streak >= CRITICAL_STREAK_STEPS:
-            return "critical"
-        return "warning" if snapshot.loss_scale is None else "info"
-    if kind in ("explosion", "saturated") and snapshot.active.get(kind):
-        began = reading.last_anomaly_time.get(kind, 0.0)
-        if began and snapshot.time - began >= CRITICAL_EXPLOSION_SECONDS:
-            return "critical"
-    return "warning"
+def _begun(reading: Reading, kind: str) -> int:
+    return (reading.harm.begun if kind in LOSS_KINDS else reading.snapshot.anomalies).get(kind, 0)
+
+
+def _episode(reading: Reading, kind: str) -> Episode:
+    """The newest of its kind; a harmless one where nothing is known of it."""
+    return reading.harm.newest.get(kind, Episode("harmless", reading.snapshot.steps))
 
 
 def _rank(reading: Reading, kind: str) -> int:
-    return SEVERITIES.index(severity_of(reading, kind))
+    return SEVERITIES.index(reading.harm.severity(kind) or SEVERITIES[0])
 
 
 def _fired(
@@ -163,17 +153,17 @@ def _fired(
     history: Callable[[], Mapping[str, Any]] | None,
     verdict: Judge | None,
 ) -> Alert:
-    snapshot = reading.snapshot
+    snapshot, episode = reading.snapshot, _episode(reading, kind)
     event = snapshot.last_events.get(kind)
-    step = event.step if event else snapshot.steps
+    step = event.step if event else episode.step
     norm = event.norm if event else snapshot.norm
     threshold = event.threshold if event else _threshold(reading, kind)
     shares = dict(event.shares) if event else {}
-    severity = severity_of(reading, kind)
+    severity = episode.severity
     rows = history() if history is not None else None
-    action = wording.action(rows, step)
+    action = "" if kind in LOSS_KINDS else wording.action(rows, step)
     how, from_way = wording.way(kind, rows, step)
-    known = before is not None and before.snapshot.anomalies.get(kind, 0) > 0 and severity != "critical"
+    known = before is not None and _begun(before, kind) > 0 and severity != "critical"
     follows = wording.followed(event)
     diagnosis = None if verdict is None else verdict()
     cause = "" if diagnosis is None or diagnosis.healthy else diagnosis.kind
@@ -186,7 +176,7 @@ def _fired(
             kind,
             norm,
             event,
-            probing=kind == "nonfinite" and severity == "info",
+            probing=kind == "nonfinite" and severity == "info" and snapshot.loss_scale is not None,
             lasting=severity == "critical",
             from_way=from_way,
         )
@@ -194,12 +184,13 @@ def _fired(
 
     said = [
         sentences(diagnosis),
-        f"{wording.title(kind, norm)} at step {step} of {reading.name}: {wording.comparison(kind, norm, threshold)}.",
+        f"{wording.title(kind, norm)} at step {step} of {reading.name}"
+        + ("." if kind in LOSS_KINDS else f": {wording.comparison(kind, norm, threshold)}."),
     ]
     if began > 1:
         said.append(f"{began} episodes since the last look; this is the newest.")
     elif began and known:
-        said.append(f"Episode {snapshot.anomalies[kind]} of its kind in this run.")
+        said.append(f"Episode {_begun(reading, kind)} of its kind in this run.")
     if began == 0:
         said.append(f"It goes on at step {snapshot.steps}{_length(reading, kind)}.")
     elif not active:
@@ -210,7 +201,7 @@ def _fired(
         said.append(wording.carriers(shares))
     if action:
         said.append(f"gradwatch {action}.")
-    said.append(advice)
+    said += [episode.text, advice]
     return Alert(
         kind=kind,
         monitor=reading.name,
@@ -253,15 +244,18 @@ def _resolved(reading: Reading, kind: str) -> Alert:
     snapshot = reading.snapshot
     event = snapshot.last_events.get(kind)
     threshold = _threshold(reading, kind)
-    since = f", begun at step {event.step}," if event else ""
+    began = event.step if event else _episode(reading, kind).step
+    now = [] if kind in LOSS_KINDS else [wording.comparison(kind, snapshot.norm, threshold)]
+    if not math.isnan(reading.harm.loss):
+        now.append(f"loss {reading.harm.loss:.4g}")
     return Alert(
         kind=kind,
         monitor=reading.name,
         step=snapshot.steps,
         norm=snapshot.norm,
         threshold=threshold,
-        message=f"{wording.title(kind, event.norm if event else math.nan)}{since} is over by step {snapshot.steps} of "
-        f"{reading.name}: now {wording.comparison(kind, snapshot.norm, threshold)}.",
+        message=f"{wording.title(kind, event.norm if event else math.nan)}, begun at step {began}, is over by step "
+        f"{snapshot.steps} of {reading.name}: now {', '.join(now)}.",
         severity="info",
         time=snapshot.time,
         phase="resolved",
@@ -276,7 +270,7 @@ def _resolved(reading: Reading, kind: str) -> Alert:
 def _threshold(reading: Reading, kind: str) -> float:
     if kind == "vanishing":
         return reading.snapshot.vanishing_threshold
-    return math.inf if kind in ("nonfinite", "saturated") else reading.snapshot.explosion_threshold
+    return math.inf if kind in ("nonfinite", "saturated", *LOSS_KINDS) else reading.snapshot.explosion_threshold
 
 
 def _length(reading: Reading, kind: str) -> str:

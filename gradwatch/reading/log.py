@@ -16,19 +16,19 @@ _LOG_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "critical": log
 
 
 def log_alert(track: Track, alert: Alert) -> None:
-    """Says it once a minute for each kind; between two lines, and for what is harmless, at a lower level."""
+    """Says it once a minute for each kind and severity; what comes between two lines, at a lower level."""
     if alert.kind == RECOVERY:
         return  # said at once, where it was done
     level = _LOG_LEVELS[alert.severity]
     message = alert.message
-    if alert.phase == "fired" and level == logging.WARNING:
-        now = time.monotonic()
-        last, quiet = track.logged.get(alert.kind, (-_LOG_GAP_SECONDS, 0))
+    if alert.phase == "fired" and level <= logging.WARNING:
+        now, key = time.monotonic(), (alert.kind, level)
+        last, quiet = track.logged.get(key, (-_LOG_GAP_SECONDS, 0))
         if now - last < _LOG_GAP_SECONDS:
-            track.logged[alert.kind] = (last, quiet + alert.episodes)
+            track.logged[key] = (last, quiet + alert.episodes)
             level = logging.DEBUG
         else:
-            track.logged[alert.kind] = (now, 0)
+            track.logged[key] = (now, 0)
             if quiet:
                 message += f" {quiet} more episodes of this kind since the last line."
     logger.log(level, "%s", message)

@@ -148,7 +148,7 @@ class Reader:
         with self._wake:
             track = self._find(source)
             if track is not None:
-                track.reading, track.rebase = None, False
+                track.restart()
 
     def start(self) -> None:
         """Reads from now on, also what was registered `lazily`."""
@@ -321,13 +321,11 @@ class Reader:
         if track is None:
             return
         try:
-            began = time.perf_counter()
-            snapshot = source.snapshot()
-            track.timed(time.perf_counter() - began)
+            snapshot, history = track.take(source)
             with self._wake:
                 before = track.reading
                 restored = track.rebase or (before is not None and snapshot.steps < before.snapshot.steps)
-                after = track.reading = track.read(source, snapshot, restored)
+                after = track.reading = track.read(source, snapshot, history, restored)
                 track.rebase = False
         except Exception:
             health.failed("snapshot", f"monitor {track.name!r} cannot be read", exc_info=True)
@@ -338,7 +336,7 @@ class Reader:
             if track.wants_verdict(snapshot.steps):
                 verdict()
             if not restored:  # else from a checkpoint: what it remembers is not news
-                alerts = alerts_between(before, after, source.history, verdict)
+                alerts = alerts_between(before, after, lambda: history, verdict)
             after = track.reading
             for alert in alerts:
                 self._tell(track, alert, source.alert_sinks)

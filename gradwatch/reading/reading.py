@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.diagnosis.verdict import Diagnosis
+from gradwatch.reading.harm import Harm
 
 #: Upper bounds in seconds of the histogram of snapshot durations; +Inf is implied.
 DURATION_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -29,6 +30,7 @@ class Reading:
       duration_counts: snapshots no slower than each of `DURATION_BOUNDS`, cumulative; the last one counts all.
       duration_sum: seconds spent in all snapshots.
       diagnosis: the newest verdict; None before the first one.
+      harm: what the anomalies did to the training, and which steps were useful.
       recorded: steps in the run's record so far, and looks that its disk did not take.
     """
 
@@ -45,3 +47,4 @@ class Reading:
     duration_sum: float = 0.0
     recorded: tuple[int, int] = (0, 0)
     diagnosis: Diagnosis | None = None
+    harm: Harm = field(default_factory=Harm)

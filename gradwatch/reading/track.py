@@ -13,6 +13,8 @@ from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.diagnosis.verdict import Diagnosis
 from gradwatch.reading import verdicts
 from gradwatch.reading.alerts import Alert
+from gradwatch.reading.harm import HarmWatch
+from gradwatch.reading.health import health
 from gradwatch.reading.reading import DURATION_BOUNDS, Reading
 from gradwatch.reading.run_name import run_name
 from gradwatch.reading.text import clean
@@ -49,7 +51,10 @@ class Track:
         self.duration_sum: float = 0.0
         self.concluded = 0  # steps when the end of the run was told
         self.judged: tuple[float, int] = (time.monotonic(), 0)  # when the newest verdict was made, after which step
-        self.logged: dict[str, tuple[float, int]] = {}  # kind -> (time of the last line, episodes kept quiet)
+        self._harm = HarmWatch()
+        self.logged: dict[
+            tuple[str, int], tuple[float, int]
+        ] = {}  # kind and level -> (time of the last line, episodes kept quiet)
 
     def _run_info(self, source: Source) -> dict[str, str]:
         info = {str(key): clean(value) for key, value in source.run_info.items()}
@@ -57,13 +62,21 @@ class Track:
             info["run_name"] = self._run_name
         return info
 
-    def timed(self, seconds: float) -> None:
+    def _timed(self, seconds: float) -> None:
         for index in range(bisect_left(DURATION_BOUNDS, seconds), len(self.durations)):
             self.durations[index] += 1
         self.duration_sum += seconds
 
-    def read(self, source: Source, snapshot: Snapshot, restored: bool) -> Reading:
-        """The newest reading out of `snapshot` and the reading before; a restored past is not dated."""
+    def take(self, source: Source) -> tuple[Snapshot, Mapping[str, Any]]:
+        """Snapshot and history, of one instant where the source can do that."""
+        began = time.perf_counter()
+        both = getattr(source, "read", None)
+        snapshot, history = (source.snapshot(), source.history()) if both is None else both()
+        self._timed(time.perf_counter() - began)
+        return snapshot, history
+
+    def read(self, source: Source, snapshot: Snapshot, history: Mapping[str, Any], restored: bool) -> Reading:
+        """The newest reading out of what was taken and the reading before; a restored past is not dated."""
         before = self.reading
         last_step_time = before.last_step_time if before else 0.0
         last_anomaly_time = dict(before.last_anomaly_time) if before else dict.fromkeys(KINDS, 0.0)
@@ -73,6 +86,13 @@ class Track:
             for kind in KINDS:
                 if snapshot.anomalies.get(kind, 0) > (before.snapshot.anomalies.get(kind, 0) if before else 0):
                     last_anomaly_time[kind] = snapshot.time
+        try:
+            if restored:
+                self._harm.rebase(snapshot)
+            else:
+                self._harm.look(snapshot, history, last_anomaly_time)
+        except Exception:
+            health.failed("alerts", f"the harm of monitor {self.name!r} cannot be judged", exc_info=True)
         return Reading(
             name=self.name,
             snapshot=snapshot,
@@ -87,6 +107,7 @@ class Track:
             duration_sum=self.duration_sum,
             recorded=source.recorded,
             diagnosis=before.diagnosis if before and not restored else None,
+            harm=self._harm.harm,
         )
 
     def judge(self, source: Source) -> Diagnosis | None:
@@ -98,6 +119,10 @@ class Track:
         self.judged = time.monotonic(), steps
         self.reading = replace(self.reading, diagnosis=found)
         return found
+
+    def restart(self) -> None:
+        """The source begins anew: all that it says from now on is news."""
+        self.reading, self.rebase, self._harm = None, False, HarmWatch()
 
     def conclude(self) -> None:
         """Says at the end of a run how it was; once, unless it goes on."""

@@ -15,6 +15,9 @@ TITLES = {
     "saturated": "most of the gradients clipped away or zeroed",
     "vanishing": "gradients vanishing",
     "nonfinite": "NaN or Inf in the gradients",
+    "loss_nonfinite": "loss not finite",
+    "loss_rising": "loss rising",
+    "no_progress": "no progress",
     "recovery": "the training was set right",
 }
 
@@ -26,6 +29,9 @@ _ADVICE = {
     "rate schedule that has run out.",
     "nonfinite": "Look for a log, a square root or a division by zero in the loss, and for NaN in the input; "
     "tf.debugging.enable_check_numerics() names the operation (without jit_compile).",
+    "loss_nonfinite": "Stop: the run does not learn. Go back to a checkpoint from before it began.",
+    "loss_rising": "Look at what changed at that step: data, learning rate, a term of the loss.",
+    "no_progress": "Stop, or change something: learning rate, data, model. This run does not get better by itself.",
 }
 _OVERFLOW = "Lower the learning rate: the numbers grew until float32 could not hold them."
 _GRADUAL = "Lower the learning rate."

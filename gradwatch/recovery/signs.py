@@ -12,19 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradwatch.core.band import LossBand
 from gradwatch.core.snapshot import VERDICTS
+from gradwatch.reading.losses import SCALING_STREAK_STEPS, STREAK_STEPS, WILD_STEPS
 
-#: Steps without a finite gradient, or a loss, in a row that are no bad batch. A loss scale that looks for its value
-#: takes more: from 2^15 down to 1 and below it halves at each of them.
-NONFINITE_STEPS = 10
-SCALING_STEPS = 40
-
-#: Steps in a row of a loss far above everything before it: no need to wait whether it comes back.
-WILD_STEPS = 10
-
-_CALM_LOSSES = 200  # losses that the band is made of
-_LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
-_BAND_EVERY = 20  # new calm losses between two bands
 _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
@@ -87,14 +78,10 @@ class Signs:
 
     def __init__(self, patience: int, most_drops: int | None = 10, window: int = 100) -> None:
         self._patience, self._most_drops, self._window = patience, most_drops, window
-        self.first_loss: float = math.nan
         self.last_step: int = 0
-        self._calm: deque[float] = deque(maxlen=_CALM_LOSSES)
-        self._band: tuple[float, float] | None = None
-        self._since_band = 0
+        self._band = LossBand()
         self._anomaly = self._explosion = -(10**9)  # the step of the last one
         self.on_trial: bool = False
-        self._lowest = (math.inf, 0.0)
         self.forget()
 
     def forget(self) -> None:
@@ -120,7 +107,7 @@ class Signs:
         rows = rows._replace(loss=_filled(rows))
         if math.isnan(self.first_loss):
             known = rows.loss[np.isfinite(rows.loss)]
-            self.first_loss = float(known[0]) if len(known) else math.nan
+            self._band.first = float(known[0]) if len(known) else math.nan
         if self._is_plain(rows):
             for loss in rows.loss.tolist():
                 self._add_calm(loss)
@@ -146,10 +133,10 @@ class Signs:
 
     def _is_plain(self, rows: Rows) -> bool:
         """Whether nothing stands out in any of them: the usual look, which must cost little."""
-        if self._harmed_since or self._drops or self._band is None:
+        if self._harmed_since or self._drops or not self._band.is_known:
             return False
         return bool(
-            np.all(rows.loss <= self._band[0]) and np.all(rows.norm <= rows.threshold) and np.all(rows.verdict <= 1)
+            np.all(rows.loss <= self.band[0]) and np.all(rows.norm <= rows.threshold) and np.all(rows.verdict <= 1)
         )
 
     def _read_one(self, step: int, norm: float, threshold: float, verdict: int, loss: float) -> None:
@@ -184,9 +171,8 @@ class Signs:
             self._harm_step = step
             since = self._harmed_since
             if step - since >= 4 * self._patience and not self._is_anomalous(since) and not self.on_trial:
-                self._calm.clear()  # the new normal
-                self._band, self._harmed_since = None, 0
-                self.first_loss = loss
+                self._band.restart(loss)  # the new normal
+                self._harmed_since = 0
         else:
             self._harmed_since = 0
             if not exploding and finite and (self.on_trial or loss <= harmed_from):
@@ -196,37 +182,26 @@ class Signs:
         """Whether the gradients stood out shortly before this step, or after it."""
         return self._anomaly >= since - self._patience
 
-    def _has_learned(self) -> bool:
-        """Whether the loss is lower than it was at first, by a tenth."""
-        return bool(self.usual_loss <= self.first_loss - 0.1 * abs(self.first_loss))
-
     # -- the band ---------------------------------------------------------------------------------------
+
+    @property
+    def first_loss(self) -> float:
+        """The first loss of the run; NaN before it."""
+        return self._band.first
 
     @property
     def band(self) -> tuple[float, float]:
         """(harmed from, wild from): losses above."""
-        far = self.first_loss + 2.0 * abs(self.first_loss) + 1e-6
-        if self._band is None:
-            return far, far
-        return self._band[0], max(self._band[0], far)
+        return self._band.ends
 
     def _add_calm(self, loss: float) -> None:
-        self._calm.append(loss)
-        self._since_band += 1
-        if len(self._calm) >= _LEAST_CALM and (self._band is None or self._since_band >= _BAND_EVERY):
-            losses = np.array(self._calm)
-            middle = float(np.median(losses))
-            spread = 1.4826 * float(np.median(np.abs(losses - middle)))
-            if not self.on_trial or middle < self._lowest[0]:
-                self._lowest = middle, spread
-            middle, spread = self._lowest
-            far, share = (2.0, 0.05) if self.on_trial else (6.0, 0.2)
-            self._band, self._since_band = (middle + max(far * spread, share * abs(middle)), middle), 0
+        far, share = (2.0, 0.05) if self.on_trial else (6.0, 0.2)
+        self._band.add(loss, anchored=self.on_trial, far=far, share=share)
 
     @property
     def usual_loss(self) -> float:
         """Median of the calm losses; NaN before there are any."""
-        return math.nan if self._band is None else self._band[1]
+        return self._band.usual
 
     # -- answers ----------------------------------------------------------------------------------------
 
@@ -252,7 +227,7 @@ class Signs:
           loss_scaled: under loss scaling, steps without a finite gradient are how the scale is found.
         """
         streak = self._nonfinite
-        if streak >= (SCALING_STEPS if loss_scaled else NONFINITE_STEPS):
+        if streak >= (SCALING_STREAK_STEPS if loss_scaled else STREAK_STEPS):
             return self._since_text("nonfinite", streak, f"{streak} steps without a finite gradient")
         suspect = self.on_trial or self._is_anomalous(self.last_step)
         if self._wild >= WILD_STEPS and suspect:
@@ -270,7 +245,7 @@ class Signs:
         saturated = self.last_step - self._saturated_since + 1 if self._saturated_since else 0
         # a policy may be meant to clip hard: what counts is that an explosion came before, and that nothing is learned
         follows = self._explosion >= self._saturated_since - 2 * self._patience
-        if saturated >= self._patience and follows and not self._has_learned():
+        if saturated >= self._patience and follows and not self._band.has_learned:
             return self._since_text("saturated", saturated, "most of the gradients are clipped away or dropped")
         exploding = self.last_step - self._exploding_since + 1 if self._exploding_since else 0
         if exploding >= self._patience and math.isnan(self.first_loss):

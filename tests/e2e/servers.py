@@ -261,8 +261,10 @@ def receiver() -> Iterator[Receiver]:
 class Training:
     """A real training in a process of its own, steered by words (see steered_training.py)."""
 
-    def __init__(self, *monitors: str) -> None:
+    def __init__(self, *monitors: str, targets: Path | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        if targets is not None:
+            environment["TARGETS"] = str(targets)
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "steered_training.py"), *monitors],
             stdin=subprocess.PIPE,
@@ -282,9 +284,9 @@ class Training:
 
 
 @contextmanager
-def training(*monitors: str) -> Iterator[Training]:
-    """A steered training; the process ends with the block."""
-    found = Training(*monitors)
+def training(*monitors: str, targets: Path | None = None) -> Iterator[Training]:
+    """A steered training; the process ends with the block. Its target file goes into `targets`, if there is one."""
+    found = Training(*monitors, targets=targets)
     try:
         yield found
     finally:

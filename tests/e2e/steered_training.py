@@ -5,13 +5,15 @@ reads one word a line from its input:
 
     calm      gradients as they come
     explode   times 100,000
+    harm      all weights times 10, until the next word: gradients and loss are really large
     nan       every gradient is NaN
     vanish    times 1 / 100,000
     hang      no steps, until the next word
     end       the run is over; the endpoint stays
     quit      the process ends (so does the end of its input)
 
-A second monitor, if it is named, trains beside it with a loss scale, and always calmly.
+With TARGETS in the environment it writes its target file there. A run counts as lost after two seconds, not 120: here a
+minute lasts a second. A second monitor, if it is named, trains beside it with a loss scale, and always calmly.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ import tensorflow as tf
 
 import gradwatch
 from gradwatch.exporters import prometheus
-from gradwatch.reading import reader
+from gradwatch.reading import harm, losses, reader
 
-FACTORS = {"calm": 1.0, "explode": 1e5, "nan": float("nan"), "vanish": 1e-5}
+FACTORS = {"calm": 1.0, "harm": 1.0, "explode": 1e5, "nan": float("nan"), "vanish": 1e-5}
 PAUSE_SECONDS = 0.03
 LEARNING_RATE = 1e-6  # small: the weights stay where they are, so that calm is calm again at once
 
@@ -71,14 +73,26 @@ def training(name: str, seed: int, *, loss_scaling: bool):
         loss = step(tf.constant(factor))
         step.monitor.report(loss=float(loss), learning_rate=LEARNING_RATE)
 
-    run.monitor = step.monitor
+    def harm(on: bool, kept: list = []) -> None:  # noqa: B006 - what it was is kept from call to call
+        if on and not kept:
+            kept += [tf.identity(v) for v in model.trainable_variables]
+            for v in model.trainable_variables:
+                v.assign(10.0 * v)
+        elif kept and not on:
+            for v, value in zip(model.trainable_variables, kept):
+                v.assign(value)
+            kept.clear()
+
+    run.monitor, run.harm = step.monitor, harm
     return run
 
 
 def main(names: list[str]) -> None:
     global wish
     runs = [training(name, seed, loss_scaling=seed > 0) for seed, name in enumerate(names)]
-    server = prometheus.serve(port=0, layers=8)
+    harm.LOST_SECONDS = 2.0
+    losses.PROGRESS_STEPS = 10**9  # it is made to learn nothing
+    server = prometheus.serve(port=0, layers=8, file_sd=os.environ.get("TARGETS"))
     threading.Thread(target=listen, daemon=True).start()
     for run in runs:
         run(1.0)
@@ -90,6 +104,7 @@ def main(names: list[str]) -> None:
             while wish == "end":
                 time.sleep(PAUSE_SECONDS)
         elif wish in FACTORS:
+            runs[0].harm(wish == "harm")
             for index, run in enumerate(runs):
                 run(FACTORS[wish] if index == 0 else 1.0)
         time.sleep(PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""From a real training's explosion to a message at a person's webhook, and to the message that it is over.
+"""From a real training that is harmed to a message at a person's webhook, and to the message that it is over.
 
 The rules, routes and inhibitions are the shipped ones. Only their clock runs faster: a minute lasts a second.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -42,9 +43,12 @@ def faster(rules: str) -> str:
     return re.sub(r"(\d+) \* 60\b", r"\1 * 1", rules)
 
 
+TOLD = grafana.Told(webhook="https://example.org/alerts", pagerduty=True)
+
+
 def routed(team: Receiver, on_call: Receiver) -> dict[str, Any]:
-    """The shipped Alertmanager configuration with our webhooks in place of Slack and PagerDuty, and little wait."""
-    config = yaml.safe_load(grafana.files()["alertmanager/alertmanager.yml"])
+    """What the export writes for a webhook and a pager, with our webhooks in their place, and little wait."""
+    config = yaml.safe_load(grafana.files(told=TOLD)["alertmanager/alertmanager.yml"])
     config["route"] |= {"group_wait": "1s", "group_interval": "1s", "repeat_interval": "1h"}
     for route in config["route"]["routes"]:
         route.pop("repeat_interval", None)
@@ -58,11 +62,13 @@ def routed(team: Receiver, on_call: Receiver) -> dict[str, Any]:
 
 @dataclass
 class Story:
-    """What was seen while the training exploded, gave NaN, recovered, hung and died."""
+    """What was seen while the training spiked, was harmed, recovered, gave NaN, hung and died."""
 
     team: list[dict[str, Any]] = field(default_factory=list)  # messages
     on_call: list[dict[str, Any]] = field(default_factory=list)
-    during_explosion: list[dict[str, Any]] = field(default_factory=list)  # Alertmanager's alerts
+    after_spike: list[dict[str, Any]] = field(default_factory=list)  # messages to anybody, so far
+    during_spike: list[dict[str, Any]] = field(default_factory=list)  # Alertmanager's alerts
+    during_harm: list[dict[str, Any]] = field(default_factory=list)
     during_nan: list[dict[str, Any]] = field(default_factory=list)
     after_recovery: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -94,24 +100,31 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         wait_until(lambda: _value(prom, f'gradwatch_steps_total{{monitor="{RUN}"}}') >= 150, 60, "150 steps")
         assert prom.firing() == set(), "a calm training is silent"
 
-        began = time.monotonic()
         run.say("explode")
-        wait_until(lambda: "GradwatchGradientExplosion" in told(team.messages, "firing"), 30, "the explosion's message")
-        seen.seconds["explosion told"] = time.monotonic() - began
-        wait_until(lambda: _muted(am, "GradwatchGradientExplosion"), 30, "a sustained explosion")
-        # what resolves before its group was sent is never told: the calm must not come too early
-        sustained = "GradwatchGradientExplosionSustained"
-        wait_until(lambda: sustained in told(on_call.messages, "firing"), 30, "the page about the explosion")
-        seen.during_explosion = am.alerts()
-
+        time.sleep(0.5)
         run.say("calm")
-        over = {"GradwatchGradientExplosion", sustained}
-        wait_until(lambda: over <= set(told(team.messages, "resolved")), 90, "messages that the explosion is over")
-        wait_until(lambda: sustained in told(on_call.messages, "resolved"), 30, "the page that it is over")
+        spike, harmed, lost = (
+            "GradwatchGradientExplosion",
+            "GradwatchTrainingHarmed",
+            "GradwatchGradientExplosionSustained",
+        )
+        wait_until(lambda: _known(am, spike), 30, "the explosion at Alertmanager")
+        time.sleep(4)  # group_wait and group_interval are a second each
+        seen.during_spike, seen.after_spike = am.alerts(), [*team.messages, *on_call.messages]
+        wait_until(lambda: not _known(am, spike), 60, "the end of the spike")
+
+        began = time.monotonic()
+        run.say("harm")
+        wait_until(lambda: harmed in told(team.messages, "firing"), 30, "the message about harm")
+        seen.seconds["harm told"] = time.monotonic() - began
+        wait_until(lambda: lost in told(on_call.messages, "firing"), 60, "the page that the run is lost")
+        wait_until(lambda: lost in told(team.messages, "firing"), 30, "the same to the team")
+        seen.during_harm = am.alerts()
+        run.say("calm")
+        wait_until(lambda: {harmed, lost} <= set(told(team.messages, "resolved")), 90, "messages that it is over")
+        wait_until(lambda: lost in told(on_call.messages, "resolved"), 30, "the page that it is over")
         seen.after_recovery = am.alerts()
 
-        run.say("explode")
-        wait_until(lambda: "GradwatchGradientExplosion" in prom.firing(), 30, "the second explosion")
         run.say("nan")
         nan = "GradwatchGradientNonFinite"
         wait_until(lambda: nan in told(on_call.messages, "firing"), 30, "the message about NaN")
@@ -128,14 +141,18 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     return seen
 
 
-def _scraping(directory: Path, training: str, alertmanager: str) -> dict[str, Any]:
+def _scraping(directory: Path, training: str | Path, alertmanager: str) -> dict[str, Any]:
+    """The shipped configuration for one training: an address, or the folder that it writes its target into."""
     config = yaml.safe_load(grafana.files()["prometheus/prometheus.yml"])
     config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["global"]["external_labels"] = {"environment": "production"}
     config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
     [job] = config["scrape_configs"]
-    del job["file_sd_configs"]
-    job["static_configs"] = [{"targets": [training]}]
+    if isinstance(training, Path):
+        job["file_sd_configs"] = [{"files": [str(training / "*.json")], "refresh_interval": "1s"}]
+    else:
+        del job["file_sd_configs"]
+        job["static_configs"] = [{"targets": [training]}]
     directory.mkdir(parents=True)
     (directory / "rules.yml").write_text(faster(grafana.files()["prometheus/rules.yml"]))
     return config
@@ -146,50 +163,48 @@ def _value(prom: Prometheus, expr: str) -> float:
     return float(found[0]["value"][1]) if found else 0.0
 
 
-def _muted(am: Alertmanager, name: str) -> bool:
-    return any(a["status"]["inhibitedBy"] for a in am.alerts() if a["labels"]["alertname"] == name)
-
-
-def _mutes(alerts: list[dict[str, Any]], muted: str) -> set[str]:
-    """Names of the alerts that mute `muted`."""
-    names = {alert["fingerprint"]: alert["labels"]["alertname"] for alert in alerts}
-    [alert] = [alert for alert in alerts if alert["labels"]["alertname"] == muted]
-    return {names[fingerprint] for fingerprint in alert["status"]["inhibitedBy"]}
+def _known(am: Alertmanager, name: str) -> bool:
+    return any(alert["labels"]["alertname"] == name for alert in am.alerts())
 
 
 # -- the story ------------------------------------------------------------------------------------------
 
 
-def test_the_explosion_is_told_with_what_a_person_needs(story):
-    alert = told(story.team, "firing")["GradwatchGradientExplosion"]
+def test_a_harmless_spike_is_known_and_told_to_nobody(story):
+    [spike] = [alert for alert in story.during_spike if alert["labels"]["alertname"] == "GradwatchGradientExplosion"]
+    assert spike["labels"]["severity"] == "info"
+    assert story.after_spike == []
+
+
+def test_harm_is_told_with_what_a_person_needs(story):
+    alert = told(story.team, "firing")["GradwatchTrainingHarmed"]
     assert alert["labels"]["monitor"] == RUN
     assert alert["labels"]["severity"] == "warning"
     assert alert["labels"]["environment"] == "production"
-    assert alert["annotations"]["summary"] == "A gradient explosion began."
+    summary, links = alert["annotations"]["summary"], alert["annotations"]
+    assert summary.startswith(f"steered_training, {RUN}: An anomaly of the gradients harmed the training.")
+    assert re.search(r"Verdict: [a-z ]+\.$", summary), summary
+    assert "has not come back" in alert["annotations"]["description"]
+    assert re.match(r"https?://\S+#gradwatchtrainingharmed$", links["runbook_url"])
     assert re.match(
-        rf"{RUN} on 127\.0\.0\.1:\d+: an explosion began [\d.]+m?s ago\.", alert["annotations"]["description"]
+        rf"https?://\S+/d/gradwatch-gradient-health\?var-job=gradwatch&var-instance=127.0.0.1%3A\d+&var-monitor={RUN}$",
+        links["dashboard_url"],
     )
-    assert alert["annotations"]["runbook_url"].endswith("#gradwatchgradientexplosion")
 
 
 def test_it_is_told_within_seconds(story):
-    assert story.seconds["explosion told"] < 15, "one read, one scrape, one evaluation, one second of group_wait"
+    assert story.seconds["harm told"] < 20, "ten steps, one read, one scrape, one evaluation, one second of group_wait"
 
 
 def test_one_message_holds_the_alerts_of_one_run(story):
     for message in story.team + story.on_call:
-        assert set(message["groupLabels"]) <= {"job", "instance", "monitor"}
-        assert len({alert["labels"].get("monitor") for alert in message["alerts"]}) == 1
+        assert set(message["groupLabels"]) == {"job", "run"}
 
 
-def test_a_sustained_explosion_mutes_the_one_that_began(story):
-    assert _mutes(story.during_explosion, "GradwatchGradientExplosion") == {"GradwatchGradientExplosionSustained"}
-    assert _mutes(story.during_explosion, "GradwatchGradientExplosionSustained") == set()
-
-
-def test_nan_mutes_the_explosion(story):
-    assert "GradwatchGradientNonFinite" in _mutes(story.during_nan, "GradwatchGradientExplosion")
-    assert _mutes(story.during_nan, "GradwatchGradientNonFinite") == set()
+def test_what_is_lost_is_a_page_and_no_ticket_beside_it(story):
+    names = {a["labels"]["alertname"] for a in story.during_harm if not a["status"]["inhibitedBy"]}
+    assert "GradwatchGradientExplosionSustained" in names
+    assert names <= {"GradwatchGradientExplosionSustained", "GradwatchGradientExplosion"}, "the spike is told to nobody"
 
 
 def test_only_critical_alerts_wake_whoever_is_on_call(story):
@@ -200,15 +215,16 @@ def test_only_critical_alerts_wake_whoever_is_on_call(story):
     assert {alert["labels"]["severity"] for alert in woke.values()} == {"critical"}
 
 
-def test_the_team_hears_of_everything(story):
+def test_the_team_hears_of_everything_but_info(story):
     assert set(told(story.on_call, "firing")) <= set(told(story.team, "firing"))
+    assert {alert["labels"]["severity"] for alert in told(story.team, "firing").values()} <= {"critical", "warning"}
 
 
 def test_after_the_recovery_each_of_them_is_told_to_be_over(story):
-    assert {"GradwatchGradientExplosion", "GradwatchGradientExplosionSustained"} <= set(told(story.team, "resolved"))
+    over = {"GradwatchTrainingHarmed", "GradwatchGradientExplosionSustained"}
+    assert over <= set(told(story.team, "resolved"))
     assert {"GradwatchGradientExplosionSustained", "GradwatchGradientNonFinite"} <= set(told(story.on_call, "resolved"))
-    still = {alert["labels"]["alertname"] for alert in story.after_recovery}
-    assert not still & {"GradwatchGradientExplosion", "GradwatchGradientExplosionSustained"}
+    assert not {alert["labels"]["alertname"] for alert in story.after_recovery} & over
 
 
 def test_a_training_that_hangs_is_told(story):
@@ -231,6 +247,29 @@ def test_the_neighbour_in_the_same_process_is_left_in_peace(story):
     assert about <= {"GradwatchTrainingStalled"}, "it hung, like its process"
 
 
+# -- a job that ends ------------------------------------------------------------------------------------
+
+
+def test_a_job_that_is_ended_by_sigterm_is_silent(tmp_path):
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    with (
+        receiver() as team,
+        training(RUN, targets=targets) as job,
+        alertmanager(tmp_path / "alertmanager", routed(team, team)) as am,
+        prometheus(tmp_path / "prometheus", _scraping(tmp_path / "prometheus", targets, am.address)) as prom,
+    ):
+        wait_until(lambda: _value(prom, f'gradwatch_steps_total{{monitor="{RUN}"}}') >= 30, 60, "30 steps")
+        assert list(targets.glob("*.json"))
+        job.process.send_signal(signal.SIGTERM)
+        job.process.wait(30)
+        assert not list(targets.glob("*.json")), "it took its target away"
+        wait_until(lambda: not prom.query("up"), 30, "a Prometheus that knows of no target")
+        time.sleep(8)  # a target that is down is told after five
+        assert prom.firing() == set()
+        assert team.messages == []
+
+
 # -- the shipped files under Prometheus' and Alertmanager's own tools -----------------------------------
 
 
@@ -249,7 +288,7 @@ def run(program: str, *arguments: str) -> str:
 
 
 def test_promtool_finds_every_rule_and_every_alert_fires_and_stays_silent(exported):
-    assert "SUCCESS: 17 rules found" in run("promtool", "check", "rules", str(exported / "prometheus/rules.yml"))
+    assert "SUCCESS: 29 rules found" in run("promtool", "check", "rules", str(exported / "prometheus/rules.yml"))
     assert "SUCCESS" in run("promtool", "test", "rules", str(exported / "prometheus/rules.test.yml"))
 
 
@@ -258,10 +297,12 @@ def test_promtool_finds_every_rule_and_every_alert_fires_and_stays_silent(export
     [
         ("GradwatchGradientExplosion", "< 5 * 60", "< 1 * 60"),
         ("GradwatchGradientExplosion", "keep_firing_for: 10m", "keep_firing_for: 1m"),
-        ("GradwatchGradientExplosionSustained", "for: 2m", "for: 5m"),
-        ("GradwatchGradientNonFinite", ">= 10\n", ">= 9\n"),
-        ("GradwatchGradientNonFinite", "> 0.05 and", "> 0.2 and"),
-        ("GradwatchGradientNonFinite", ">= 5)", ">= 1)"),
+        ("GradwatchTrainingHarmed", 'kind=~"explosion|saturated|nonfinite"} >= 2', 'kind=~".+"} >= 1'),
+        ("GradwatchGradientExplosionSustained", 'kind="explosion"} == 3', 'kind="explosion"} == 2'),
+        ("GradwatchLossNotFinite", 'kind="loss_nonfinite"} == 3', 'kind="loss_nonfinite"} >= 2'),
+        ("GradwatchStepsWastedFast", "> 0.144 and", "> 0.3 and"),
+        ("GradwatchStepsWastedFast", "> 5 * 60)", "> 0 * 60)"),
+        ("GradwatchStepsWastedSlow", "> 360 * 60)", "> 1 * 60)"),
         ("GradwatchClippingSaturated", "> 0.3\n", "> 0.9\n"),
         ("GradwatchClipNormDrift", "> 10 * (", "> 100 * ("),
         ("GradwatchClipNormDrift", "> 60 * 60", "> 1"),
@@ -287,8 +328,29 @@ def test_the_unit_tests_catch_a_wrong_rule(exported: Path, tmp_path: Path, alert
 
 def test_amtool_accepts_the_shipped_configuration(exported):
     checked = run("amtool", "check-config", str(exported / "alertmanager/alertmanager.yml"))
-    assert "2 inhibit rules" in checked
-    assert "3 receivers" in checked
+    assert "7 inhibit rules" in checked
+    assert "2 receivers" in checked
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        grafana.Told(slack="https://hooks.example.org/x"),
+        grafana.Told(webhook="https://example.org/x"),
+        grafana.Told(email="team@example.org", smtp="smtp.example.org:587", smtp_user="gradwatch"),
+        grafana.Told(
+            slack="https://hooks.example.org/x", email="a@example.org", smtp="mail.example:25", pagerduty=True
+        ),
+    ],
+)
+def test_amtool_accepts_whatever_the_export_is_told(tmp_path, told):
+    grafana.export(tmp_path, told=told)
+    config = tmp_path / "alertmanager/alertmanager.yml"
+    text = config.read_text()
+    if "0.25" in run("amtool", "--version"):  # it does not know the file of a webhook's address yet
+        text = text.replace("- url_file: /", "- url: https://example.org/")
+    config.write_text(text)
+    assert "SUCCESS" in run("amtool", "check-config", str(config))
 
 
 @pytest.mark.parametrize(
@@ -306,15 +368,17 @@ def test_the_route_of_the_teams_project_tells_whom_it_should(severity, receivers
     [
         ("environment=production severity=critical", "on-call,team"),
         ("environment=production severity=warning", "team"),
+        ("environment=production severity=info", "nobody"),
         ("environment=staging severity=critical", "team"),
-        ("severity=critical", "team"),
+        ("severity=critical", "on-call,team"),
         ("environment= severity=warning", "team"),
         ("environment=staging-2 severity=critical", "nobody"),
         ("environment=laptop severity=critical", "nobody"),
     ],
 )
-def test_who_is_told_depends_on_environment_and_severity(exported, labels, receivers):
-    config = str(exported / "alertmanager/alertmanager.yml")
+def test_who_is_told_depends_on_environment_and_severity(tmp_path, labels, receivers):
+    grafana.export(tmp_path, told=grafana.Told(slack="https://hooks.example.org/x", pagerduty=True))
+    config = str(tmp_path / "alertmanager/alertmanager.yml")
     assert run("amtool", "config", "routes", "test", f"--config.file={config}", *labels.split()).strip() == receivers
 
 
@@ -323,9 +387,14 @@ def hostile(status: str) -> dict[str, Any]:
     alert = {
         "status": status,
         "labels": {"alertname": "GradwatchGradientExplosion", "severity": "warning"},
-        "annotations": {"description": "<!channel> on gpu7: boom", "runbook_url": "docs/runbooks.md#x"},
+        "annotations": {
+            "summary": "<!here> is harmed. Verdict: bad batch.",
+            "description": "<!channel> on gpu7: boom",
+            "runbook_url": "https://wiki.example/runbooks#x",
+            "dashboard_url": "https://grafana.example/d/x",
+        },
     }
-    common = {"monitor": "<!channel>", "instance": "gpu7:9464"}
+    common = {"monitor": "<!channel>", "instance": "gpu7:9464", "run": "<!here>"}
     return {"status": status, "commonLabels": common, "alerts": [alert]}
 
 
@@ -339,8 +408,11 @@ def test_the_message_is_readable_and_a_hostile_name_in_it_is_inert(tmp_path, sta
         return run("amtool", "template", "render", *arguments, f"--template.text={template}").strip()
 
     over = "over: " if status == "resolved" else ""
-    assert render(shipped_alertmanager.TITLE) == f"{over}&lt;!channel> on gpu7:9464: 1 alert"
+    assert render(shipped_alertmanager.TITLE) == f"{over}&lt;!channel> of &lt;!here>: 1 alert"
     text = render(shipped_alertmanager.TEXT)
     assert text.startswith(f"*GradwatchGradientExplosion* (warning, {status})")
+    assert "&lt;!here> is harmed. Verdict: bad batch." in text
     assert "&lt;!channel> on gpu7: boom" in text
+    assert "Runbook: https://wiki.example/runbooks#x" in text
+    assert "Dashboard: https://grafana.example/d/x" in text
     assert "<" not in text

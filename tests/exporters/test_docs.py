@@ -11,7 +11,7 @@ import pytest
 
 from gradwatch import reading
 from gradwatch.exporters import exposition, httpd, notify, ports, prometheus, push
-from gradwatch.reading import alerts, text
+from gradwatch.reading import alerts, losses, text
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["prometheus.md", "notifications.md"]
@@ -83,8 +83,12 @@ def test_the_defaults_on_the_page_of_the_channels_are_those_of_the_code():
 
 def test_the_severities_on_the_page_are_those_of_the_code():
     said = " ".join(page("notifications.md").split())
-    assert f"lasted {alerts.CRITICAL_EXPLOSION_SECONDS:g} seconds" in said
-    assert f"from {alerts.CRITICAL_STREAK_STEPS} non-finite steps" in said
+    assert f"lasted {losses.LOST_SECONDS:g} seconds" in said
+    assert f"from {losses.STREAK_STEPS} non-finite steps in a row, {losses.SCALING_STREAK_STEPS} under" in said
+    assert f"away for {losses.BACK_STEPS} steps, or far above the first loss for {losses.WILD_STEPS} |" in said
+    assert f"away for {losses.LOST_STEPS} steps and {losses.LOST_SECONDS:g} seconds" in said
+    assert f"after {losses.PROGRESS_STEPS:,} losses" in said
+    assert f"the new normal after {losses.SETTLED_STEPS:,} steps" in said
 
 
 def test_the_fields_on_the_page_are_those_of_an_alert():

@@ -152,6 +152,47 @@ def test_a_url_finds_its_channel(url, kind):
     assert type(channel_for(url)) is kind
 
 
+@pytest.mark.parametrize("kind", ["webhook", "slack", "apprise"])
+def test_the_command_tries_each_kind_of_receiver(receiver, kind):
+    from click.testing import CliRunner
+
+    from gradwatch.cli.commands import notify
+
+    url = receiver.url
+    if kind == "apprise":
+        pytest.importorskip("apprise")
+        url = url.replace("http://", "json://")
+    done = CliRunner().invoke(notify, ["test", url, "--as", kind, "--severity", "critical"])
+    assert done.exit_code == 0, done.output
+    ((_, payload),) = receiver.got
+    assert "This is a test message of gradwatch." in json.dumps(payload)
+    shown = {"webhook": payload.get("severity"), "slack": payload.get("text", "")[:1], "apprise": payload.get("type")}
+    assert shown[kind] == {"webhook": "critical", "slack": "🚨", "apprise": "failure"}[kind]
+
+
+def test_a_kind_of_channel_that_there_is_none_of_is_refused():
+    with pytest.raises(ConfigError, match="one of webhook, slack, apprise"):
+        channel_for("https://example.org/hook", "pigeon")
+
+
+def test_a_clipped_explosion_that_did_no_harm_is_sent_to_nobody(receiver, reader):
+    monitor = FakeMonitor("generator")
+    channel = Webhook(receiver.url)
+    monitor.alert_sinks.append(channel)
+    reader.register(monitor)
+    for _ in range(100):
+        monitor.step(loss=1.0)
+    reader.poll_now()
+    monitor.begin("explosion", loss=1.0)
+    reader.poll_now()
+    monitor.end("explosion", loss=1.0)
+    for _ in range(100):
+        monitor.step(loss=1.0)
+    reader.poll_now()
+    assert channel.flush(5)
+    assert receiver.got == []
+
+
 # -- failures --------------------------------------------------------------------------------------------
 
 
@@ -291,7 +332,7 @@ def test_from_training_to_message(receiver, reader):
     channel = Webhook(receiver.url)
     monitor.alert_sinks.append(channel)
     reader.register(monitor)
-    monitor.begin("explosion")
+    monitor.begin("explosion", verdict="pass")  # it reached the weights, and the loss is not known
     reader.poll_now()
     monitor.end("explosion")
     reader.poll_now()

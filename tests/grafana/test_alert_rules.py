@@ -9,9 +9,11 @@ import promql_parser
 import pytest
 from grafana_boards import BOARDS, panels, parse, selectors
 
+from gradwatch.errors import ConfigError
 from gradwatch.grafana import alertmanager, rule_tests, rules
+from gradwatch.grafana.links import LOCAL_RUNBOOKS, Links
 from gradwatch.grafana.queries import series
-from gradwatch.reading import alerts as in_process
+from gradwatch.reading import harm, losses
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
@@ -19,13 +21,20 @@ ALERTS = {alert.name: alert for alert in rules.alerts()}
 
 #: The catalogue: name -> (for, severity).
 CATALOGUE = {
-    "GradwatchGradientExplosion": ("", "warning"),
-    "GradwatchGradientExplosionSustained": ("2m", "critical"),
+    "GradwatchGradientExplosion": ("", "info"),
+    "GradwatchTrainingHarmed": ("", "warning"),
+    "GradwatchGradientExplosionSustained": ("", "critical"),
     "GradwatchGradientTrend": ("", "warning"),
     "GradwatchGradientNonFinite": ("", "critical"),
     "GradwatchGradientVanishing": ("10m", "warning"),
-    "GradwatchUpdatesSaturated": ("2m", "critical"),
-    "GradwatchClippingSaturated": ("15m", "warning"),
+    "GradwatchUpdatesSaturated": ("", "critical"),
+    "GradwatchLossNotFinite": ("", "critical"),
+    "GradwatchLossRising": ("", "warning"),
+    "GradwatchLossLost": ("", "critical"),
+    "GradwatchNoProgress": ("5m", "warning"),
+    "GradwatchStepsWastedFast": ("", "critical"),
+    "GradwatchStepsWastedSlow": ("", "warning"),
+    "GradwatchClippingSaturated": ("15m", "info"),
     "GradwatchClipNormDrift": ("5m", "warning"),
     "GradwatchTrainingStalled": ("1m", "critical"),
     "GradwatchTargetDown": ("5m", "warning"),
@@ -54,18 +63,49 @@ def test_rules_name_only_metrics_and_labels_that_exist(expr):
 
 
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
-def test_the_summary_is_static_and_the_description_names_the_run(alert):
-    assert "{{" not in alert.summary
+def test_the_summary_and_the_description_name_the_run(alert):
     assert alert.summary.endswith(".")
+    said = rules.texts(alert, Links())["summary"]
+    assert alert.summary in said
+    assert ("gradwatch_verdict_info" in said and "gradwatch_run_info" in said) or not alert.of_run
     assert "{{ $labels.instance }}" in alert.description
 
 
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_every_alert_has_its_section_in_the_runbook(alert):
     section = sections()[alert.name]
-    assert rules.texts(alert, "docs/runbooks.md")["runbook_url"] == f"docs/runbooks.md#{alert.name.lower()}"
+    assert rules.texts(alert, Links())["runbook_url"] == f"{LOCAL_RUNBOOKS}#{alert.name.lower()}"
     assert f"Severity: {alert.severity}." in section
-    assert [part in section for part in ("**What it means.**", "**How to confirm.**", "**What to do.**")] == [True] * 3
+    assert re.findall(r"^\*\*(\w+)\.\*\*", section, re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+    said = re.split(r"^\*\*\w+\.\*\*", section, flags=re.MULTILINE)[1:]
+    assert all(len(part.strip()) > 4 for part in said), "none of them is empty"
+
+
+@pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
+def test_the_links_of_an_alert_are_absolute(alert):
+    said = rules.texts(alert, Links("https://wiki.example/r", "https://grafana.example/"))
+    assert said["runbook_url"].startswith("https://wiki.example/r#")
+    assert said["dashboard_url"].startswith("https://grafana.example/d/gradwatch-gradient-health?var-job=")
+    assert ("var-monitor" in said["dashboard_url"]) == alert.of_run
+
+
+@pytest.mark.parametrize("address", ["docs/runbooks.md", "ftp://wiki.example", "wiki.example/runbooks", ""])
+def test_a_link_that_no_message_can_open_is_refused(address):
+    with pytest.raises(ConfigError, match="absolute"):
+        Links(address)
+
+
+@pytest.mark.parametrize("objective", [0.0, 0.93, 1.0, 1.5, float("nan")])
+def test_an_objective_that_no_run_could_miss_is_refused(objective):
+    with pytest.raises(ConfigError, match=r"between 0\.931 and 1"):
+        rules.alerts(objective)
+
+
+def test_the_objective_moves_the_limits_of_both_burn_rates():
+    strict = {alert.name: alert.expr for alert in rules.alerts(0.999)}
+    assert "> 0.0144" in strict["GradwatchStepsWastedFast"]
+    assert "> 0.006" in strict["GradwatchStepsWastedFast"]
+    assert "> 0.001" in strict["GradwatchStepsWastedSlow"]
 
 
 def test_the_runbook_has_no_section_without_an_alert_and_no_dead_link():
@@ -99,27 +139,35 @@ def test_the_samples_of_a_case_are_of_series_that_exist(case):
 
 
 def test_recording_rules_are_named_level_metric_operation():
-    assert all(re.match(r"monitor:gradwatch_\w+:ratio_rate5m$", name) for name in rules.recordings())
+    assert all(re.match(r"monitor:gradwatch_\w+:ratio_rate\d+[mhd]$", name) for name in rules.recordings())
 
 
-def test_what_alertmanager_mutes_is_as_the_catalogue_says():
-    assert alertmanager.MUTES == {
-        "GradwatchGradientNonFinite": [
-            "GradwatchGradientExplosion",
-            "GradwatchGradientExplosionSustained",
-            "GradwatchUpdatesSaturated",
-            "GradwatchClippingSaturated",
-        ],
-        "GradwatchGradientExplosionSustained": ["GradwatchGradientExplosion"],
-    }
-    assert all(
-        rule["equal"] == ["job", "instance", "monitor"] for rule in alertmanager.configuration()["inhibit_rules"]
-    )
+def test_what_alertmanager_mutes_is_less_urgent_or_explained_and_never_a_circle():
+    inhibited = alertmanager.configuration()["inhibit_rules"]
+    assert all(rule["equal"] == ["job", "instance", "monitor"] for rule in inhibited)
     assert set(alertmanager.MUTES) | {name for muted in alertmanager.MUTES.values() for name in muted} <= set(ALERTS)
+    for source, muted in alertmanager.MUTES.items():
+        assert source not in muted
+        for name in muted:
+            assert source not in alertmanager.MUTES.get(name, []), "two alerts that mute each other are told by neither"
+            urgent = rules.SEVERITIES.index
+            assert urgent(ALERTS[source].severity) <= urgent(ALERTS[name].severity), "a page is muted by a page alone"
 
 
 def test_prometheus_and_the_process_agree_on_what_is_critical():
-    """gradwatch's own messages and the rules must not tell two stories."""
-    assert rules.STREAK_STEPS == in_process.CRITICAL_STREAK_STEPS
-    assert ALERTS["GradwatchGradientExplosionSustained"].hold == f"{in_process.CRITICAL_EXPLOSION_SECONDS / 60:g}m"
-    assert set(rules.SEVERITIES) == set(in_process.SEVERITIES)
+    """gradwatch's own messages and the rules must not tell two stories: both read one severity."""
+    assert set(rules.SEVERITIES) == set(harm.SEVERITIES)
+    for name, kind in {
+        "GradwatchGradientExplosionSustained": "explosion",
+        "GradwatchGradientNonFinite": "nonfinite",
+        "GradwatchUpdatesSaturated": "saturated",
+        "GradwatchLossNotFinite": "loss_nonfinite",
+        "GradwatchLossLost": "loss_rising",
+    }.items():
+        rank = harm.SEVERITIES.index("critical") + 1
+        assert f'gradwatch_episode_severity{{kind="{kind}"}} == {rank}\n' in ALERTS[name].expr
+    text = RUNBOOK.replace("\n", " ")
+    assert f"at {losses.STREAK_STEPS} non-finite steps in a row ({losses.SCALING_STREAK_STEPS} under" in text
+    assert f"for {losses.LOST_STEPS} steps" in text
+    assert f"within {losses.BACK_STEPS} steps" in text
+    assert f"{losses.PROGRESS_STEPS:,} losses" in text

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from gradwatch import grafana
-from gradwatch.errors import MissingExtra
+from gradwatch.errors import ConfigError, MissingExtra
 from gradwatch.exporters.ports import DEFAULT_PORT
 from gradwatch.grafana import alertmanager, stack
+from gradwatch.grafana.links import LOCAL_RUNBOOKS, default_runbooks
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "grafana"
@@ -21,7 +22,7 @@ COMPOSE = stack.compose()
 
 
 def test_the_committed_files_are_what_the_generator_writes():
-    generated = grafana.files()
+    generated = grafana.files(LOCAL_RUNBOOKS)
     committed = {str(path.relative_to(COMMITTED)): path for path in COMMITTED.rglob("*") if path.is_file()}
     assert sorted(committed) == sorted(generated)
     different = [name for name, text in generated.items() if committed[name].read_text(encoding="utf-8") != text]
@@ -90,14 +91,59 @@ def test_compose_pins_its_images_and_listens_on_loopback_only():
 
 
 def test_secrets_come_from_the_environment_and_stand_in_no_file():
-    mounted = {entry["target"]: entry["source"] for entry in COMPOSE["services"]["alertmanager"]["configs"]}
-    receivers = alertmanager.configuration()["receivers"]
-    team = next(r for r in receivers if r["name"] == "team")["slack_configs"][0]
-    on_call = next(r for r in receivers if r["name"] == "on-call")["pagerduty_configs"][0]
-    assert {team["api_url_file"], on_call["routing_key_file"]} == set(mounted)
-    assert not {"api_url", "routing_key", "service_key"} & (set(team) | set(on_call))
+    told = grafana.Told(slack="https://hooks.example.org/SECRET", webhook="https://example.org/SECRET", pagerduty=True)
+    for name, text in grafana.files(told=told).items():
+        assert "SECRET" not in text, name
+    compose, config = stack.compose(told), alertmanager.configuration(told)
+    mounted = {entry["target"]: entry["source"] for entry in compose["services"]["alertmanager"]["configs"]}
+    files = set(re.findall(r"/etc/alertmanager/secrets/\w+", json.dumps(config)))
+    assert files == set(mounted)
     for source in mounted.values():
-        assert re.match(r"\$\{GRADWATCH_\w+:-[^}]*set-GRADWATCH_\w+[^}]*\}$", COMPOSE["configs"][source]["content"])
+        assert re.match(r"\$\{GRADWATCH_\w+:-[^}]*set-GRADWATCH_\w+[^}]*\}$", compose["configs"][source]["content"])
+
+
+def test_what_the_export_is_told_stands_in_a_file_of_its_own_that_compose_reads(tmp_path):
+    secret = tmp_path / ".env"
+    secret.write_text("GRAFANA_ADMIN_PASSWORD=mine\nGRADWATCH_SLACK_URL='old'\n")
+    told = grafana.Told(slack="https://hooks.example.org/$1/x", email="team@example.org", smtp="smtp.example.org:587")
+    assert secret in grafana.export(tmp_path, told=told)
+    assert secret.read_text() == "GRAFANA_ADMIN_PASSWORD=mine\nGRADWATCH_SLACK_URL='https://hooks.example.org/$1/x'\n"
+    assert secret.stat().st_mode & 0o077 == 0, "nobody else reads it"
+
+
+def test_one_receiver_is_enough_and_nothing_else_is_there():
+    for told, kind in (
+        (grafana.Told(), "slack_configs"),
+        (grafana.Told(slack="https://hooks.example.org/x"), "slack_configs"),
+        (grafana.Told(webhook="https://example.org/x"), "webhook_configs"),
+        (grafana.Told(email="team@example.org", smtp="smtp.example.org:587"), "email_configs"),
+    ):
+        [nobody, team] = alertmanager.configuration(told)["receivers"]
+        assert nobody == {"name": "nobody"}
+        assert set(team) == {"name", kind}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"slack": "hooks.example.org"}, "slack must be an http"),
+        ({"webhook": "file:///x"}, "webhook must be an http"),
+        ({"email": "team@example.org"}, "give both"),
+        ({"smtp": "smtp.example.org:587"}, "give both"),
+        ({"email": "team", "smtp": "smtp.example.org:587"}, "email must be an address"),
+        ({"email": "team@example.org", "smtp": "smtp.example.org"}, "smtp must be host and port"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_and_not_shown(told, words):
+    with pytest.raises(ConfigError, match=words):
+        grafana.Told(**told)
+
+
+def test_the_runbooks_are_those_of_the_repository_where_it_is_known(monkeypatch):
+    monkeypatch.setenv("GRADWATCH_REPOSITORY", "https://git.example/team/gradwatch/")
+    assert re.fullmatch(r"https://git.example/team/gradwatch/blob/v[\w.]+/docs/runbooks.md", default_runbooks())
+    monkeypatch.delenv("GRADWATCH_REPOSITORY")
+    assert default_runbooks().startswith("http")
 
 
 # -- the parts fit --------------------------------------------------------------------------------------

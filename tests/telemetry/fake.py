@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -60,7 +61,7 @@ class FakeMonitor:
         self.host_seconds = 0.0
         self.recorded = (0, 0)
         self.alert_sinks: list[Any] = []
-        self.rows: list[tuple[int, float, float, int]] = []
+        self.rows: list[tuple[int, float, float, int, float, float]] = []
         self.snapshots = 0
         self.state = snapshot(name, **state)
 
@@ -70,21 +71,32 @@ class FakeMonitor:
 
     def history(self) -> dict[str, np.ndarray]:
         rows = self.rows[-1024:]
-        step, norm, applied, verdict = zip(*rows) if rows else ((), (), (), ())
+        step, norm, applied, verdict, threshold, loss = zip(*rows) if rows else ((),) * 6
         return {
             "step": np.array(step, np.int64),
             "norm": np.array(norm),
             "applied_norm": np.array(applied),
             "verdict": np.array(verdict, np.int32),
+            "threshold": np.array(threshold),
+            "loss": np.array(loss),
         }
 
-    def step(self, norm: float = 1.0, applied: float | None = None, verdict: str = "pass", **changes: Any) -> None:
-        """One training step with this norm; seen by a snapshot as a whole, as the real one."""
+    def step(
+        self,
+        norm: float = 1.0,
+        applied: float | None = None,
+        verdict: str = "pass",
+        *,
+        threshold: float = math.inf,
+        loss: float = math.nan,
+        **changes: Any,
+    ) -> None:
+        """One training step, seen by a snapshot as a whole, as the real one. A loss of NaN is not known."""
         s = self.state
         applied = norm if applied is None else applied
         finite = bool(np.isfinite(norm))
         counts = tuple(c + (finite and norm <= b) for c, b in zip(s.norm_counts, (*BOUNDS, np.inf)))
-        self.rows.append((s.steps + 1, norm, applied, VERDICTS.index(verdict)))
+        self.rows.append((s.steps + 1, norm, applied, VERDICTS.index(verdict), threshold, loss))
         self.state = replace(
             s,
             steps=s.steps + 1,
@@ -100,7 +112,14 @@ class FakeMonitor:
         )
 
     def begin(
-        self, kind: str, norm: float = 50.0, threshold: float = 5.0, verdict: str = "clip", **shares: float
+        self,
+        kind: str,
+        norm: float = 50.0,
+        threshold: float = 5.0,
+        verdict: str = "clip",
+        *,
+        loss: float = math.nan,
+        **shares: float,
     ) -> None:
         """A step that begins an episode of `kind`."""
         event = Event(kind, self.state.steps + 1, norm, threshold, shares or {"dense/kernel": 0.7, "dense/bias": 0.3})
@@ -108,15 +127,17 @@ class FakeMonitor:
             norm,
             1.0 if verdict == "clip" else 0.0,
             verdict,
+            threshold=threshold if kind == "explosion" else math.inf,
+            loss=loss,
             anomalies=self._with("anomalies", kind, self.state.anomalies[kind] + 1),
             anomalous_steps=self._with("anomalous_steps", kind, self.state.anomalous_steps[kind] + 1),
             active=self._with("active", kind, True),
             last_events=self._with("last_events", kind, event),
         )
 
-    def end(self, kind: str) -> None:
+    def end(self, kind: str, loss: float = math.nan) -> None:
         """A step that ends the episode."""
-        self.step(1.0, active=self._with("active", kind, False))
+        self.step(1.0, loss=loss, active=self._with("active", kind, False))
 
     def _with(self, field: str, kind: str, value: Any) -> dict[str, Any]:
         return {**getattr(self.state, field), kind: value}

@@ -38,5 +38,5 @@ monitor.alert_sinks.append(lambda alert: print("ALERT", alert.kind, flush=True))
 reader.set_interval(30)
 reader.register(monitor)
 reader.poll_now()
-monitor.begin("explosion")
+monitor.begin("explosion", verdict="pass")
 """

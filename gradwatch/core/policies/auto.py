@@ -158,9 +158,9 @@ def alarm_and_backoff(
 ) -> dict[str, Array]:
     """Two norms beyond alarm * P_50 within 20 steps are an alarm, which multiplies the gain by `backoff`, once a burst.
 
-    Five steps after the last one the gain grows by the factor 1 + 1 / (t + 10) a step, up to 1: as the age t of the run.
-    What an alarm at step 40 took is back at step 80, what one at step 4,000 took at step 8,000. So a start that was wild
-    is forgiven, and a run whose gain is too high by nature tries it again only a few times: as the logarithm of its age.
+    Five steps after the last one the gain grows by the factor 1 + 1 / (t + 10) a step, up to 1: as the age t of the
+    run. What an alarm at step 40 took is back at step 80, what one at step 4,000 took at step 8,000. So a start that
+    was wild is forgiven, and a run whose gain is too high by nature tries it again as the logarithm of its age only.
     """
     outlier = started & (state["seen"] > _FIRST) & (norms.log > log_median + math.log(alarm))
     alarmed = outlier & (state["alone"] < _TOGETHER)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+from gradwatch.errors import ConfigError
 from gradwatch.exporters.notify.channel import Channel, SendError
 from gradwatch.exporters.notify.services import Apprise, scheme_of
 from gradwatch.exporters.notify.webhook import Slack, Webhook
@@ -27,12 +28,25 @@ from gradwatch.exporters.notify.webhook import Slack, Webhook
 __all__ = ["Apprise", "Channel", "SendError", "Slack", "Webhook", "channel_for"]
 
 
-def channel_for(url: str, **limits: Any) -> Channel:
+#: Name of a channel -> the channel.
+KINDS: dict[str, type[Webhook] | type[Apprise]] = {"webhook": Webhook, "slack": Slack, "apprise": Apprise}
+
+
+def channel_for(url: str, kind: str = "", **limits: Any) -> Channel:
     """The channel that fits a URL: Slack's webhooks, any other http(s) URL, or one of apprise's.
 
+    Args:
+      url: where to send to.
+      kind: "webhook", "slack" (also for what accepts Slack's format) or "apprise"; "" goes by the URL.
+      limits: see `Channel`.
+
     Raises:
-      ConfigError, MissingExtra: as the channel's own constructor.
+      ConfigError, MissingExtra: as the channel's own constructor, or `kind` is none of these.
     """
+    if kind:
+        if kind not in KINDS:
+            raise ConfigError(f"the kind of a channel is one of {', '.join(KINDS)}, got {kind!r}")
+        return KINDS[kind](url, **limits)
     scheme = scheme_of(url)
     if scheme not in ("http://", "https://"):
         return Apprise(url, **limits)

@@ -10,7 +10,8 @@ import time
 import weakref
 
 from gradwatch.errors import ConfigError
-from gradwatch.reading.alerts import SEVERITIES, Alert
+from gradwatch.reading.alerts import Alert
+from gradwatch.reading.harm import SEVERITIES
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
 from gradwatch.reading.worker import Worker
@@ -97,12 +98,18 @@ class Channel(abc.ABC):
         """Waits until all messages are sent or given up; False if that takes longer."""
         return self._worker.flush(timeout_seconds)
 
-    def test(self) -> None:
+    def test(self, severity: str = "info") -> None:
         """Sends one test message now, in one attempt, whatever the limits.
 
+        Args:
+          severity: "info", "warning" or "critical": how it looks.
+
         Raises:
+          ConfigError: there is no such severity.
           SendError: it was not taken; the text says why, without the URL.
         """
+        if severity not in SEVERITIES:
+            raise ConfigError(f"severity must be one of {', '.join(SEVERITIES)}, got {severity!r}")
         alert = Alert(
             kind="test",
             monitor="gradwatch",
@@ -110,7 +117,7 @@ class Channel(abc.ABC):
             norm=0.0,
             threshold=0.0,
             message="This is a test message of gradwatch. Nothing exploded.",
-            severity="info",
+            severity=severity,
             time=time.time(),
             active=False,
         )

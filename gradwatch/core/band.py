@@ -1,0 +1,76 @@
+"""Where the loss of a healthy run lies: the band that harm is measured by."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+_CALM_LOSSES = 200  # losses that the band is made of
+_LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
+_BAND_EVERY = 20  # new calm losses between two bands
+
+
+class LossBand:
+    """The upper ends of the band, out of the calm losses of a run.
+
+        m + max(far * s, share * |m|),   m, s: median and scaled median absolute deviation of the last 200 calm losses
+
+    Before there are 20 calm losses the band ends at L + 2 |L|, L the first loss of the run. A loss is wild above both.
+
+    Attributes:
+      first: the first loss of the run; NaN before it.
+      usual: median of the calm losses; NaN before there are 20.
+      spread: their scaled median absolute deviation.
+    """
+
+    def __init__(self) -> None:
+        self.first: float = math.nan
+        self.usual: float = math.nan
+        self.spread: float = math.nan
+        self._calm: deque[float] = deque(maxlen=_CALM_LOSSES)
+        self._end: float | None = None
+        self._since = 0
+        self._lowest = (math.inf, 0.0)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are enough calm losses."""
+        return self._end is not None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """(harmed from, wild from): losses above."""
+        far = self.first + 2.0 * abs(self.first) + 1e-6
+        return (far, far) if self._end is None else (self._end, max(self._end, far))
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the usual loss is lower than the first one, by a tenth."""
+        return bool(self.usual <= self.first - 0.1 * abs(self.first))
+
+    def add(self, *losses: float, anchored: bool = False, far: float = 6.0, share: float = 0.2) -> None:
+        """Take calm losses, oldest first; the band is made anew at most once.
+
+        Args:
+          anchored: m and s are those of the lowest median so far, so that the band does not follow a slow rise.
+          far, share: of the band's width.
+        """
+        self._calm.extend(losses)
+        self._since += len(losses)
+        if len(self._calm) < _LEAST_CALM or (self._end is not None and self._since < _BAND_EVERY):
+            return
+        known = np.array(self._calm)
+        middle = float(np.median(known))
+        spread = 1.4826 * float(np.median(np.abs(known - middle)))
+        if not anchored or middle < self._lowest[0]:
+            self._lowest = middle, spread
+        self.usual, self.spread = self._lowest
+        self._end, self._since = self.usual + max(far * self.spread, share * abs(self.usual)), 0
+
+    def restart(self, first: float) -> None:
+        """What was is no measure any more: from `first` on it is another task."""
+        self.first, self.usual, self.spread = first, math.nan, math.nan
+        self._calm.clear()
+        self._end, self._lowest = None, (math.inf, 0.0)

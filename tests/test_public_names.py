@@ -22,7 +22,7 @@ PUBLIC = {
     "gradwatch.errors": """ConfigError GradwatchError LayoutError MissingExtra NothingToWatch RecordError
         ServeError TrainingStopped UnsupportedError""",
     "gradwatch.exporters": "",
-    "gradwatch.grafana": "export files",
+    "gradwatch.grafana": "Told export files",
     "gradwatch.notify": "Apprise Channel SendError Slack Webhook channel_for",
     "gradwatch.policies": """COMBINATORS GLOBAL NONE POLICIES Policy State VALUE VARIABLE after auto bounded fixed
         median observe parse per_variable per_variable_norm percentile smallest value zscore""",

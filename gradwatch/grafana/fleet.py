@@ -230,7 +230,7 @@ def _worst_first() -> Json:
         "Clip share": per_run(clipped),
         "Norm / threshold": per_run(_over_threshold()),
         "Loss": per_run(finite(chosen("gradwatch_loss"))),
-        "Useful steps": per_run(useful_share("$__range")),
+        "Useful steps": per_run(useful_share()),
         "Started": f"1000 * {per_run(began)}",
     }
     columns = {"monitor": "Monitor", "instance": "Instance", "job": "Job"}

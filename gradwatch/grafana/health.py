@@ -86,7 +86,8 @@ def dashboard() -> Json:
                 [(_anomalies(), 24, 4)],
                 [(_episodes(), 14, 7), (_last_anomalies(), 10, 7)],
                 row("What was done to the gradients"),
-                [(_clip_share(), 8, 8), (_clip_scale(), 8, 8), (_unused_steps(), 8, 8)],
+                [(_clip_share(), 12, 8), (_clip_scale(), 12, 8)],
+                [(_unused_steps(), 12, 8), (_nonfinite_streak(), 12, 8)],
                 row("What the ladder did"),
                 [(_recoveries(), 8, 7), (_lost_steps(), 8, 7), (_rate_scale(), 8, 7)],
                 row("The norm and the update in detail"),
@@ -136,9 +137,8 @@ def _useful() -> Json:
     return stat(
         "Useful steps",
         "What was lost? Share of the steps of this time range that trained the model: neither skipped nor zeroed, no "
-        "NaN or Inf, not within a harmful episode. Below 99 %: look at the events on the curves below. An endpoint of "
-        "an older version tells the finite steps only.",
-        [target(useful_share("$__range"), WHO, instant=True)],
+        "NaN or Inf, not within a harmful episode. Below 99 %: look at the events on the curves below.",
+        [target(useful_share(), WHO, instant=True)],
         unit="percentunit",
         empty=NO_STEPS,
         decimals=2,
@@ -453,6 +453,20 @@ def _unused_steps() -> Json:
         minimum=0,
         soft_maximum=0.05,
         overrides=[override("/^NaN/", regex=True, color=colour(PURPLE))],
+    )
+
+
+def _nonfinite_streak() -> Json:
+    return timeseries(
+        "Steps with NaN or Inf in a row",
+        "Is it one bad step, or will it not end? A loss scale that looks for its value halves once a step, so it needs "
+        "some. A line that rises on: the weights hold NaN; restart from a checkpoint from before it began.",
+        [target(chosen("gradwatch_nonfinite_streak_steps"), WHO)],
+        unit="none",
+        decimals=0,
+        empty=NO_STEPS,
+        minimum=0,
+        soft_maximum=1,
     )
 
 

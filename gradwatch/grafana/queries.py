@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from gradwatch.errors import ConfigError
 from gradwatch.exporters.metrics import BY_NAME
@@ -77,17 +78,22 @@ def share_of_steps(counter: str, steps: str, window: str = "$__rate_interval") -
     return f"{rate(counter, window)} / ({rate(steps, window)} > 0)"
 
 
-def share_of_both(bad: str, good: str, window: str, without: str = "reason") -> str:
-    """Share of `bad` in both together, `bad` summed over a label; nothing, rather than NaN, where there was neither."""
-    wasted = f"sum without ({without}) ({rate(bad, window)})"
-    return f"{wasted}\n/ (({wasted} + {rate(good, window)}) > 0)"
+def share_of_both(
+    bad: str, good: str, window: str, without: str = "reason", of: Callable[[str, str], str] = rate
+) -> str:
+    """Share of `bad` in both together, `bad` summed over a label; nothing, rather than NaN, where there was neither.
+
+    Args:
+      of: `rate`, or `increase` for a window that is the whole time range of a dashboard.
+    """
+    wasted = f"sum without ({without}) ({of(bad, window)})"
+    return f"{wasted}\n/ (({wasted} + {of(good, window)}) > 0)"
 
 
-def useful_share(window: str = "$__rate_interval") -> str:
+def useful_share(window: str = "$__range") -> str:
     """Share of the steps that trained the model."""
-    return (
-        f"1 - {share_of_both(chosen('gradwatch_wasted_steps_total'), chosen('gradwatch_useful_steps_total'), window)}"
-    )
+    wasted, useful = chosen("gradwatch_wasted_steps_total"), chosen("gradwatch_useful_steps_total")
+    return f"1 - {share_of_both(wasted, useful, window, of=increase)}"
 
 
 def or_else(expression: str, instead: str, **labels: str) -> str:

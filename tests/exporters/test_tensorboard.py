@@ -113,7 +113,7 @@ def test_each_alert_is_a_text_at_the_step_at_which_it_began(reader, tmp_path):
         run.begin("explosion", **{"<script>alert(1)</script>**bold**": 1.0})
         reader.poll_now()
     text = read(tmp_path / "train")[ALERTS][2][0].decode()
-    assert text.startswith("**warning, fired:** gradient explosion at step 2")
+    assert text.startswith("**info, fired:** gradient explosion at step 2")
     assert "<script>" not in text
     assert "**bold**" not in text
 

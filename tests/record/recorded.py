@@ -53,11 +53,12 @@ class Recorded(FakeMonitor):
 
 def history_of(rows, losses):
     rows, losses = rows[-1024:], losses[-1024:]
-    step, norm, applied, verdict = zip(*rows) if rows else ((), (), (), ())
+    step, norm, applied, verdict, threshold, _ = zip(*rows) if rows else ((),) * 6
     return {
         "step": np.array(step, np.int64),
         "norm": np.array(norm, np.float32),
         "applied_norm": np.array(applied, np.float32),
         "verdict": np.array(verdict, np.int8),
+        "threshold": np.array(threshold, np.float32),
         "loss": np.array(losses, np.float32),
     }

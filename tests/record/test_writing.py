@@ -73,7 +73,7 @@ def test_steps_that_came_too_fast_are_a_row_that_says_how_many(recorded):
     count = HISTORY + 10
     losses = [NAN] * count
     recorded.losses = [NAN, *losses]
-    recorded.rows = [*recorded.rows, *((step, 3.0, 3.0, 0) for step in range(2, count + 2))]  # in no time
+    recorded.rows = [*recorded.rows, *((step, 3.0, 3.0, 0, INF, NAN) for step in range(2, count + 2))]  # in no time
     recorded.state = snapshot(steps=count + 1)
     steps = recorded.look().steps
     assert steps["verdict"].tolist()[:2] == ["pass", "gap"]
@@ -188,7 +188,7 @@ def test_a_return_to_a_checkpoint_that_is_overtaken_before_the_next_look_is_stil
     recorded.look()
     recorded.recorder.resume(4)
     del recorded.losses[4:]
-    recorded.rows = [*recorded.rows[:4], *((step, 9.0, 9.0, 0) for step in range(5, 21))]  # in no time
+    recorded.rows = [*recorded.rows[:4], *((step, 9.0, 9.0, 0, INF, NAN) for step in range(5, 21))]  # in no time
     recorded.losses += [NAN] * 16
     recorded.state = snapshot(steps=20)
     run = recorded.look()

@@ -20,7 +20,8 @@ import numpy as np
 
 from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.exporters.live.curves import Curves
-from gradwatch.reading.alerts import CRITICAL_STREAK_STEPS, Alert
+from gradwatch.reading.alerts import Alert
+from gradwatch.reading.losses import SCALING_STREAK_STEPS
 from gradwatch.reading.reader import Reader, reader
 from gradwatch.reading.reading import Reading
 from gradwatch.reading.state import TONES, state_of
@@ -295,7 +296,7 @@ def _state(reading: Reading) -> dict[str, Any]:
 
 def _no_learning_since(s: Snapshot) -> int | None:
     """The step at which an episode began that is under way and in which the weights get next to nothing."""
-    if s.loss_scale is not None and not s.active.get("saturated") and s.nonfinite_streak < CRITICAL_STREAK_STEPS:
+    if s.loss_scale is not None and not s.active.get("saturated") and s.nonfinite_streak < SCALING_STREAK_STEPS:
         return None  # loss scaling looks for its highest value
     began = [event.step for kind in _NO_LEARNING if s.active.get(kind) and (event := s.last_events.get(kind))]
     return min(began, default=None)

@@ -24,7 +24,7 @@ def arguments(given=None):
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--data-seed", type=int, default=0)
-    parser.add_argument("--policy", default="percentile(90)", help="a policy of gradwatch, as text")
+    parser.add_argument("--policy", default="auto", help="a policy of gradwatch, as text")
     parser.add_argument("--folder", type=Path, default=Path("output"), help="checkpoints and records of this run")
     parser.add_argument("--targets", type=Path, help="folder in which Prometheus looks for trainings")
     return parser.parse_args(given)

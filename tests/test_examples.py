@@ -113,6 +113,8 @@ def train(monkeypatch):
 @pytest.mark.timeout(300)
 def test_the_teams_training_goes_on_where_it_was_and_keeps_every_step(train, tmp_path, capsys):
     import gradwatch
+    from gradwatch.reading.reader import reader
+    from gradwatch.record import recorder
 
     targets = tmp_path / "targets"
     targets.mkdir()
@@ -121,6 +123,7 @@ def test_the_teams_training_goes_on_where_it_was_and_keeps_every_step(train, tmp
     printed = capsys.readouterr().out
     assert "goes on from epoch 1" in printed
     assert re.search(r"epoch 2: loss 0\.\d+, \d+ of 128 steps clipped", printed), printed
+    assert reader.poll_now() and recorder._writing.flush(60)  # as the end of the process does
     assert gradwatch.open_run(tmp_path / "run" / "runs").steps["step"][-1] == 128
     assert not list(targets.iterdir())
 

@@ -134,6 +134,9 @@ class Signs:
             by_reach = self.run["applied_norm"] / self.run["reach"]
         # the column has the newest that was measured before the step
         measured = np.append(self.run["update_ratio"][1:], math.nan)[: len(self)]
+        held_back = (self.run["applied_norm"] == 0.0) & (self.run["norm"] > 0.0)
+        if held_back.any():  # that it moved nothing says nothing of the other steps
+            measured[measured == 0.0] = math.nan
         known = np.isfinite(self.run["reach"]) & np.isfinite(by_reach)
         return np.where(known, by_reach, measured)
 

@@ -173,8 +173,6 @@ class Weights:
             now = concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
             moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
             ratios, ratio = _shares(variables, present, norms, moved)
-            # a step that was held back or dropped says nothing of those to come: measure the next one
-            rest = tf.where(ratio == 0.0, 0.0, rest)
             return self._join(norms, ratios, first, [rest, ratio, *others])
 
         self.state.assign(measure() if _predicates_travel() else tf.cond(due, measure, lambda: tf.identity(state)))

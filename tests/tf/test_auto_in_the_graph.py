@@ -56,8 +56,6 @@ def test_adams_first_step_is_held_back_whole_and_the_next_one_moves(mode):
     for before, after in zip(weights[0], weights[1]):
         np.testing.assert_array_equal(before, after)
     assert any((before != after).any() for before, after in zip(weights[1], weights[2]))
-    # what a step that was held back moved is not what the next ones move
-    assert history["update_ratio"][1] == 0.0 < history["update_ratio"][2]
     # three tenths of the median of the norms before it, which the sketch knows to 1 %
     assert history["clip_norm"][1] == pytest.approx(0.3 * history["norm"][0], rel=0.02)
 

@@ -123,7 +123,8 @@ def test_the_teams_training_goes_on_where_it_was_and_keeps_every_step(train, tmp
     printed = capsys.readouterr().out
     assert "goes on from epoch 1" in printed
     assert re.search(r"epoch 2: loss 0\.\d+, \d+ of 128 steps clipped", printed), printed
-    assert reader.poll_now() and recorder._writing.flush(60)  # as the end of the process does
+    assert reader.poll_now()  # this line and the next do what the end of the process does
+    assert recorder._writing.flush(60)
     assert gradwatch.open_run(tmp_path / "run" / "runs").steps["step"][-1] == 128
     assert not list(targets.iterdir())
 

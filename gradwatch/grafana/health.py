@@ -58,7 +58,9 @@ _NAMES = {
     "vanishing": "Vanishing",
     "trend": "Trend",
 }
-_NO_LOSS = "The training tells no finite loss. model.fit does it by itself; elsewhere: monitor.report(loss=...)."
+_NO_LOSS = (
+    "The training tells no finite loss. A step that returns it and model.fit do; elsewhere: monitor.report(loss=...)."
+)
 _NO_UPDATE = "No update has been measured: monitor.clip does not see the update, watch and KerasCallback do."
 
 
@@ -540,8 +542,8 @@ def _learning_rate() -> Json:
         "restart of the schedule are the learning rate's.",
         [target(chosen("gradwatch_learning_rate"), f"learning rate {WHO}")],
         unit="sci",
-        empty="The training tells no learning rate. model.fit does it by itself; elsewhere: "
-        "monitor.report(learning_rate=...).",
+        empty="No learning rate is known: monitor.clip without optimizer= does not see it. "
+        "monitor.report(learning_rate=...) tells it.",
         minimum=0,
         table=True,
     )

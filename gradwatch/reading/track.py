@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from gradwatch.core.snapshot import KINDS, Snapshot
 from gradwatch.diagnosis.verdict import Diagnosis
 from gradwatch.reading import verdicts
@@ -33,6 +35,21 @@ class Source(Protocol):
     def snapshot(self) -> Snapshot: ...
 
     def history(self) -> Mapping[str, Any]: ...
+
+
+#: What the step itself tells of a training; what somebody reported by `Monitor.report` goes before it.
+_TOLD = ("loss", "learning_rate")
+
+
+def _told(snapshot: Snapshot, history: Mapping[str, Any]) -> Snapshot:
+    """The snapshot with the newest loss and learning rate of the history, where nobody reported one."""
+    told = {}
+    for key in _TOLD:
+        values = np.asarray(history.get(key, ()), float)
+        known = values[~np.isnan(values)]
+        if len(known) and key not in snapshot.extra:
+            told[key] = float(known[-1])
+    return replace(snapshot, extra={**told, **snapshot.extra}) if told else snapshot
 
 
 class Track:
@@ -68,12 +85,12 @@ class Track:
         self.duration_sum += seconds
 
     def take(self, source: Source) -> tuple[Snapshot, Mapping[str, Any]]:
-        """Snapshot and history, of one instant where the source can do that."""
+        """Snapshot, with what the steps told, and history; of one instant where the source can do that."""
         began = time.perf_counter()
         both = getattr(source, "read", None)
         snapshot, history = (source.snapshot(), source.history()) if both is None else both()
         self._timed(time.perf_counter() - began)
-        return snapshot, history
+        return _told(snapshot, history), history
 
     def read(self, source: Source, snapshot: Snapshot, history: Mapping[str, Any], restored: bool) -> Reading:
         """The newest reading out of what was taken and the reading before; a restored past is not dated."""

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 from telemetry.fake import FakeMonitor
@@ -339,3 +340,18 @@ os.waitpid(child, 0)
     assert "CHILD 0 True" in done.stdout
     assert "POLL True ['child']" in done.stdout
     assert done.stdout.count("ALERT") == 1
+
+
+def test_a_loss_that_the_step_returns_is_known_without_a_report_and_a_reported_one_goes_before_it(reader):
+    run = FakeMonitor("train")
+    reader.register(run)
+    run.step(loss=0.5)
+    run.step()  # its loss is not known yet
+    reader.poll_now()
+    [reading] = reader.readings()
+    assert reading.snapshot.extra == {"loss": 0.5}
+    run.state = replace(run.state, extra={"loss": 0.25})
+    run.step(loss=0.125)
+    reader.poll_now()
+    [reading] = reader.readings()
+    assert reading.snapshot.extra == {"loss": 0.25}

@@ -95,6 +95,7 @@ def test_fit_is_recorded_and_its_end_is_the_end_of_the_run(folder):
     assert np.isfinite(steps["loss"]).all()
     # each batch's own: all batches are alike, so it falls step by step, but for the first one, which is held back
     assert np.all(np.diff(steps["loss"])[1:] < 0)
+    assert steps["loss"][0] == steps["loss"][1]
 
 
 def test_the_environment_records_every_monitor(folder, monkeypatch):

@@ -42,6 +42,7 @@ WEIGHTS = {kind: 2**i for i, kind in enumerate(reversed(KINDS))}
 
 #: Trouble below this is a bad step now and then.
 _WORTH_A_LOOK = 0.05
+_COLOURED = {"type": "color-background", "mode": "basic"}
 _TROUBLE_STEPS = steps((None, GREEN), (_WORTH_A_LOOK, YELLOW), (1, ORANGE), (4, RED))
 
 _NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
@@ -199,14 +200,7 @@ def _first_three() -> Json:
         empty="No run: no process with gradwatch is scraped now.",
         sort="Trouble",
         overrides=[
-            override("Monitor", links=[{"title": "Gradient health", "url": run_link(), "targetBlank": False}]),
-            override(
-                "Trouble",
-                decimals=2,
-                noValue="–",
-                thresholds=_TROUBLE_STEPS,
-                custom__cellOptions={"type": "color-background", "mode": "basic"},
-            ),
+            *_which_and_how_bad(),
             override("Started", unit="dateTimeFromNow", noValue="–"),
         ],
     )
@@ -215,6 +209,14 @@ def _first_three() -> Json:
 def _all_runs() -> str:
     """One series, whenever there is a run."""
     return f"count({chosen('gradwatch_run_active')})"
+
+
+def _which_and_how_bad() -> list[Json]:
+    """Of a table of runs: its monitor leads to the dashboard of that run, its trouble is coloured."""
+    return [
+        override("Monitor", links=[{"title": "Gradient health", "url": run_link(), "targetBlank": False}]),
+        override("Trouble", decimals=2, noValue="–", thresholds=_TROUBLE_STEPS, custom__cellOptions=_COLOURED),
+    ]
 
 
 def _worst_first() -> Json:
@@ -235,7 +237,6 @@ def _worst_first() -> Json:
     }
     columns = {"monitor": "Monitor", "instance": "Instance", "job": "Job"}
     columns |= {f"Value #{chr(ord('A') + index)}": name for index, name in enumerate(queries)}
-    coloured = {"type": "color-background", "mode": "basic"}
     return table(
         "Runs, worst first",
         "Which one first? Trouble: 32 for a stall, 16 for NaN or Inf under way, 8 for an explosion, 4 for "
@@ -246,15 +247,8 @@ def _worst_first() -> Json:
         empty="No run: no process with gradwatch is scraped now.",
         sort="Trouble",
         overrides=[
-            override("Monitor", links=[{"title": "Gradient health", "url": run_link(), "targetBlank": False}]),
-            override(
-                "Trouble",
-                decimals=2,
-                noValue="–",
-                thresholds=_TROUBLE_STEPS,
-                custom__cellOptions=coloured,
-            ),
-            override("State", mappings=STATES, noValue="–", custom__cellOptions=coloured),
+            *_which_and_how_bad(),
+            override("State", mappings=STATES, noValue="–", custom__cellOptions=_COLOURED),
             override(
                 "Since last step",
                 unit="s",

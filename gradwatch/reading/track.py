@@ -69,9 +69,8 @@ class Track:
         self.concluded = 0  # steps when the end of the run was told
         self.judged: tuple[float, int] = (time.monotonic(), 0)  # when the newest verdict was made, after which step
         self._harm = HarmWatch()
-        self.logged: dict[
-            tuple[str, int], tuple[float, int]
-        ] = {}  # kind and level -> (time of the last line, episodes kept quiet)
+        # kind and level -> (time of the last line, episodes kept quiet)
+        self.logged: dict[tuple[str, int], tuple[float, int]] = {}
 
     def _run_info(self, source: Source) -> dict[str, str]:
         info = {str(key): clean(value) for key, value in source.run_info.items()}

@@ -17,6 +17,10 @@ from gradwatch.core.xp import Array, Namespace
 
 Tree = Mapping[str, Any]  # nested dicts of arrays
 
+#: Numbers in a group of small fields, 512 bytes: XLA on the CPU hands the kernels of a program with a larger buffer from
+#: thread to thread (docs/decisions/0004).
+MOST_IN_A_GROUP = 128
+
 
 @dataclass(frozen=True)
 class Field:
@@ -62,7 +66,7 @@ class Layout:
 
     Attributes:
       fields: every array of the tree, in the order of the vector.
-      groups: the same, shape by shape.
+      groups: the same, shape by shape, and of small fields at most `MOST_IN_A_GROUP` numbers.
       size: length of the vector.
     """
 
@@ -75,10 +79,14 @@ class Layout:
         self.groups: list[tuple[Field, ...]] = []
         self.size: int = 0
         for key in sorted(set(keys.values())):
-            group, shape = [], key[-1]
+            (is_last, _, shape), group = key, list[Field]()
             for path in (path for path in shapes if keys[path] == key):
+                size = math.prod(shape)
+                if group and not is_last and size * (len(group) + 1) > MOST_IN_A_GROUP:
+                    self.groups.append(tuple(group))
+                    group = []
                 group.append(Field(path, self.size, shape))
-                self.size += group[-1].size
+                self.size += size
             self.groups.append(tuple(group))
         self.fields: tuple[Field, ...] = tuple(field for group in self.groups for field in group)
         self._example = example

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
+import pytest
 
 from gradwatch.core import detectors, policies
 from gradwatch.core.guard import Guard
@@ -35,6 +37,15 @@ def test_what_is_to_lie_last_does_whatever_its_size():
     layout = Layout(TREE, last=lambda path, shape: path == ("b", "x"))
     assert [field.path[-1] for field in layout.fields] == ["a", "c", "d", "x"]
     assert np.array_equal(layout.unpack(NUMPY, layout.pack(NUMPY, TREE))["b"]["x"], TREE["b"]["x"])
+
+
+@pytest.mark.parametrize("policy", policies.POLICIES)
+def test_a_group_of_small_fields_fits_into_a_buffer_that_xla_keeps_on_one_thread(policy):
+    guard = Guard(policies.POLICIES[policy](), detectors.default())
+    layout = Layout(guard.init(5), last=lambda path, shape: math.prod(shape) > 1000)
+    small = [sum(field.size for field in group) for group in layout.groups if group[0].size < 1000]
+    assert max(small) <= 128, "512 bytes"
+    assert sum(len(group) for group in layout.groups) == len(layout.fields)
 
 
 def test_fields_do_not_overlap_and_leave_no_gap():

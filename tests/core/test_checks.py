@@ -44,6 +44,7 @@ CASES = [
     (detectors.spike, "cooldown_steps", (0,), ">= 1"),
     (detectors.trend, "drift", (0,), "> 0"),
     (detectors.trend, "decision", (0,), "> 0"),
+    (detectors.trend, "rise", (0.9, 0), ">= 1"),
     (detectors.trend, "window", (1,), ">= 2"),
     (detectors.trend, "warmup_steps", (1,), ">= 2"),
     (detectors.trend, "winsorise", (0.5, 1.0), "> 1"),

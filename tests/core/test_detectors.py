@@ -123,7 +123,8 @@ def test_trend_is_a_cusum_slowed_down_by_the_correlation_of_neighbours():
     for t, x in enumerate(norms):
         z = level.z(x)
         r = min(max(correlation, 0.0), 0.95)
-        total = min(max(total + (min(z, 4.0) - 1.0) * (1 - r) / (1 + r), 0.0), 16.0) if t >= 25 else 0.0
+        usual = max(1.0, math.log(1.4) / level.std)
+        total = min(max(total + min(z - usual, 3.0) * (1 - r) / (1 + r), 0.0), 16.0) if t >= 25 else 0.0
         assert got.score[t] == pytest.approx(total, abs=2e-3)
         assert got.alarm[t] == (total > 8.0)
         near = min(max(z, -2.5), 2.5)
@@ -337,6 +338,14 @@ def test_a_lasting_rise_stops_alarming_within_the_documented_number_of_steps():
         alarm = replay.detector(detectors.spike(), norms).alarm
         last = max(np.flatnonzero(row)[-1] for row in alarm.T if row.any())
         assert last - 600 < documented, f"x {times}"
+
+
+def test_a_norm_that_doubles_over_250_steps_while_a_run_learns_is_no_trend():
+    steps = np.arange(600)
+    level = np.where(steps < 80, -0.3 * steps / 80, -0.3 + np.log(2.2) * np.minimum((steps - 80) / 250, 1))
+    norms = np.exp(level[:, None]) * streams.lognormal(RNG, 600, 0.12, 200)
+    assert not replay.detector(detectors.trend(), norms).alarm.any()
+    assert replay.detector(detectors.trend(rise=1), norms).alarm.any(axis=0).mean() > 0.5
 
 
 def test_trend_falls_silent_after_a_lasting_rise():

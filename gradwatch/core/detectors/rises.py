@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -164,14 +165,16 @@ class _LearnedLimit(NamedTuple):
 class trend(OnLevel):
     """A slow exponential explosion: the log norm keeps standing above its running mean.
 
-    One-sided CUSUM: S_t = max(0, S_{t-1} + (min(z_t, winsorise) - drift) / v_{t-1}), alarm where S_t > decision,
-    z_t as in `spike`. v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
+    One-sided CUSUM: S_t = max(0, S_{t-1} + min(z_t - k_t, winsorise - drift) / v_{t-1}), alarm where S_t > decision,
+    z_t as in `spike`, k_t = max(drift, log(rise) / std_{t-1}). v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
     relative to independent ones; r, in [0, 0.95], is the running correlation of the last 1,000 steps without an
     alarm. S is held at twice the decision, so that it comes back after the norm does.
 
     Args:
       drift: deviations above the mean that are still normal, > 0 (the reference value k).
       decision: accumulated deviations that mean a trend, > 0 (the decision interval h).
+      rise: times the usual norm that is still normal, >= 1: while it learns, a healthy run's norm may double within some
+        hundred steps.
       window, min_std, cooldown_steps: as in `spike`.
       warmup_steps: norms observed before the first alarm, >= 2; a wild one counts as a quarter.
       winsorise: most deviations that one step adds, > drift: a single spike is no trend.
@@ -186,6 +189,7 @@ class trend(OnLevel):
 
     drift: float = 1.0
     decision: float = 8.0
+    rise: float = field(default=1.4, kw_only=True)
     winsorise: float = field(default=4.0, kw_only=True)
 
     kind: ClassVar[str] = "trend"  # type: ignore[misc]
@@ -194,6 +198,7 @@ class trend(OnLevel):
         self._store(
             drift=checks.number("drift", self.drift, above=0),
             decision=checks.number("decision", self.decision, above=0),
+            rise=checks.number("rise", self.rise, least=1),
             winsorise=checks.number("winsorise", self.winsorise, above=self.drift),
         )
         self._check_level()
@@ -202,12 +207,12 @@ class trend(OnLevel):
         return {"level": Level.init(), **dict.fromkeys(("sum", "last", "correlation"), np.zeros((), np.float32))}
 
     def update(self, xp: Namespace, state: State, norms: Norms) -> Update:
-        level, drift, decision = self._level, self.drift, self.decision
+        level, decision = self._level, self.decision
         held, last, correlation = state["level"], state["last"], state["correlation"]
         ready = level.ready(held)
-        z = level.z(xp, held, norms)
+        z, normal = level.z(xp, held, norms), xp.maximum(self.drift, math.log(self.rise) / level.std(xp, held))
         r = xp.minimum(xp.maximum(correlation, 0.0), 0.95)
-        grown = state["sum"] + (xp.minimum(z, self.winsorise) - drift) * (1.0 - r) / (1.0 + r)
+        grown = state["sum"] + xp.minimum(z - normal, self.winsorise - self.drift) * (1.0 - r) / (1.0 + r)
         grown = xp.where(ready, xp.minimum(xp.maximum(grown, 0.0), 2.0 * decision), 0.0)
         total = xp.where(norms.finite, grown, state["sum"])
         rising = total > decision
@@ -220,6 +225,6 @@ class trend(OnLevel):
             "last": xp.where(norms.enters, near, last),
             "correlation": xp.where(norms.enters & ~rising, correlated, correlation),
         }
-        threshold = as_norm(xp, held["mean"] + drift * level.std(xp, held))
+        threshold = as_norm(xp, held["mean"] + normal * level.std(xp, held))
         info = {"score": total, "threshold": xp.where(ready, threshold, LARGEST)}
         return new, ready & norms.finite & rising, info

@@ -80,6 +80,7 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
         norm_sum=float(run["sum"]) + float(run["sum_rest"]),
         expected_clip_ratio=guard.policy.expected_clip_ratio,
+        budget_steps_missing=max([0, *(detector.budget_steps - count["finite"] for detector in guard.detectors)]),
         reach=_reach(last["reach"]),
         **known,
     )

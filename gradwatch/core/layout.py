@@ -17,8 +17,8 @@ from gradwatch.core.xp import Array, Namespace
 
 Tree = Mapping[str, Any]  # nested dicts of arrays
 
-#: Numbers in a group of small fields, 512 bytes: XLA on the CPU hands the kernels of a program with a larger buffer from
-#: thread to thread (docs/decisions/0004).
+#: Numbers in a group of small fields, 512 bytes: of a program with a larger buffer, XLA on the CPU hands the kernels
+#: from thread to thread (docs/decisions/0004).
 MOST_IN_A_GROUP = 128
 
 

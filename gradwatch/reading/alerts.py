@@ -201,6 +201,8 @@ def _fired(
         said.append(wording.carriers(shares))
     if action:
         said.append(f"gradwatch {action}.")
+    if kind == "explosion" and snapshot.budget_steps_missing:
+        said.append(wording.TOO_SHORT.format(snapshot.budget_steps_missing))
     said += [episode.text, advice]
     return Alert(
         kind=kind,

@@ -39,6 +39,11 @@ _SUDDEN = "Look at the batch of that step."
 _LASTING = "Stop, go back to a checkpoint from before it began, and lower the learning rate."
 _PROBING = "A loss scale that probes for its highest value does this; it matters only if it does not stop."
 
+#: Of an explosion in a run that is too young for its budget of false alarms.
+TOO_SHORT = (
+    "The run is {:,} steps too short yet for its budget of false alarms, so this may be one of more than promised."
+)
+
 #: Finite gradients whose norm is said to be above it have overflowed: float32 cannot hold the sum of their squares.
 _LARGEST = 1e36
 

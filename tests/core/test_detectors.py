@@ -231,9 +231,10 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
     """Oracle: the docstrings of `spike` and `core.tail` written out in float64, one stream."""
     x = streams.lognormal(np.random.default_rng(0), 1500, 0.4)
     x[[700, 701, 1100]] *= 40
+    x[[500, 1200, 1300, 1400]] *= 7  # above the tail, and no explosion
     got = replay.detector(detectors.spike(false_alarms_per_million=50), x)
     level, calm = Level(200, 2.5), 50
-    big_n, n, s1, s2, s3 = 5 / 0.23, 5.0, 5.0, 10.0, 30.0
+    big_n, n, s1, s2, s3, outliers = 5 / 0.23, 5.0, 5.0, 10.0, 30.0, 0.0
     for t, value in enumerate(x):
         hazard = n / s1
         c = (s1 * s1 - n * s2 / 2) / (2 * s1 * s3 / 3 - s2 * s2 / 2)
@@ -242,21 +243,40 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
         h = math.log(n / (big_n * 50e-6))
         z_max = 0.75 + (h / b if c == 0 else (-b + math.sqrt(b * b + 4 * c * h)) / (2 * c))
         z = level.z(value)
-        z_max = max(z_max, 3 * 0.1 / level.std)
-        margin = z_max * level.std if t >= 25 else level.start_margin
+        epsilon = (0.15 + max(outliers - 1, 0)) / (500 + big_n - 5 / 0.23)
+        admixture = 0.4 * max(math.log(epsilon / 50e-6), 0)
+        margin = max(z_max * level.std + admixture, 3 * 0.1) if t >= 25 else level.start_margin
         alarm = t >= 1 and math.log(value) > level.mean + margin
+        passed = z > z_max if t >= 25 else alarm
         assert got.alarm[t] == alarm, t
         if t >= 1:
             assert got.threshold[t] == pytest.approx(math.exp(level.mean + margin), rel=2e-3)
-        if calm >= 50 or (alarm and calm >= 1):
+        if calm >= 50 or (passed and calm >= 1):
             excess, d = max(min(z, z_max) - 0.75, 0), 1 - 1 / 50_000
             prior = 1 - d  # the prior is what never decays
             big_n, n = big_n * d + 1 + 5 / 0.23 * prior, n * d + (excess > 0) + 5 * prior
             s1, s2 = s1 * d + excess + 5 * prior, s2 * d + excess**2 + 10 * prior
             s3 = s3 * d + excess**3 + 30 * prior
-        calm = 0 if alarm else calm + 1
+            outliers = outliers * d + (passed and t >= 25 and (z - z_max) * level.std < 1.2)
+        calm = 0 if passed else calm + 1
         level.learn(value)
     assert got.alarm[[700, 1100]].all()
+
+
+def test_outliers_that_a_run_has_now_and_then_become_usual():
+    x = streams.lognormal(np.random.default_rng(2), 6000, 0.1)
+    x[500::500] *= 2.2
+    alarm = replay.detector(detectors.spike(false_alarms_per_million=10), x).alarm
+    assert alarm.sum() <= 2, "the first ones at most"
+    x[5999] *= 20
+    assert replay.detector(detectors.spike(false_alarms_per_million=10), x).alarm[5999]
+
+
+def test_the_steps_that_a_budget_needs():
+    """0.15 / p - 500: where the outliers that are believed in are as rare as the budget."""
+    assert [detectors.spike(false_alarms_per_million=b).budget_steps for b in (1, 10, 100, 1000)] == [
+        149_500, 14_500, 1_000, 25]  # fmt: skip
+    assert detectors.spike().budget_steps == 0
 
 
 BUDGETED = {

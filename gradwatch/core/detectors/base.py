@@ -61,6 +61,11 @@ class Detector(Value):
         self._store(kind=kind, name=name, init=init, update=update)
         self._store(cooldown_steps=checks.count("cooldown_steps", cooldown_steps))
 
+    @property
+    def budget_steps(self) -> int:
+        """Healthy steps that a run needs for a budget of false alarms to be kept; 0 without one."""
+        return 0
+
     def init(self, num_variables: int) -> State:
         """The state before the first step."""
         raise NotImplementedError

@@ -17,7 +17,7 @@ from gradwatch.errors import ConfigError
 
 _Z_MAX = 5.0  # of `spike` without a budget
 _LEAST_Z = 3.0  # with one, in units of min_std
-_CALM = 50  # so many steps after an alarm the tail learns nothing but new alarms
+_CALM = 50  # so many steps after one that passed the tail's limit the tail learns nothing but new ones
 # The level's deviation s comes to rest where E[min(x^2, (winsorise s)^2)] = s^2: at 0.79 of a normal's own for 1.5, at
 # 0.50 for 1.2 and 0.17 for 1.05, where a fifth of all healthy steps would stand above 5 s.
 _LEAST_WINSORISE = 1.5
@@ -37,9 +37,10 @@ class spike(OnLevel):
     `gradwatch.core.detectors.level` has the formulas, docs/detectors.md how often healthy starts raise it.
 
     With a budget of false alarms z_max is learned: the z that one healthy step in 1,000,000 / budget exceeds, from the
-    tail of z (`gradwatch.core.tail`). What passes it enters the tail clamped at it, once for each cluster. Until some
-    hundred steps have been seen z_max is about 10, from a prior that is heavier than training and that keeps its
-    weight. z_max * std is never less than 3 * min_std: on a calm run the budget is not used up.
+    tail of z, and from rare outliers beside it (`gradwatch.core.tail`). What passes the tail's own limit enters it
+    clamped there, once for each cluster, and counts as an outlier. Until some hundred steps have been seen z_max is
+    about 10, from a prior that is heavier than training and that keeps its weight. z_max * std is never less than
+    3 * min_std: on a calm run the budget is not used up. A run shorter than `budget_steps` is too short for its budget.
 
     Args:
       z_max: standard deviations of the log norm, > 0; None is 5 without a budget.
@@ -105,6 +106,15 @@ class spike(OnLevel):
         return self.winsorise
 
     @property
+    def budget_steps(self) -> int:
+        """Healthy steps that a run needs for its budget to be kept; 0 without one.
+
+        14,500 for 10 in a million, 1,000 for 100: before, the limit leans on what is believed of all runs.
+        """
+        budget = self.false_alarms_per_million
+        return 0 if budget is None else max(tail.steps_until_known(budget / 1e6), self.warmup_steps)
+
+    @property
     def _learned(self) -> _LearnedLimit | None:
         budget = self.false_alarms_per_million
         return None if budget is None else _LearnedLimit(budget / 1e6, 1.0 - 1.0 / self.memory)
@@ -118,10 +128,10 @@ class spike(OnLevel):
         level, learned = self._level, self._learned
         held = state["level"]
         std, ready, begun = level.std(xp, held), level.ready(held), held["seen"] > 0.0
-        limit: Any = self.z_max
+        over: Any = self.z_max * std if self.z_max is not None else 0.0
         if learned is not None:
-            limit = xp.maximum(learned.z_max(xp, state["limit"]), _LEAST_Z * self.min_std / std)
-        margin = xp.where(ready, limit * std, level.start_margin(xp, held))
+            over = xp.maximum(learned.margin(xp, state["limit"], std), _LEAST_Z * self.min_std)
+        margin = xp.where(ready, over, level.start_margin(xp, held))
         log_threshold = xp.minimum(held["mean"] + margin, state["low"] + anchor.DECADES)
         z = level.z(xp, held, norms)
         judged = begun & norms.finite
@@ -130,7 +140,7 @@ class spike(OnLevel):
         low = anchor.follow(xp, state["low"], after["mean"], held["seen"], falls=True)
         new: dict[str, Any] = {"level": after, "low": xp.where(norms.enters, low, state["low"])}
         if learned is not None:
-            new["limit"] = learned.update(xp, state["limit"], xp.minimum(z, limit), alarm, norms)
+            new["limit"] = learned.update(xp, state["limit"], z, std, norms, ready=ready, alarm=alarm)
         info = {
             "score": xp.where(judged, z, 0.0),
             "threshold": xp.where(begun, as_norm(xp, log_threshold), LARGEST),
@@ -140,7 +150,7 @@ class spike(OnLevel):
 
 
 class _LearnedLimit(NamedTuple):
-    """z_max from a budget: the tail of z, and how long it has been calm."""
+    """The limit from a budget: the tail of z with its outliers, and how long it has been calm."""
 
     rate: float
     decay: float
@@ -149,15 +159,21 @@ class _LearnedLimit(NamedTuple):
     def init() -> dict[str, Any]:
         return {"tail": tail.init(), "calm": np.full((), _CALM, np.float32)}
 
-    def z_max(self, xp: Namespace, state: State) -> Array:
-        return tail.limit(xp, state["tail"], self.rate)
+    def margin(self, xp: Namespace, state: State, std: Array) -> Array:
+        """How far above the mean the limit lies, a log norm."""
+        return tail.limit(xp, state["tail"], self.rate) * std + tail.outlier_margin(xp, state["tail"], self.rate)
 
-    def update(self, xp: Namespace, state: State, z: Array, alarm: Bool, norms: Norms) -> dict[str, Any]:
-        calm = state["calm"]
-        learns = norms.enters & ((calm >= _CALM) | (alarm & (calm >= 1.0)))
+    def update(
+        self, xp: Namespace, state: State, z: Array, std: Array, norms: Norms, *, ready: Bool, alarm: Bool
+    ) -> dict[str, Any]:
+        """After a step; in the start nothing passes but what alarms, and that is no outlier."""
+        calm, limit = state["calm"], tail.limit(xp, state["tail"], self.rate)
+        passed = (ready & (z > limit)) | (~ready & alarm)
+        learns = norms.enters & ((calm >= _CALM) | (passed & (calm >= 1.0)))
+        held = xp.where(ready, z, xp.minimum(z, limit))
         return {
-            "tail": tail.update(xp, state["tail"], z, learns=learns, decay=self.decay),
-            "calm": xp.where(alarm, 0.0, xp.where(norms.enters, xp.minimum(calm + 1.0, 1e6), calm)),
+            "tail": tail.update(xp, state["tail"], held, std, learns=learns, limit=limit, decay=self.decay),
+            "calm": xp.where(passed, 0.0, xp.where(norms.enters, xp.minimum(calm + 1.0, 1e6), calm)),
         }
 
 
@@ -166,15 +182,16 @@ class trend(OnLevel):
     """A slow exponential explosion: the log norm keeps standing above its running mean.
 
     One-sided CUSUM: S_t = max(0, S_{t-1} + min(z_t - k_t, winsorise - drift) / v_{t-1}), alarm where S_t > decision,
-    z_t as in `spike`, k_t = max(drift, log(rise) / std_{t-1}). v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
+    z_t as in `spike`, k_t = max(drift, log(rise) / std_{t-1}).
+    v = (1 + r) / (1 - r) is the variance of a sum of norms whose neighbours correlate by r,
     relative to independent ones; r, in [0, 0.95], is the running correlation of the last 1,000 steps without an
     alarm. S is held at twice the decision, so that it comes back after the norm does.
 
     Args:
       drift: deviations above the mean that are still normal, > 0 (the reference value k).
       decision: accumulated deviations that mean a trend, > 0 (the decision interval h).
-      rise: times the usual norm that is still normal, >= 1: while it learns, a healthy run's norm may double within some
-        hundred steps.
+      rise: times the usual norm that is still normal, >= 1: while it learns, a healthy run's norm may double within
+        some hundred steps.
       window, min_std, cooldown_steps: as in `spike`.
       warmup_steps: norms observed before the first alarm, >= 2; a wild one counts as a quarter.
       winsorise: most deviations that one step adds, > drift: a single spike is no trend.

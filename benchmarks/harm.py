@@ -231,16 +231,15 @@ def was_harmed(losses: np.ndarray, twin: np.ndarray, last: int) -> bool:
     """Whether the loss was still worse than the twin's once a harmless fault is over.
 
     Compared are the medians of the `COMPARED` steps that begin `BACK` steps after the fault's last one (of a fault that
-    does not end: the run's last `COMPARED`). Worse: a fifth of the twin's loss, or six of its deviations, whichever is
-    more, above; or not finite.
+    does not end: the run's last `COMPARED`). Worse: above it by a tenth of the twin's loss or by its deviation,
+    whichever is more; or not finite.
     """
     start = min(last + 1 + BACK, STEPS - COMPARED)
     mine, usual = losses[start : start + COMPARED], twin[start : start + COMPARED]
     middle = float(np.median(usual))
     spread = 1.4826 * float(np.median(np.abs(usual - middle)))
-    # a median of 200 says more than a single loss: its own error is a twelfth of the deviation
     worse = float(np.median(np.where(np.isfinite(mine), mine, np.inf))) - middle
-    return worse > max(0.2 * abs(middle), spread)
+    return worse > max(0.1 * abs(middle), spread)
 
 
 def score(runs: Sequence[Run], *, verbose: bool = True) -> dict[str, Any]:

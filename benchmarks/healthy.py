@@ -3,9 +3,10 @@
     nice python benchmarks/healthy.py              about 165 runs of 5,000 steps, an hour on one core; stops and resumes
     python benchmarks/healthy.py --seeds 1 --steps 500 --output FOLDER     a look at it
 
-Seventeen kinds of training (`kinds.py`), ten seeds of each (five of the slowest), with a learning rate between half of and
-twice the usual one. A run that did not get anywhere is none, and the next seed takes its place. Both sides of a GAN are recorded, so there
-are more streams than runs. The file holds the logarithms of the norms and the losses as float16, by "kind/side/seed".
+Seventeen kinds of training (`kinds.py`), ten seeds of each (five of the slowest), with a learning rate between half
+of and twice the usual one. A run that did not get anywhere is none, and the next seed takes its place. Both sides of
+a GAN are recorded, so there are more streams than runs. The file holds the logarithms of the norms and the losses as
+float16, by "kind/side/seed".
 """
 
 from __future__ import annotations

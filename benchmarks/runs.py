@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from streams import RECORDED
+
+RECORDED = Path(__file__).parent / "results" / "recorded_norms.npz"
 
 #: The method that does not clip.
 UNCLIPPED = "none"

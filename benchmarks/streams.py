@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from functools import cache
 from typing import NamedTuple
 
+import healthy
 import numpy as np
-
-RECORDED = Path(__file__).parent / "results" / "recorded_norms.npz"
 
 Source = Callable[[np.random.Generator, int], Iterator[np.ndarray]]
 
@@ -35,13 +34,10 @@ def _decay(rng: np.random.Generator, streams: int) -> Iterator[np.ndarray]:
         yield (1 + t / 200) ** -0.5 * np.exp(0.2 * rng.standard_normal(streams))
 
 
+@cache
 def recorded_runs() -> list[np.ndarray]:
-    """The norms of healthy training runs, one array a run; none before efficacy.py has recorded them."""
-    if not RECORDED.exists():
-        return []
-    with np.load(RECORDED) as file:
-        runs = [file[name] for name in sorted(file.files)]
-    return [run[np.isfinite(run) & (run > 0)] for run in runs]
+    """The norms of healthy training runs of kinds that nothing was tuned on, one array for each side of a run."""
+    return [norms for norms, _ in healthy.load("judged").values()]
 
 
 def _recorded(rng: np.random.Generator, streams: int) -> Iterator[np.ndarray]:
@@ -69,7 +65,7 @@ STREAMS: dict[str, Source] = {
     "AR(1) 0.9": _autoregressive,
     "decay": _decay,
 }
-if RECORDED.exists():
+if healthy.RESULTS.exists():
     STREAMS["recorded"] = _recorded
 
 

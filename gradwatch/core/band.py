@@ -10,12 +10,19 @@ import numpy as np
 _CALM_LOSSES = 200  # losses that the band is made of
 _LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
 _BAND_EVERY = 20  # new calm losses between two bands
+_LASTING_SHARE = 0.1
+_LASTING = 1.5  # deviations: a median of 100 independent losses has a deviation of 0.13
+_BLOCK, _LEAST_BLOCKS = 50, 10  # losses of which one median is taken; so many medians show how it wanders
 
 
 class LossBand:
     """The upper ends of the band, out of the calm losses of a run.
 
         m + max(far * s, share * |m|),   m, s: median and scaled median absolute deviation of the last 200 calm losses
+
+    A median of many losses has little noise of its own, so that less of a rise says something where it lasts:
+
+        m + max(1.5 * s, 0.1 * |m|, 1.5 * D),   D: most that a median of 50 calm losses was above an earlier one
 
     Before there are 20 calm losses the band ends at L + 2 |L|, L the first loss of the run. A loss is wild above both.
 
@@ -33,6 +40,8 @@ class LossBand:
         self._end: float | None = None
         self._since = 0
         self._lowest = (math.inf, 0.0)
+        self._block: list[float] = []
+        self._blocks, self._low, self._rise = 0, math.inf, 0.0
 
     @property
     def is_known(self) -> bool:
@@ -44,6 +53,13 @@ class LossBand:
         """(harmed from, wild from): losses above."""
         far = self.first + 2.0 * abs(self.first) + 1e-6
         return (far, far) if self._end is None else (self._end, max(self._end, far))
+
+    @property
+    def lasting_end(self) -> float:
+        """A median of 100 losses above it is no chance; Inf before there are 500 calm losses."""
+        if not self.is_known or self._blocks < _LEAST_BLOCKS:
+            return math.inf
+        return self.usual + max(_LASTING * self.spread, _LASTING_SHARE * abs(self.usual), _LASTING * self._rise)
 
     @property
     def has_learned(self) -> bool:
@@ -59,6 +75,10 @@ class LossBand:
         """
         self._calm.extend(losses)
         self._since += len(losses)
+        self._block.extend(losses)
+        while len(self._block) >= _BLOCK:
+            self._take_block(float(np.median(self._block[:_BLOCK])))
+            del self._block[:_BLOCK]
         if len(self._calm) < _LEAST_CALM or (self._end is not None and self._since < _BAND_EVERY):
             return
         known = np.array(self._calm)
@@ -69,8 +89,15 @@ class LossBand:
         self.usual, self.spread = self._lowest
         self._end, self._since = self.usual + max(far * self.spread, share * abs(self.usual)), 0
 
+    def _take_block(self, middle: float) -> None:
+        self._blocks += 1
+        self._rise = max(self._rise, middle - self._low)
+        self._low = min(self._low, middle)
+
     def restart(self, first: float) -> None:
         """What was is no measure any more: from `first` on it is another task."""
         self.first, self.usual, self.spread = first, math.nan, math.nan
         self._calm.clear()
         self._end, self._lowest = None, (math.inf, 0.0)
+        self._block.clear()
+        self._blocks, self._low, self._rise = 0, math.inf, 0.0

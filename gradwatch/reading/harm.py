@@ -222,8 +222,9 @@ class HarmWatch:
     def _above_text(self) -> str:
         losses = self._losses
         usual = f"; usual is {losses.band.usual:.4g}" if losses.band.is_known else ""
+        end = losses.band.lasting_end if losses.is_raised else losses.band.ends[0]
         return (
-            f"The loss has been above {losses.band.ends[0]:.4g} for {losses.steps_above} steps and is "
+            f"The loss has been above {end:.4g} for {losses.steps_above} steps and is "
             f"{losses.smoothed:.4g} now{usual}."
         )
 

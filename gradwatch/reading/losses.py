@@ -16,13 +16,16 @@ from gradwatch.core.band import LossBand
 from gradwatch.core.snapshot import VERDICTS, Snapshot
 
 #: Steps within which a loss must be back in its band for an anomaly to be harmless.
-BACK_STEPS = 50
+BACK_STEPS = 100
+
+#: Losses whose median is clearly above the usual one where it is raised at all: a rise that lasts, and is no large one.
+RAISED_STEPS = 100
 
 #: A loss that stays away for so long, in steps and in seconds, has no way back.
 LOST_STEPS, LOST_SECONDS = 200, 120.0
 
 #: Steps in a row of a loss far above everything before it: no need to wait whether it comes back.
-WILD_STEPS = 10
+WILD_STEPS = 30
 
 #: Steps in a row without a finite gradient, or a loss, that are no bad batch; a loss scale that looks for its value
 #: takes more: from 2^15 down to 1 and below it halves at each of them.
@@ -37,6 +40,7 @@ PROGRESS_STEPS = 2000
 #: Why a step was not useful. A step has one reason, the first that fits.
 REASONS = ("nonfinite", "skipped", "harmful")
 
+_NEWEST = 25  # losses that show whether a rise lasts on
 _SMOOTHED = 7  # losses whose median is compared with the band
 _COMPARED = 200  # losses at either end that progress is judged by
 _CLEARLY = 2.0  # standard errors of a difference between two medians
@@ -60,7 +64,8 @@ class LossWatch:
       last_step: the newest step that was read.
       band: where a healthy loss lies, anchored at the lowest median of 200 calm losses so far.
       is_known: whether any loss is known.
-      above_since: the step since which the median of the last 7 losses has been above the band; 0: it is not.
+      above_since: the step since which the losses have been above the band: the median of the last 7 above its end, or
+        that of the last `RAISED_STEPS` above its nearer end for what lasts; 0: they are not.
       wild: losses in a row, up to now, that were far above everything before.
       streak: steps in a row, up to now, whose loss was not finite.
       let_through: the newest exploding step that reached the weights as it came.
@@ -79,6 +84,7 @@ class LossWatch:
         self._counted = _counted(snapshot)
         self._alarm = -_SMOOTHED
         self._recent: deque[float] = deque(maxlen=_SMOOTHED)
+        self._longer: deque[float] = deque(maxlen=RAISED_STEPS)
         self._newest: deque[float] = deque(maxlen=2 * _COMPARED)
         self._first: list[float] = []
         self._losses = 0
@@ -114,6 +120,7 @@ class LossWatch:
         if self._is_plain(rows):
             losses = rows.loss[np.isfinite(rows.loss)].tolist()
             self._recent.extend(losses)
+            self._longer.extend(losses)
             self.wild = self.streak = 0
             self._add_calm(losses, int(rows.step[-1]))
             if harmful:
@@ -137,7 +144,11 @@ class LossWatch:
         if len(known) and not self.band.is_known:
             return False
         calm = np.all(rows.norm <= rows.threshold) and np.all(rows.verdict <= 1) and np.all(np.isfinite(rows.norm))
-        return bool(calm and np.all(known <= self.band.ends[0]))
+        if not calm or np.any(known > self.band.ends[0]):
+            return False
+        above = np.concatenate([np.array(self._longer), known]) > self.band.lasting_end
+        counts = np.concatenate([[0], np.cumsum(above)])
+        return bool(np.all(counts[RAISED_STEPS:] - counts[:-RAISED_STEPS] < RAISED_STEPS // 2))
 
     def _read_one(self, step: int, norm: float, threshold: float, verdict: int, loss: float, harmful: bool) -> None:
         finite = math.isfinite(norm)
@@ -162,10 +173,12 @@ class LossWatch:
         if not self.is_known:
             self.is_known, self.band.first = True, loss
         self._recent.append(loss)
+        self._longer.append(loss)
         harmed_from, wild_from = self.band.ends
         self.wild = self.wild + 1 if loss > wild_from else 0
-        if self.smoothed > harmed_from:
-            self.above_since = self.above_since or step
+        if self.smoothed > harmed_from or self.is_raised:
+            raised = 1 if self.smoothed > harmed_from else sum(x > self.band.lasting_end for x in self._longer)
+            self.above_since = self.above_since or max(step - raised + 1, 1)
             self._newest.append(loss)
             if step - self.above_since >= SETTLED_STEPS and not self._is_rising():
                 self.band.restart(loss)
@@ -221,6 +234,14 @@ class LossWatch:
     def smoothed(self) -> float:
         """Median of the last 7 losses; NaN before there is any."""
         return sorted(self._recent)[len(self._recent) // 2] if self._recent else math.nan
+
+    @property
+    def is_raised(self) -> bool:
+        """Whether the median of the last `RAISED_STEPS` losses is above the band's nearer end, and of the newest, too."""
+        losses, end = list(self._longer), self.band.lasting_end
+        if len(losses) < RAISED_STEPS or not self.band.is_known:
+            return False
+        return all(sorted(part)[len(part) // 2] > end for part in (losses[-_NEWEST:], losses))
 
     @property
     def steps_above(self) -> int:

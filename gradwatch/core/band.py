@@ -12,7 +12,9 @@ _LEAST_CALM = 20  # below it, the first loss of the run takes the place of the b
 _BAND_EVERY = 20  # new calm losses between two bands
 _LASTING_SHARE = 0.1
 _LASTING = 1.5  # deviations: a median of 100 independent losses has a deviation of 0.13
-_BLOCK, _LEAST_BLOCKS = 50, 10  # losses of which one median is taken; so many medians show how it wanders
+_BLOCK, _LEAST_BLOCKS = 50, 6  # losses of which one median is taken; so many medians show how it wanders
+_WANDER = 2.5
+_NEWEST_BLOCKS = 4  # that D leaves out
 
 
 class LossBand:
@@ -22,7 +24,8 @@ class LossBand:
 
     A median of many losses has little noise of its own, so that less of a rise says something where it lasts:
 
-        m + max(1.5 * s, 0.1 * |m|, 1.5 * D),   D: most that a median of 50 calm losses was above an earlier one
+        m + max(1.5 * s, 0.1 * |m|, 2.5 * D),   D: most that a median of 50 calm losses was above an earlier one,
+                                                the newest 200 losses left out: they may be what is to be judged
 
     Before there are 20 calm losses the band ends at L + 2 |L|, L the first loss of the run. A loss is wild above both.
 
@@ -41,6 +44,7 @@ class LossBand:
         self._since = 0
         self._lowest = (math.inf, 0.0)
         self._block: list[float] = []
+        self._newest: deque[float] = deque()
         self._blocks, self._low, self._rise = 0, math.inf, 0.0
 
     @property
@@ -59,7 +63,7 @@ class LossBand:
         """A median of 100 losses above it is no chance; Inf before there are 500 calm losses."""
         if not self.is_known or self._blocks < _LEAST_BLOCKS:
             return math.inf
-        return self.usual + max(_LASTING * self.spread, _LASTING_SHARE * abs(self.usual), _LASTING * self._rise)
+        return self.usual + max(_LASTING * self.spread, _LASTING_SHARE * abs(self.usual), _WANDER * self._rise)
 
     @property
     def has_learned(self) -> bool:
@@ -89,15 +93,23 @@ class LossBand:
         self.usual, self.spread = self._lowest
         self._end, self._since = self.usual + max(far * self.spread, share * abs(self.usual)), 0
 
+    def forget_newest(self) -> None:
+        """The newest losses were not calm: how far they rose is no measure of how a healthy loss wanders."""
+        self._newest.clear()
+        self._block.clear()
+
     def _take_block(self, middle: float) -> None:
-        self._blocks += 1
-        self._rise = max(self._rise, middle - self._low)
-        self._low = min(self._low, middle)
+        self._newest.append(middle)
+        if len(self._newest) > _NEWEST_BLOCKS:
+            middle = self._newest.popleft()
+            self._blocks += 1
+            self._rise = max(self._rise, middle - self._low)
+            self._low = min(self._low, middle)
 
     def restart(self, first: float) -> None:
         """What was is no measure any more: from `first` on it is another task."""
         self.first, self.usual, self.spread = first, math.nan, math.nan
         self._calm.clear()
         self._end, self._lowest = None, (math.inf, 0.0)
-        self._block.clear()
+        self.forget_newest()
         self._blocks, self._low, self._rise = 0, math.inf, 0.0

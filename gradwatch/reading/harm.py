@@ -79,9 +79,9 @@ class Harm:
 class HarmWatch:
     """Grades the episodes of one monitor, look after look.
 
-    With the loss known, harm is what the loss shows: the median of its last 7 values above its band for `BACK_STEPS`
-    steps, or far above it for 10. Without it, harm is what the gradients leave to fear; docs/notifications.md has the
-    table.
+    With the loss known, harm is what the loss shows: above its band for `BACK_STEPS` steps, or far above it for
+    `WILD_STEPS`; `LossWatch.above_since` says what above is. Without it, harm is what the gradients leave to fear;
+    docs/notifications.md has the table.
     """
 
     def __init__(self) -> None:
@@ -224,8 +224,7 @@ class HarmWatch:
         usual = f"; usual is {losses.band.usual:.4g}" if losses.band.is_known else ""
         end = losses.band.lasting_end if losses.is_raised else losses.band.ends[0]
         return (
-            f"The loss has been above {end:.4g} for {losses.steps_above} steps and is "
-            f"{losses.smoothed:.4g} now{usual}."
+            f"The loss has been above {end:.4g} for {losses.steps_above} steps and is {losses.smoothed:.4g} now{usual}."
         )
 
 

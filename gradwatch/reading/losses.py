@@ -178,7 +178,9 @@ class LossWatch:
         self.wild = self.wild + 1 if loss > wild_from else 0
         if self.smoothed > harmed_from or self.is_raised:
             raised = 1 if self.smoothed > harmed_from else sum(x > self.band.lasting_end for x in self._longer)
-            self.above_since = self.above_since or max(step - raised + 1, 1)
+            if not self.above_since:
+                self.above_since = max(step - raised + 1, 1)
+                self.band.forget_newest()
             self._newest.append(loss)
             if step - self.above_since >= SETTLED_STEPS and not self._is_rising():
                 self.band.restart(loss)
@@ -237,7 +239,7 @@ class LossWatch:
 
     @property
     def is_raised(self) -> bool:
-        """Whether the median of the last `RAISED_STEPS` losses is above the band's nearer end, and of the newest, too."""
+        """Whether the median of the last `RAISED_STEPS` losses, and of the newest, is above the band's nearer end."""
         losses, end = list(self._longer), self.band.lasting_end
         if len(losses) < RAISED_STEPS or not self.band.is_known:
             return False

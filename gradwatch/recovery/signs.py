@@ -14,10 +14,11 @@ import numpy as np
 
 from gradwatch.core.band import LossBand
 from gradwatch.core.snapshot import VERDICTS
-from gradwatch.reading.losses import SCALING_STREAK_STEPS, STREAK_STEPS, WILD_STEPS
+from gradwatch.reading.losses import SCALING_STREAK_STEPS, STREAK_STEPS
 
 _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
+_WILD_STEPS = 10  # far above everything before, after an explosion: whoever can go back need not wait
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -230,7 +231,7 @@ class Signs:
         if streak >= (SCALING_STREAK_STEPS if loss_scaled else STREAK_STEPS):
             return self._since_text("nonfinite", streak, f"{streak} steps without a finite gradient")
         suspect = self.on_trial or self._is_anomalous(self.last_step)
-        if self._wild >= WILD_STEPS and suspect:
+        if self._wild >= _WILD_STEPS and suspect:
             text = f"the loss has been above {self.band[1]:.4g} for {self._wild} steps"
             return self._since_text("lost", self._wild, text)
         harmed = self.last_step - self._harmed_since + 1 if self._harmed_since else 0

@@ -12,7 +12,15 @@ from telemetry.fake import FakeMonitor
 from gradwatch.core.snapshot import KINDS
 from gradwatch.reading.alerts import Alert, alerts_between
 from gradwatch.reading.harm import LOSS_KINDS, HarmWatch
-from gradwatch.reading.losses import BACK_STEPS, LOST_SECONDS, LOST_STEPS, PROGRESS_STEPS, SETTLED_STEPS, STREAK_STEPS
+from gradwatch.reading.losses import (
+    BACK_STEPS,
+    LOST_SECONDS,
+    LOST_STEPS,
+    PROGRESS_STEPS,
+    SETTLED_STEPS,
+    STREAK_STEPS,
+    LossWatch,
+)
 from gradwatch.reading.reading import Reading
 
 
@@ -98,9 +106,53 @@ def test_two_hundred_steps_in_two_seconds_are_not_yet_a_page():
     assert run.severities == [("explosion", "info"), ("explosion", "warning")]
 
 
-def test_a_loss_far_above_everything_is_harm_within_ten_steps():
-    run = Run().train(300).explode().calm().train(20, 50.0)
-    assert run.severities == [("explosion", "warning")]
+def test_a_loss_far_above_everything_is_harm_within_thirty_steps():
+    run = Run().train(300).explode().calm().train(40, 50.0)
+    assert run.severities == [("explosion", "info"), ("explosion", "warning")]
+
+
+def test_twenty_bad_batches_whose_loss_is_back_at_once_do_no_harm():
+    assert Run().train(300).explode().calm().train(20, 50.0).train(300).severities == [("explosion", "info")]
+
+
+# -- a rise that lasts and is no large one ----------------------------------------------------------------
+
+
+def noisy(*parts: tuple[int, float], noise: float = 0.25, seed: int = 1) -> np.ndarray:
+    """Losses of so many steps at each level."""
+    levels = np.repeat([level for _, level in parts], [steps for steps, _ in parts])
+    return levels * (1 + noise * np.random.default_rng(seed).standard_normal(len(levels)))
+
+
+def harmful_from(losses: np.ndarray, every: int = 1) -> int:
+    """The step at which a run with these losses is first called harmful, looked at every so many steps; 0: never."""
+    watch, snapshot = LossWatch(), FakeMonitor().snapshot()
+    for end in range(every, len(losses) + 1, every):
+        step = np.arange(max(end - 1023, 1), end + 1)
+        rows = {"step": step, "norm": np.ones(len(step)), "loss": losses[step - 1]}
+        watch.read(replace(snapshot, steps=end), rows, harmful=False)
+        if watch.is_harmful:
+            return end
+    return 0
+
+
+@pytest.mark.parametrize("every", [1, 20, 250])
+def test_a_loss_that_rises_by_half_under_noise_is_harm_if_it_stays(every):
+    step = harmful_from(noisy((1000, 1.0), (500, 1.5)), every)
+    assert 1000 + BACK_STEPS <= step <= 1000 + BACK_STEPS + 40 + every
+
+
+def test_the_same_rise_for_fifty_steps_is_none():
+    assert harmful_from(noisy((1000, 1.0), (50, 1.5), (1000, 1.0))) == 0
+
+
+def test_a_loss_that_wandered_before_may_wander_again():
+    wave = 1 + 0.3 * np.sin(np.arange(6000) / 300)
+    assert harmful_from(noisy((6000, 1.0), noise=0.15) * wave, 20) == 0
+
+
+def test_before_500_losses_nobody_knows_how_a_loss_wanders():
+    assert harmful_from(noisy((300, 1.0), (200, 1.5))) == 0
 
 
 def test_an_explosion_that_goes_on_and_harms_nothing_stays_info_however_long_it_lasts():

@@ -22,9 +22,11 @@ from gradwatch.record.recorder import Recorder
 from gradwatch.tf import compat, distribution, facts, fingerprints, inputs, rates, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.device_state import DeviceState
+from gradwatch.tf.eager import EagerStep
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
+from gradwatch.tf.updates import tf_variable
 from gradwatch.tf.variables import VariableSet
 from gradwatch.tf.weights import Weights
 
@@ -84,7 +86,7 @@ class Engine:
         self.jit_compile, self._alerts = jit_compile, alerts
         self._pending: tuple[str, np.ndarray] | None = None  # (fingerprint, state) restored before the first step
         self._building = threading.Lock()
-        self._eager: Any = None  # `_step` as a function, of the state that was built last
+        self._eager: EagerStep | None = None  # of the state that was built last
 
     # -- building ---------------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class Engine:
             self._pending = None
         self.run_info.update(strategy=distribution.strategy_name(), replicas=str(distribution.replicas()))
         self.on_device = built
-        self._eager = tf.function(self._step, autograph=False, reduce_retracing=True)
+        self._eager = EagerStep(self._step, self.weights, self.loss)
         reader.register(self._owner, restored=restored, lazily=not self._alerts)
         if self.recorder is not None:
             self.recorder.resume(resumed_at)
@@ -177,35 +179,32 @@ class Engine:
         self._ensure_built(tensors, variables, loss_scaled=skips_itself, same_optimizer=same_optimizer)
         if self.healer is not None:
             self.healer.meet(optimizer, variables, loss_scaled=skips_itself)
-        loss = self.loss.take()
-        weights, speed, ratio = self.weights.look(variables, optimizer, present=present, follow=follow)
-        rate = None if optimizer is None else rates.learning_rate(optimizer)
-        told = [NOT_KNOWN if rate is None else rate, *self.inputs.known(), NOT_KNOWN, NOT_KNOWN]
-        signals = tf.stack([weights, speed, loss, ratio, *told])
         self.loss_scale = loss_scale
-        multiple = None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
+        if tf.executing_eagerly() and distribution.replicas() == 1:
+            plan, speed = self.weights.plan(variables, optimizer, present=present, follow=follow)
+            told = [speed, *self._told(optimizer)]
+            assert self._eager is not None
+            scaled, decision, update = self._eager(
+                tensors, variables, plan, told, _float32(loss_scale), skips_itself, sums
+            )
+        else:  # the replicas meet in the sum over them, which a function of each cannot hold
+            loss = self.loss.take()
+            plan, speed = self.weights.plan(variables, optimizer, present=present, follow=follow)
+            weights, ratio, update = self.weights.look(plan, [tf_variable(v) for v in variables or ()])
+            signals = tf.stack([weights, speed, loss, ratio, *self._told(optimizer), NOT_KNOWN, NOT_KNOWN])
+            scaled, decision = self._step(tensors, _float32(loss_scale), signals, skips_itself, sums)
+        self.weights.follow(present, update)
         if tf.executing_eagerly():
-            scaled, decision = self._clip_eagerly(tensors, multiple, signals, skips_itself, sums)
             self.host_seconds += time.perf_counter() - began
-        else:
-            scaled, decision = self._step(tensors, multiple, signals, skips_itself, sums)
         out: list[Gradient | None] = list(grads)
         for i in present:
             out[i] = scaled[i]
         return out, decision
 
-    def _clip_eagerly(
-        self,
-        grads: list[Gradient],
-        loss_scale: tf.Tensor | None,
-        signals: tf.Tensor,
-        skips_itself: bool,
-        sums: str,
-    ) -> tuple[list[Gradient], Decision]:
-        if distribution.replicas() > 1:
-            # the replicas meet in the sum over them, which a function of each cannot hold
-            return self._step(grads, loss_scale, signals, skips_itself, sums)
-        return self._eager(grads, loss_scale, signals, skips_itself, sums)
+    def _told(self, optimizer: Any) -> list[Any]:
+        """Learning rate, mean squares of input and target of this step; `NOT_KNOWN` where there is none."""
+        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        return [NOT_KNOWN if rate is None else rate, *self.inputs.known()]
 
     def _step(
         self,
@@ -353,6 +352,10 @@ def _convert(gradient: Any) -> Gradient:
     if isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.convert_to_tensor(gradient)
+
+
+def _float32(loss_scale: Any) -> tf.Tensor | None:
+    return None if loss_scale is None else tf.cast(tf.convert_to_tensor(loss_scale), tf.float32)
 
 
 def _nothing(variable: Any) -> Gradient:

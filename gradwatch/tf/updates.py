@@ -22,13 +22,20 @@ def is_optimizer(thing: Any) -> bool:
 def wrapped(optimizer: Any) -> list[Any]:
     """The optimizers that this one holds, under whatever attribute: alone, in a list or in a dict."""
     distinct: dict[int, Any] = {}
+    # walked several times in each eager step: most attributes are numbers, and lists of one kind of variable
+    may_be: dict[type, bool] = {type(None): False, bool: False, int: False, float: False, str: False}
     for value in vars(optimizer).values():
-        held: Any = [value]
+        held: Any = (value,)
         if isinstance(value, (list, tuple)):
             held = value
         elif isinstance(value, Mapping):
             held = value.values()
-        distinct.update({id(one): one for one in held if one is not optimizer and is_optimizer(one)})
+        for one in held:
+            kind = type(one)
+            if kind not in may_be:
+                may_be[kind] = is_optimizer(one)
+            if may_be[kind] and one is not optimizer:
+                distinct[id(one)] = one
     return list(distinct.values())
 
 

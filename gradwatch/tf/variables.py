@@ -155,6 +155,11 @@ class VariableSet:
             return f"{len(self.shapes)} gradients before, {len(shapes)} now"
         if not self.named or variables is None:
             return ""
+        if self._references is not None and all(
+            reference is not None and reference() is _resource(variable)
+            for reference, variable in zip(self._references, variables)
+        ):
+            return ""  # as a rule; their paths are texts that would be made anew in each eager step
         references = self._references or [None] * len(self)
         for i, (path, reference, variable, now) in enumerate(zip(self.paths, references, variables, _paths(variables))):
             if reference is not None and reference() is _resource(variable):

@@ -30,6 +30,23 @@ EVERY = 50
 #: the newest ratio of all, the norm of all as `weight_norm` counts it, and two limbs of the number of limited updates.
 SCALARS = ("rest", "ratio", "total", "limited_low", "limited_high")
 
+#: In place of the kind of an optimizer where it or the variables are not known.
+UNSEEN = ""
+
+
+class Look(NamedTuple):
+    """What a step is to do about the weights; equal ones can share a trace."""
+
+    kind: str  # of the optimizer, `rates.LINEAR` and its like; "" where it, or its variables, are not known
+    moving: tuple[int, ...]  # variables with a gradient that a linear optimizer moves
+    follow: bool  # keep what `settle` needs
+    due: bool | None  # whether it is time to look; None: that is asked in the graph
+
+    @property
+    def reads(self) -> bool:
+        """Whether it needs the variables, and not their shapes alone."""
+        return bool(self.kind) and self.due is not False
+
 
 class _Update(NamedTuple):
     """One update under way: what is kept from before it."""
@@ -58,13 +75,13 @@ class Weights:
         self.limit: float | None = limit
         self.count: int = 0
         self._here = threading.local()  # each replica has a thread of its own
-        self._functions: dict[Any, Callable[..., Any]] = {}
+        self._settling: dict[tuple[int, ...], Callable[..., Any]] = {}  # in eager mode
         self.hurries: Callable[[], tf.Tensor] | None = None
 
     def build(self, count: int) -> None:
         """Make the state, once it is known how many gradients there are."""
         self.count = count
-        self._functions.clear()
+        self._settling.clear()
         self.initial: np.ndarray = np.full(3 * count + len(SCALARS), UNKNOWN, np.float32)
         self.initial[3 * count :] = [0.0, UNKNOWN, 0.0, 0.0, 0.0]
         self.state: tf.Variable = distribution.in_scope(
@@ -73,10 +90,10 @@ class Weights:
 
     # -- before the update --------------------------------------------------------------------------------
 
-    def look(
+    def plan(
         self, variables: Sequence[Any] | None, optimizer: Any, *, present: Sequence[int] = (), follow: bool = False
-    ) -> tuple[Any, Any, tf.Tensor]:
-        """(norm of the weights, learning_rate / (1 - momentum), newest update ratio), as `FusedGuard.step` takes them.
+    ) -> tuple[Look, Any]:
+        """(what `look` is to do in this step, learning_rate / (1 - momentum) as `FusedGuard.step` takes it).
 
         Args:
           variables: of the gradients, in their order; None when they are not known.
@@ -86,18 +103,50 @@ class Weights:
         """
         self._here.update = None
         if variables is None or len(variables) != self.count or not all(map(_is_whole, variables)):
-            return NO_REACH, 1.0, self._scalar(tf.convert_to_tensor(self.state), "ratio")
+            return Look(UNSEEN, (), follow, None), 1.0
         kind, moving, rate = motion(optimizer, variables)
         moving = tuple(sorted(set(moving) & set(present)))
-        total, ratio, update = self._in_function(
-            "look", [tf_variable(v) for v in variables], self._look, (moving, follow)
-        )
-        if follow:
-            self._here.update = _Update(_graph(), tuple(present), *update)
-        top, rate = {rates.ADAPTIVE: (ANY_REACH, 1.0), rates.LINEAR: (total, rate)}.get(kind or "", (NO_REACH, 1.0))
-        return top, rate, ratio
+        return Look(kind or rates.NEITHER, moving, follow, self._due()), rate if kind == rates.LINEAR else 1.0
 
-    def _look(self, variables: list[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+    def _due(self) -> bool | None:
+        """Whether it is time to look, where the host can tell without waiting for a device."""
+        if not tf.executing_eagerly() or distribution.replicas() > 1 or self.limit is not None or _predicates_travel():
+            return None
+        rest = tf.convert_to_tensor(self.state).numpy()[3 * self.count + SCALARS.index("rest")]
+        return bool(rest < 0.5 or (self.hurries is not None and self.hurries().numpy()))
+
+    def look(self, plan: Look, variables: Sequence[Any]) -> tuple[Any, tf.Tensor, tuple[Any, ...]]:
+        """(norm of the weights, newest update ratio, what `follow` takes), the former as `FusedGuard.step` takes them.
+
+        Args:
+          plan: what `plan` said.
+          variables: as `plan` was given them; where it does not read them, anything of their shapes.
+        """
+        if plan.kind == UNSEEN:
+            return NO_REACH, self._scalar(tf.convert_to_tensor(self.state), "ratio"), ()
+        total, ratio, update = (self._rest if plan.due is False else self._look)(variables, plan.moving, plan.follow)
+        return {rates.ADAPTIVE: ANY_REACH, rates.LINEAR: total}.get(plan.kind, NO_REACH), ratio, update
+
+    def follow(self, present: Sequence[int], update: tuple[Any, ...]) -> None:
+        """The update comes next, and `settle` after it.
+
+        Args:
+          present: the variables that have a gradient in this step.
+          update: what `look` returned; () for nothing to be done.
+        """
+        if update:
+            self._here.update = _Update(_graph(), tuple(present), *update)
+
+    def _rest(self, variables: Sequence[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+        """`_look` where it is known that it is not time."""
+        state = tf.convert_to_tensor(self.state)
+        norms, _, _, (_, ratio, total, *_) = self._split(state)
+        one = np.zeros(self.initial.size, np.float32)
+        one[3 * self.count + SCALARS.index("rest")] = 1.0
+        self.state.assign(state - one)
+        return self._moved(total, norms, variables, moving), ratio, ()
+
+    def _look(self, variables: Sequence[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
         state = tf.convert_to_tensor(self.state)
         rest = self._scalar(state, "rest")
         due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
@@ -123,14 +172,16 @@ class Weights:
             before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
         if not follow:
             self.state.assign(state)
-        if not moving:
-            total = NO_REACH
-        elif len(moving) < self.count:
-            total = weight_norm(
-                TENSORFLOW, tf.gather(norms, tf.constant(moving, tf.int32)), _initial(variables, moving)
-            )
         # what follows writes once for both
-        return total, ratio, (due, before, state) if follow else ()
+        return self._moved(total, norms, variables, moving), ratio, (due, before, state) if follow else ()
+
+    def _moved(self, total: Any, norms: tf.Tensor, variables: Sequence[Any], moving: tuple[int, ...]) -> Any:
+        """The norm of the weights that a linear optimizer moves, of all being `total`."""
+        if not moving:
+            return NO_REACH
+        if len(moving) == self.count:
+            return total
+        return weight_norm(TENSORFLOW, tf.gather(norms, tf.constant(moving, tf.int32)), _initial(variables, moving))
 
     def measured(self) -> tf.Tensor:
         """Norms and newest update ratios of the variables, shape [2 * count]; `UNKNOWN` where there is none."""
@@ -158,7 +209,17 @@ class Weights:
         if update is None or update.graph is not _graph():
             return
         held = [tf_variable(v) for v in variables or ()]
-        self._in_function("settle", held, self._settle, (update.present,), update.due, update.before, update.state)
+        if update.graph is not None or distribution.replicas() > 1:
+            self._settle(held, update.present, update.due, update.before, update.state)
+            return
+        # in eager mode as one function instead of dozens of ops
+        present = update.present
+        function = self._settling.get(present)
+        if function is None:
+            # the variables are arguments: what is captured would live as long as the monitor
+            function = tf.function(lambda variables, *given: self._settle(variables, present, *given), autograph=False)
+            self._settling[present] = function
+        function(held, update.due, update.before, update.state)
 
     def _settle(
         self, variables: list[Any], present: tuple[int, ...], due: tf.Tensor, before: Any, state: tf.Tensor
@@ -220,21 +281,6 @@ class Weights:
     def put(self, packed: np.ndarray) -> None:
         with tf.init_scope():
             self.state.assign(packed)
-
-    # -- eager mode -------------------------------------------------------------------------------------------
-
-    def _in_function(
-        self, name: str, variables: list[Any], run: Callable[..., Any], fixed: tuple[Any, ...], *given: Any
-    ) -> Any:
-        """`run(variables, *fixed, *given)`, in eager mode as one function instead of dozens of ops."""
-        if not tf.executing_eagerly() or distribution.replicas() > 1:
-            return run(variables, *fixed, *given)
-        function = self._functions.get((name, fixed))
-        if function is None:
-            # the variables are arguments: what is captured would live as long as the monitor
-            function = tf.function(lambda variables, *given: run(variables, *fixed, *given), autograph=False)
-            self._functions[name, fixed] = function
-        return function(variables, *given)
 
 
 def _shares(

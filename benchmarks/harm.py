@@ -78,8 +78,10 @@ def _larger(factor: float) -> Any:
 
 def _mixed(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any, ...]:
     """The last array belongs to other examples; where it is the only one, its places are mixed."""
-    *others, last = batch
-    return (*others, rng.permutation(last) if others and last.ndim else rng.permuted(last, axis=None))
+    arrays = [i for i, x in enumerate(batch) if x.ndim]
+    last, changed = batch[arrays[-1]], list(batch)
+    changed[arrays[-1]] = rng.permutation(last) if len(arrays) > 1 else rng.permuted(last, axis=None)
+    return tuple(changed)
 
 
 def _empty(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any, ...]:

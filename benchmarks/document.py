@@ -95,6 +95,18 @@ def longrun(found: dict[str, Any]) -> str:
     return "\n\n".join([_made_with(found), script.report(found)])
 
 
+def healthy(found: dict[str, Any]) -> str:
+    import healthy as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
+
+
+def harm(found: dict[str, Any]) -> str:
+    import harm as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
+
+
 def diagnosis(found: dict[str, Any]) -> str:
     import diagnosis as script
 
@@ -108,6 +120,8 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "mirrored": mirrored,
     "scrape": scrape,
     "detection": detection,
+    "healthy": healthy,
+    "harm": harm,
     "efficacy": efficacy,
     "longrun": longrun,
     "diagnosis": diagnosis,

@@ -268,6 +268,23 @@ def score(runs: Sequence[Run], *, verbose: bool = True) -> dict[str, Any]:
     }
 
 
+def report(found: dict[str, Any]) -> str:
+    """The two goals, and what was said of each fault, as tables."""
+    import setting
+
+    right, false = (sum(row[i] for row in found["faults"]) for i in (1, 3))
+    rows = [
+        ["precision", f"{found['precision']:.1%} ({right} of {right + false})", "95 %"],
+        ["recall", f"{found['recall']:.1%} ({right} of {found['harmed']})", "95 %"],
+    ]
+    for row in rows:
+        row.append("met" if float(row[1].split("%")[0]) >= 95 else "**missed**")
+    head = ["fault", "harmed, said so", "harmed, not said", "harmless, called harmful", "harmless, said so"]
+    faults = [[str(x) for x in row] for row in found["faults"]]
+    goals = setting.table(['"harmful"', f"of {found['runs']} runs", "goal", ""], rows)
+    return f"{goals}\n\n{setting.table(head, faults)}"
+
+
 _CELLS = ((True, True), (True, False), (False, True), (False, False))
 
 

@@ -1,7 +1,7 @@
 """Records healthy runs: what a false alarm is counted on.
 
     nice python benchmarks/healthy.py              about 165 runs of 5,000 steps, an hour on one core; stops and resumes
-    python benchmarks/healthy.py --seeds 1 --steps 500 --output FOLDER     a look at it
+    python benchmarks/healthy.py --judge           false alarms on what was recorded; a minute, without TensorFlow
 
 Seventeen kinds of training (`kinds.py`), ten seeds of each (five of the slowest), with a learning rate between half
 of and twice the usual one. A run that did not get anywhere is none, and the next seed takes its place. Both sides of
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,99 @@ def load(split: str, path: Path = RESULTS) -> dict[str, tuple[np.ndarray, np.nda
     return found
 
 
+# -- false alarms -----------------------------------------------------------------------------------------
+
+BUDGETS = (10.0, 100.0)
+
+
+def judge(path: Path) -> dict[str, Any]:
+    """Of both splits: alarms by detector and kind, and the losses that were called harmful though nothing was wrong."""
+    from detection import Ours, poisson_interval
+
+    from gradwatch.core import detectors
+
+    asked = {f"budget {b:g}": detectors.spike(false_alarms_per_million=b) for b in BUDGETS}
+    asked |= {"spike": detectors.spike(), "trend": detectors.trend(), "vanishing": detectors.vanishing()}
+    found: dict[str, Any] = {}
+    for split in ("design", "judged"):
+        runs = load(split, path)
+        steps = min(len(norms) for norms, _ in runs.values())
+        norms = np.stack([norms[:steps] for norms, _ in runs.values()])
+        kinds = np.array([name.split("/")[0] for name in runs])
+        part: dict[str, Any] = {"streams": len(runs), "steps": steps, "alarms": {}}
+        for name, detector in asked.items():
+            watch = Ours(detector)
+            alarms = np.array([watch.step(x) for x in norms.T]).sum(0)
+            part["alarms"][name] = {
+                "kinds": {str(kind): int(alarms[kinds == kind].sum()) for kind in dict.fromkeys(kinds)},
+                "per_million": poisson_interval(int(alarms.sum()), norms.size / 1e6),
+            }
+        harmful = {str(kind): 0 for kind in dict.fromkeys(kinds)}
+        for kind, (_, losses) in zip(kinds, runs.values()):
+            harmful[str(kind)] += called_harmful(losses)
+        found[split] = {**part, "called harmful": harmful}
+    return found
+
+
+def called_harmful(losses: np.ndarray) -> int:
+    """How often the losses of a run, by themselves, are called harmful."""
+    from gradwatch.core import decode, detectors, policies
+    from gradwatch.core.guard import Guard
+    from gradwatch.reading.losses import LossWatch
+
+    guard = Guard(policies.observe(), detectors.default())
+    snapshot = decode.snapshot(guard, guard.init(1), name="run", paths=["kernel"])
+    watch, was, count = LossWatch(), False, 0
+    for end in range(10, len(losses) + 1, 10):
+        step = np.arange(end - 9, end + 1)
+        watch.read(
+            replace(snapshot, steps=end), {"step": step, "norm": np.ones(10), "loss": losses[step - 1]}, harmful=False
+        )
+        count += watch.is_harmful and not was
+        was = watch.is_harmful
+    return count
+
+
+def report(found: dict[str, Any]) -> str:
+    """Alarms in a million healthy steps, and where they were."""
+    import setting
+
+    rows = []
+    for split in ("design", "judged"):
+        part = found[split]
+        for name, row in part["alarms"].items():
+            middle, low, high = row["per_million"]
+            where = ", ".join(f"{kind} {count}" for kind, count in row["kinds"].items() if count) or "nowhere"
+            promised = float(name.split()[1]) if name.startswith("budget") else None
+            ratio = (
+                "" if promised is None else f"{middle / promised:.2f} ({low / promised:.2f} to {high / promised:.2f})"
+            )
+            rows.append([split, name, f"{middle:.0f} ({low:.0f} to {high:.0f})", ratio, where])
+        where = ", ".join(f"{kind} {count}" for kind, count in part["called harmful"].items() if count) or "nowhere"
+        total = sum(part["called harmful"].values()) / (part["streams"] * part["steps"]) * 1e6
+        rows.append([split, "loss called harmful", f"{total:.0f} episodes", "", where])
+    head = ["kinds", "detector", "alarms in a million steps", "observed over promised", "alarms by kind"]
+    sizes = "; ".join(
+        f"{s}: {found[s]['streams']} streams of {found[s]['steps']:,} steps" for s in ("design", "judged")
+    )
+    return f"{sizes}\n\n{setting.table(head, rows)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", help="of kinds.py; default: all")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each kind")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--output", type=Path, default=RESULTS, help="of the published file; the runs lie beside it")
+    parser.add_argument("--judge", action="store_true", help="count false alarms on what was recorded")
     options = parser.parse_args()
+    if options.judge:
+        import setting
+
+        found = judge(options.output)
+        print(report(found))
+        setting.write(setting.RESULTS / "healthy.json", {"machine": setting.machine(), **found})
+        return
     import kinds
 
     folder = options.output.with_suffix("")

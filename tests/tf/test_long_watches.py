@@ -51,7 +51,7 @@ def fast_forward(state: dict[str, Any]) -> dict[str, Any]:
         else:
             new[name] = np.where(x > 1000.0, np.float32(1e6), x) if name in COUNTS else x
     if "tail" in new:
-        prior = {"steps": 5 / 0.23, "peaks": 5, "sum1": 5, "sum2": 10, "sum3": 30}
+        prior = {"steps": 5 / 0.23, "peaks": 5, "sum1": 5, "sum2": 10, "sum3": 30, "outliers": 0}
         entered = new["calm"] > 1000.0
         left = (1 - 1 / 50_000) ** (LATE - LOOPED)
         for name, x in new["tail"].items():

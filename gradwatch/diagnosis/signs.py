@@ -17,7 +17,7 @@ from scipy import stats
 from gradwatch.core.xp import HUGE
 from gradwatch.diagnosis.case import Case, above
 from gradwatch.diagnosis.layers import Layers
-from gradwatch.diagnosis.observation import Observation
+from gradwatch.diagnosis.observation import JUMP, Observation
 
 WINDOW = 32  # steps that say what is usual
 _LEAST = 6  # of them, before anything can be unusual
@@ -25,8 +25,8 @@ _LEAST = 6  # of them, before anything can be unusual
 #: A number stands out where it is so many robust standard deviations above what is usual, and so many times as large.
 FAR, TIMES = 6.0, 2.0
 
-#: A rate that grows by this factor in one step, from the largest one before, has jumped.
-JUMP = 2.5
+#: Steps after which a run that learns again has left its trouble behind.
+HEALED = 512
 
 #: Shares of their norm by which a step of a healthy run moves the weights: of a linear optimizer what its gradient
 #: moves them if it is sustained (momentum included), of others what one update moves them.
@@ -221,6 +221,17 @@ class Signs:
         found = np.flatnonzero(known[1:] & (times > JUMP))
         found = found[found >= 9]
         return int(found[np.argmax(times[found])]) + 1 if len(found) else None
+
+    def healed_since(self, index: int) -> bool:
+        """Whether the loss came back long ago from what a step did: below what it was before, and calm since."""
+        before, tail = self.run["loss"][max(index - WINDOW, 0) : index], slice(len(self) - HEALED, None)
+        if len(self) - index <= HEALED or self.restless_share(tail) > 0.01 or not np.isfinite(before).any():
+            return False
+        return self.median("loss", len(self) - HEALED, len(self)) <= float(np.nanmedian(before))
+
+    def restless_share(self, rows: slice) -> float:
+        """Of the steps in which norm or loss stand out, among those of `rows`."""
+        return float(np.mean(self.restless[rows]))
 
     @cached_property
     def ramp(self) -> int:

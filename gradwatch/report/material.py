@@ -12,7 +12,7 @@ import numpy as np
 
 from gradwatch.core.snapshot import VERDICTS, Snapshot
 from gradwatch.diagnosis.diagnose import diagnose
-from gradwatch.diagnosis.observation import of_reading
+from gradwatch.diagnosis.observation import Observation
 from gradwatch.diagnosis.verdict import Diagnosis
 from gradwatch.reading.health import health
 from gradwatch.reading.text import clean
@@ -114,8 +114,10 @@ def title(name: str, run_name: str) -> str:
     return clean(f"{run_name}/{name}" if run_name and run_name != name else name or "run", 80)
 
 
-def of_monitor(snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Material:
-    """What a monitor knows at one instant: its last 1,024 steps."""
+def of_monitor(
+    snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Mapping[str, Any], seen: Observation
+) -> Material:
+    """What a monitor knows at one instant: its last 1,024 steps, and for the verdict what else was `seen`."""
     steps = np.asarray(history["step"], np.int64)
     columns = {name: np.asarray(history[name], np.float64) for name in (*CURVES, "update_ratio")}
     events = [event for event in snapshot.last_events.values() if event is not None]
@@ -150,7 +152,7 @@ def of_monitor(snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Map
             for event in sorted(events, key=lambda event: event.step)
         ],
         heat=heat(names, np.full(len(names), snapshot.steps), np.arange(len(names)), _norms(snapshot)),
-        diagnosis=verdict_of(of_reading(snapshot, history, facts)),
+        diagnosis=verdict_of(seen),
         whole=snapshot.steps <= len(steps),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import made_runs as runs
 import numpy as np
 import pytest
@@ -133,6 +135,13 @@ def rate_jump():
     return runs.observation(columns)
 
 
+def unseen():
+    columns = runs.healthy()
+    columns["norm"][:] = columns["loss"][:] = np.nan
+    found = runs.observation(columns)
+    return replace(found, step=found.step + 1024, began=752, nonfinite_since=760)
+
+
 def healthy():
     return runs.observation(runs.healthy())
 
@@ -140,7 +149,7 @@ def healthy():
 MADE = {f.__name__: f for f in (
     *(learning_rate_too_high, warmup_too_short, bad_batch, corrupt_labels, nonfinite_input, loss_operation),
     *(half_precision_overflow, loss_scale, bad_start, exploding_recurrence, vanishing, dead_run, embedding_rows),
-    *(odd_replica, rate_jump, healthy),
+    *(odd_replica, rate_jump, unseen, healthy),
 )}  # fmt: skip
 
 #: Those that begin at step AT + 1; what acts from the start begins at step 1.

@@ -44,7 +44,7 @@ def diagnose(source: Any) -> Diagnosis:
             if signs.run.began is not None and row.kind != "unseen":  # of what came after, it is no evidence
                 case = case._replace(confidence=case.confidence / 2)
             cause = Cause(row.kind, case.confidence, case.sentences, case.advice or row.advice, _runbook(row.kind))
-            found.append((case, cause, row.verdict))
+            found.append((case, cause, case.verdict or row.verdict))
     found.sort(key=lambda item: -item[0].confidence)
     likely = found[0][0].confidence if found else 0.0
     step = found[0][0].step if likely >= LEAST else None

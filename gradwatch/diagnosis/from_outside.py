@@ -173,8 +173,9 @@ def loss_operation(signs: Signs) -> Case | None:
     if signs.moved_before(first) or signs.blown_up(first):
         confidence *= 0.35  # the weights were on their way out
     elif not signs.finite_loss[first] and len(signs) - first >= _NEAR and len(signs.broken) == len(signs) - first:
-        confidence = min(confidence, 0.6)
-        said.append("No step since has a finite gradient: the weights themselves may hold a NaN.")
+        said = [f"Loss and gradient of step {step} are NaN or Inf, and so are those of all steps since.", *said[1:]]
+        verdict = "A NaN came into the weights, or an operation of the loss makes one in each step."
+        return Case(min(confidence, 0.6), tuple(said), step, verdict=verdict)
     return Case(confidence, tuple(said), step)
 
 

@@ -173,6 +173,22 @@ def test_a_rate_that_the_verdict_names_is_the_one_that_is_suggested(tmp_path, mo
     assert (found.learning_rate, found.rate_why) == (0.04, "The norm grew.")
 
 
+def test_after_a_jump_of_the_rate_the_rate_before_it_is_suggested(tmp_path):
+    steps, rate = 800, np.full(800, 0.001)
+    rate[500:540] = 3.0
+    norm = norms(steps)
+    norm[501:] *= 1e4
+    loss = np.linspace(3.0, 1.0, steps)
+    loss[501:] = 1e5
+    words = event(502, "explosion", 1e4)
+    path = record(tmp_path / "run.sqlite", norm, loss=loss, words=words, rate=rate, reach=np.inf, a_look=1)
+    found = suggest.of(open_run(path))
+    assert found.diagnosis.kind == "rate_jump"
+    assert (found.learning_rate, found.rate_was) == (0.001, 3.0)
+    assert "learning rate  0.001, it was 3" in invoke("suggest", path).output
+    assert "The learning rate jumped." in invoke("runs", tmp_path).output
+
+
 def test_suggest_prints_both_numbers_with_their_reasons_and_json(tmp_path):
     path = record(tmp_path / "run.sqlite", norms(100), reach=1000.0)
     output = invoke("suggest", path).output

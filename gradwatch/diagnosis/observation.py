@@ -209,6 +209,12 @@ def _came_back(step: np.ndarray, loss: np.ndarray, first: int, last: int, then: 
     return bool(len(usual) and len(late) and np.median(late) <= np.median(usual))
 
 
+def nonfinite_end(norm: np.ndarray, loss: np.ndarray) -> int:
+    """How many steps up to the end had neither a finite gradient nor a finite loss, shapes [n]."""
+    good = np.flatnonzero(np.isfinite(norm) | np.isfinite(loss))
+    return len(norm) - 1 - int(good[-1]) if len(good) else len(norm)
+
+
 def _newest_of_each(steps: np.ndarray) -> np.ndarray:
     """Which rows are not made again further down, after a return to a checkpoint."""
     if not len(steps):

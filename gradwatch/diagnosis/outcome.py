@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradwatch.diagnosis.case import number_text
+from gradwatch.diagnosis.observation import nonfinite_end
 from gradwatch.diagnosis.signs import Signs
 
 #: "": no trouble, or nothing is known of it. "survived": the loss stayed where it was. "healed": it left, and is back.
@@ -57,12 +58,6 @@ def outcome(signs: Signs, first_step: int | None) -> Outcome:
         return Outcome("lost", since, True, text if before > 1 else "")
     first = _first_trouble(signs, first_step)
     return Outcome() if first is None else _by_loss(signs, first)
-
-
-def nonfinite_end(norm: np.ndarray, loss: np.ndarray) -> int:
-    """How many steps up to the end had neither a finite gradient nor a finite loss, shapes [n]."""
-    good = np.flatnonzero(np.isfinite(norm) | np.isfinite(loss))
-    return len(norm) - 1 - int(good[-1]) if len(good) else len(norm)
 
 
 def _first_trouble(signs: Signs, first_step: int | None) -> int | None:

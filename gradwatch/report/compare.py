@@ -76,9 +76,14 @@ def _numbers(material: Material) -> dict[str, str]:
     if facts.get("start"):
         out["Took"] = duration((facts.get("end") or facts.get("seen") or facts["start"]) - facts["start"])
     out["Ended"] = str(facts.get("ended") or "-")
+    if material.diagnosis is not None and material.diagnosis.outcome:
+        out["Outcome"] = f"{material.diagnosis.outcome}: {page.outcome_text(material.diagnosis)}"
     if "loss" in material.curves:
         loss = material.curves["loss"]
         out["Loss at the end"] = number(_end(loss))
+        if "loss" in material.nonfinite:
+            since, word = material.nonfinite["loss"]
+            out["Loss at the end"] = f"{word} since step {since:,}"
         out["Smallest loss"] = number(float(np.nanmin(loss.low)))
     if "norm" in material.curves:
         norm = material.curves["norm"]

@@ -6,10 +6,14 @@ import sqlite3
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from report.synthetic import LAYERS, event, norms, record
 
+from gradwatch import cli
 from gradwatch.record import excerpt
+from gradwatch.record.folder import summaries
 from gradwatch.record.run import open_run
+from gradwatch.report import compare, page
 from gradwatch.report import material as materials
 from gradwatch.report.figures import labels
 
@@ -51,6 +55,42 @@ def test_steps_with_nan_or_inf_are_marked_and_leave_no_hole_in_the_axis(path):
     assert shown.broken.tolist() == [41, 61]
     assert np.isnan(shown.curves["norm"].high[[40, 60]]).all()
     assert np.isfinite(np.delete(shown.curves["norm"].high, [40, 60])).all()
+
+
+def lost(path, at=410, steps=800):
+    """A run that has no finite loss from step `at` + 1 on; before, it blows up."""
+    norm, loss = norms(steps), np.linspace(3.0, 1.0, steps)
+    norm[at - 3 : at], loss[at - 3 : at] = (1e4, 1e8, 2.3e11), (1e6, 1e12, 2.8e18)
+    norm[at:] = loss[at:] = np.nan
+    return record(path, norm, loss=loss, words=event(at - 2, "explosion", 1e4) + event(at + 1, "nonfinite", np.nan))
+
+
+def test_a_run_that_ends_without_a_finite_loss_shows_no_older_number_as_the_one_at_the_end(path):
+    shown = open_run(lost(path)).material()
+    assert shown.nonfinite == {"loss": (411, "NaN"), "norm": (411, "NaN")}
+    told = {label: (value, word) for label, value, word in page.tiles(shown)}
+    assert told["Loss at the end"] == ("NaN", "since step 411; 3 at the start")
+    assert told["Norm at the end"][0] == "NaN"
+    assert told["Outcome"] == ("lost", "nothing finite since step 411")
+    found = compare.of([("a", shown), ("b", shown)])
+    assert found.numbers["Loss at the end"] == ("NaN since step 411",) * 2
+    assert found.numbers["Outcome"][0] == "lost: nothing finite since step 411"
+
+
+def test_the_list_of_runs_says_since_when_there_was_nothing_finite(path):
+    (found,) = summaries(lost(path).parent)
+    assert (found.outcome, found.nonfinite_since) == ("lost", 411)
+    assert "finished, NaN since step 411" in CliRunner().invoke(cli._app(), ["runs", str(path.parent)]).output
+
+
+def test_a_loss_that_was_not_told_at_the_end_is_not_called_nan(path):
+    loss = np.linspace(3.0, 1.0, 400)
+    loss[300:] = np.nan
+    shown = open_run(record(path, norms(400), loss=loss)).material()
+    assert shown.nonfinite == {}
+    assert open_run(record(path.with_name("inf.sqlite"), np.append(norms(99), np.inf))).material().nonfinite == {
+        "norm": (100, "Inf")
+    }
 
 
 def test_what_seldom_changes_is_shown_where_it_does_and_at_the_end(path):

@@ -413,6 +413,7 @@
     $("harm").textContent = since(data.state) && `${since(data.state)[0].toUpperCase()}${since(data.state).slice(1)}: `
       + "almost nothing reaches the weights.";
     tile("loss", loss(data.loss) || "–", data.loss === null ? "not told" :
+      data.loss_nonfinite_since !== null ? `since step ${count(data.loss_nonfinite_since)}` :
       data.learning_rate === null ? "of the last step" : `learning rate ${short(Number(data.learning_rate))}`);
     tile("steps", n.steps.text, `${n.steps_per_second.text} a second`);
     tile("norm", n.norm.text, `after clipping ${n.applied_norm.text}`);

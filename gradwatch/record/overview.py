@@ -141,14 +141,18 @@ def _nonfinite(db: sqlite3.Connection, rows: str) -> dict[str, tuple[int, str]]:
 
 
 def _layers(db: sqlite3.Connection) -> Heat | None:
-    first, last = db.execute("SELECT min(step), max(step) FROM layers").fetchone()
+    looks = "layers"
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'around'").fetchone():  # not in an older record
+        columns = "step, variable, norm"
+        looks = f"(SELECT {columns} FROM layers UNION ALL SELECT {columns} FROM around)"
+    first, last = db.execute(f"SELECT min(step), max(step) FROM {looks}").fetchone()
     if first is None:
         return None
     names = [path for (path,) in db.execute("SELECT path FROM variables ORDER BY id")]
     order = {id_: i for i, (id_,) in enumerate(db.execute("SELECT id FROM variables ORDER BY id"))}
     width = max(1.0, (last - first + 1) / (4 * LOOKS))
     found = db.execute(
-        "SELECT variable, max(step), max(coalesce(norm, 9e999)) FROM layers "
+        f"SELECT variable, max(step), max(coalesce(norm, 9e999)) FROM {looks} "
         "GROUP BY variable, CAST((step - ?) / ? AS INT)",
         (first, width),
     ).fetchall()

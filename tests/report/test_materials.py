@@ -129,6 +129,19 @@ def test_the_heat_map_holds_the_largest_norm_of_each_cell_and_infinity_for_nan(p
     assert open_run(path).material().heat.norm[1, 4] == np.inf
 
 
+def test_the_heat_map_holds_the_steps_around_an_event_too(path):
+    record(path, norms(500))
+    with sqlite3.connect(path) as db:
+        db.executemany(
+            "INSERT INTO around VALUES (?, 0, 1, ?, NULL, NULL)", [(step, float(step)) for step in range(301, 333)]
+        )
+    db.close()
+    shown = open_run(path).material().heat
+    assert shown.norm.shape[1] == 10 + 32
+    assert np.nanmax(shown.norm[0]) == 332.0
+    assert np.nanmax(shown.norm[1]) < 100.0
+
+
 def test_of_many_layers_the_largest_are_shown():
     names = [f"layer_{i}" for i in range(200)]
     steps, layers = np.tile([10, 20], 200), np.repeat(np.arange(200), 2)

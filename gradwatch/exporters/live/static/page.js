@@ -169,7 +169,10 @@
     plots.hbars = made.hbar({
       y: {field: "name"}, right: {field: "share"}, left: 0, height: 0.7, source: plots.layerSource,
     });
-    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0.[0] %"});
+    for (const axis of made.xaxis) {
+      axis.formatter = new B.NumeralTickFormatter({format: "0.[0] %"});
+      axis.ticker.desired_num_ticks = 3;  // beside long names there is little room
+    }
     for (const one of made.ygrid) one.visible = false;
     return made;
   }

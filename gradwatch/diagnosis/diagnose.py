@@ -36,7 +36,8 @@ def diagnose(source: Any) -> Diagnosis:
       ConfigError: `source` is neither.
       RecordError: the run's file cannot be read.
     """
-    signs = Signs(focus(_observed(source)))
+    run = _observed(source)
+    signs = Signs(focus(run))
     found: list[tuple[Case, Cause, str]] = []
     for row in CAUSES:
         case = signs.ask(row.evidence)
@@ -48,7 +49,7 @@ def diagnose(source: Any) -> Diagnosis:
     found.sort(key=lambda item: -item[0].confidence)
     likely = found[0][0].confidence if found else 0.0
     step = found[0][0].step if likely >= LEAST else None
-    became = outcome(signs, step)
+    became = outcome(Signs(run), step)  # the end of a long run may be out of focus
     calm = HEALTHY.evidence(signs)
     said = calm.sentences if calm is not None else ()
     healthy = Cause("healthy", 1.0 - likely, said, HEALTHY.advice, _runbook("healthy"))

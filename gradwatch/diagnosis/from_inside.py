@@ -179,7 +179,8 @@ def vanishing(signs: Signs) -> Case | None:
     stuck = signs.stuck
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
     hardly_any = 1.0 - above(ratio, 1e-5, 1.5) if ratio > 0 else starved
-    confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, 0.3 * event, 0.05))
+    alarm = (0.3 if signs.learned < 0.99 else 0.1) * event  # a run that has learned and converged has small gradients
+    confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, alarm, 0.05))
     part = f"{ratio:.1g} of the" if ratio > 1e-20 else "nothing of the"
     said = [f"For its size, {path} gets {part} gradient of the layer that gets most."] if path else []
     if stuck > 0.05:

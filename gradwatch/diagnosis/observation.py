@@ -44,6 +44,7 @@ class Observation:
       facts: what is known of the run: optimizer, optimizer_settings, variables (path -> shape), precision, replicas.
       began: the step at which trouble began that the first of these steps was already in; None where all is seen.
       nonfinite_since: the step since which each gradient held a NaN or Inf, where none of the window's is finite.
+      first_loss: of the run's first steps, see `first_loss`; NaN where it is not known.
     """
 
     step: np.ndarray
@@ -54,6 +55,7 @@ class Observation:
     facts: Mapping[str, Any] = field(default_factory=dict)
     began: int | None = None
     nonfinite_since: int | None = None
+    first_loss: float = math.nan
 
     def __len__(self) -> int:
         return len(self.step)
@@ -121,6 +123,12 @@ def of_reading(snapshot: Any, history: Mapping[str, np.ndarray], facts: Mapping[
     )
 
 
+def first_loss(step: np.ndarray, loss: np.ndarray) -> float:
+    """The median loss of the first 16 steps of a run, NaN where these steps do not begin with the first one."""
+    first = loss[:16][np.isfinite(loss[:16])]
+    return float(np.median(first)) if len(first) and step[0] == 1 else math.nan
+
+
 def _unseen(snapshot: Any, step: np.ndarray, norm: np.ndarray) -> int | None:
     """The step, older than the window, at which the trouble began that its first step is in; None: there is none."""
     if not len(step) or step[0] <= 1:
@@ -169,6 +177,7 @@ def of_run(run: Any) -> Observation:
         layers=layers,
         usual={path: float(np.median(norms)) for path, norms in known.items() if len(norms)},
         facts=run.info,
+        first_loss=first_loss(rows["step"][kept], columns["loss"]),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gradwatch.core.snapshot import Event, Snapshot
 from gradwatch.core.xp import HUGE
-from gradwatch.diagnosis.observation import COLUMNS, JUMP, Observation, of_reading
+from gradwatch.diagnosis.observation import COLUMNS, JUMP, Observation, first_loss, of_reading
 
 #: Steps kept from the first bad one on; of those before it, all that the window still held.
 AFTER = 512
@@ -36,6 +36,7 @@ class Opening:
         self._lock = threading.Lock()
         self._begin: int | None = None
         self._newest = self._settled = 0
+        self._first_loss = math.nan
         self._rows: dict[str, np.ndarray] = {}
         self._events: dict[tuple[str, int], Event] = {}
         self._usual: dict[str, float] = {}
@@ -58,6 +59,8 @@ class Opening:
             if int(step[-1]) < self._newest or not self._is_of_this_run(step, history):
                 self._forget()
             self._newest = int(step[-1])
+            if step[0] == 1 and "loss" in history:
+                self._first_loss = first_loss(step, np.asarray(history["loss"], np.float64))
             if self._begin is None:
                 self._begin = _begin(snapshot, step, history, self._settled)
                 if self._begin is not None:
@@ -66,13 +69,13 @@ class Opening:
                 return
             self._keep(snapshot, step, history)
             if self._is_over(snapshot, step, history):
-                newest = self._newest
-                self._forget()
-                self._newest = self._settled = newest
+                self._close()
+                self._settled = self._newest
 
     def joined(self, run: Observation) -> Observation:
         """The observation of a monitor's window, with the kept steps in front of it."""
         with self._lock:
+            run = replace(run, first_loss=self._first_loss)
             if self._begin is None or not len(run):
                 return run
             earlier = self._rows["step"] < run.step[0]
@@ -95,8 +98,11 @@ class Opening:
     # -- inside, with the lock held -------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._begin, self._newest, self._settled = None, 0, 0
-        self._rows, self._events, self._usual = {}, {}, {}
+        self._newest, self._settled, self._first_loss = 0, 0, math.nan
+        self._close()
+
+    def _close(self) -> None:
+        self._begin, self._rows, self._events, self._usual = None, {}, {}, {}
 
     def _is_of_this_run(self, step: np.ndarray, history: Mapping[str, np.ndarray]) -> bool:
         """Whether a step that is known twice has the same norm."""

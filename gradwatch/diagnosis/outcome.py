@@ -21,6 +21,7 @@ STREAK, SCALING_STREAK = 10, 40
 _BASELINE, _LEAST = 32, 6  # steps before the trouble that say what was usual
 _SMOOTHED = 7  # losses whose median is compared
 _AWAY = 10  # of these medians in a row are harm
+_MOST = 10_000  # losses after the trouble that are looked at for harm
 _AFTER = 50  # steps after which a loss that is not back counts as lost
 
 
@@ -78,7 +79,7 @@ def _by_loss(signs: Signs, first: int) -> Outcome:
     middle = float(np.median(usual))
     spread = 1.4826 * float(np.median(np.abs(usual - middle)))
     limit = middle + max(6.0 * spread, 0.2 * abs(middle))
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(after, _SMOOTHED), axis=1)
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(after[:_MOST], _SMOOTHED), axis=1)
     end = float(np.median(after[-min(_BASELINE, max(len(after) // 4, _SMOOTHED)) :]))
     if end > limit:
         if len(after) < _AFTER:

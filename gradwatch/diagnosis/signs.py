@@ -223,15 +223,11 @@ class Signs:
         return int(found[np.argmax(times[found])]) + 1 if len(found) else None
 
     def healed_since(self, index: int) -> bool:
-        """Whether the loss came back long ago from what a step did: below what it was before, and calm since."""
-        before, tail = self.run["loss"][max(index - WINDOW, 0) : index], slice(len(self) - HEALED, None)
-        if len(self) - index <= HEALED or self.restless_share(tail) > 0.01 or not np.isfinite(before).any():
+        """Whether the loss came back long ago from what a step did: no higher than before, and finite since."""
+        since = len(self) - HEALED
+        if index >= since or (self.broken >= since).any():
             return False
-        return self.median("loss", len(self) - HEALED, len(self)) <= float(np.nanmedian(before))
-
-    def restless_share(self, rows: slice) -> float:
-        """Of the steps in which norm or loss stand out, among those of `rows`."""
-        return float(np.mean(self.restless[rows]))
+        return self.median("loss", since, len(self)) <= self.median("loss", index - WINDOW, index)
 
     @cached_property
     def ramp(self) -> int:
@@ -304,9 +300,15 @@ class Signs:
     def learned(self) -> float:
         """How sure it is that the loss of the last quarter is below that of the first, in [0, 1]; 0.5: not known.
 
-        1 minus the p value of the one-sided Mann-Whitney test. A loss of NaN counts as the largest.
+        1 minus the p value of the one-sided Mann-Whitney test. A loss of NaN counts as the largest. Where the first
+        steps are no longer among these, but their loss is known, that of a sign test against it, if that is more.
         """
-        return self.fell(0, len(self))
+        fell, first = self.fell(0, len(self)), self.run.first_loss
+        last = self.run["loss"][-(len(self) // 4) :] if len(self) >= 20 and self.run.step[0] > 1 else np.empty(0)
+        last = np.where(np.isnan(last), math.inf, last)
+        if math.isnan(first) or not len(last):
+            return fell
+        return max(fell, float(stats.binom.cdf(np.sum(last < first) - 1, len(last), 0.5)))
 
     @property
     def stuck(self) -> float:

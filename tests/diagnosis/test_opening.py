@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import made_runs as runs
 import numpy as np
 import pytest
@@ -86,6 +88,30 @@ def test_a_run_that_begins_anew_keeps_nothing_of_the_one_before():
     quiet = snapshot("run", steps=1500)
     opening.look(quiet, history)
     assert gradwatch.diagnose(opening.joined(of_reading(quiet, history, FACTS))).healthy
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_layers_without_a_gradient_are_no_trouble_in_a_run_that_has_converged(learned):
+    columns, opening = runs.healthy(STEPS), Opening()
+    columns["loss"] = np.exp(0.1 * np.random.default_rng(5).normal(size=STEPS))
+    if learned:
+        columns["loss"][:100] *= 10
+
+    def at(step):
+        quiet, history = seen(columns, min(step, AT))[0], seen(columns, step)[1]
+        quiet = replace(
+            quiet,
+            steps=step,
+            layer_norms={"one/kernel": 1e-4, "head/kernel": 1.0},
+            layer_weight_norms={"one/kernel": 4.0, "head/kernel": 4.0},
+            last_events={**quiet.last_events, "vanishing": Event("vanishing", 4900, 1e-3, 0.1, {"one/kernel": 1.0})},
+        )
+        opening.look(quiet, history)
+        found = of_reading(quiet, history, FACTS)
+        return gradwatch.diagnose(replace(opening.joined(found), usual={"one/kernel": 1e-4, "head/kernel": 1.0}))
+
+    at(200)
+    assert at(STEPS).kind == ("healthy" if learned else "vanishing")
 
 
 def test_what_is_kept_does_not_grow_with_the_run():

@@ -82,3 +82,22 @@ def test_a_loss_scale_that_looks_for_its_value_has_more_time():
 
     assert told(scaling(30)).nonfinite_since is None
     assert told(scaling(60)).nonfinite_since == STEPS - 59
+
+
+@pytest.mark.parametrize(("end", "word", "since"), [(8000, "healed", None), (20_000, "lost", 5001)])
+def test_of_a_long_run_the_very_end_counts(end, word, since):
+    columns = runs.healthy(20_000)
+    columns["norm"][5000:end] = columns["loss"][5000:end] = np.nan
+    found = gradwatch.diagnose(runs.observation(columns, events=[runs.event("nonfinite", 5001, np.nan)]))
+    assert (found.first_step, found.outcome, found.nonfinite_since) == (5001, word, since)
+
+
+def test_of_several_troubles_the_newest_that_did_not_heal_is_told():
+    columns = runs.healthy(20_000)
+    columns["learning_rate"][3000:3100] *= 20
+    columns["norm"][3001:3100] *= 20
+    columns["loss"][3001:3100] *= 20
+    columns["norm"][15_000:] = np.nan
+    events = [runs.event("explosion", 3002), runs.event("nonfinite", 15_001, np.nan)]
+    found = gradwatch.diagnose(runs.observation(columns, events=events))
+    assert (found.kind, found.first_step) == ("loss_operation", 15_001), str(found)

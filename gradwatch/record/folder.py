@@ -96,7 +96,7 @@ def _summary(path: Path) -> Summary:
 def _verdict(run: Run, info: Mapping[str, Any]) -> dict[str, Any]:
     """The one that the record holds, if it is of all its steps, or a new one."""
     told = info.get("diagnosis") or {}
-    if told.get("steps") != info["steps"] or "outcome" not in told:  # of an older gradwatch
+    if told.get("steps") != info["steps"]:
         found = verdict_of(Excerpt(run))
         if found is None:
             return {}
@@ -104,6 +104,6 @@ def _verdict(run: Run, info: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "verdict": str(told["verdict"]),
         "cause": str(told["causes"][0]["kind"]),
-        "outcome": str(told["outcome"]),
-        "nonfinite_since": told["nonfinite_since"],
+        "outcome": str(told.get("outcome", "")),
+        "nonfinite_since": told.get("nonfinite_since"),
     }

@@ -44,10 +44,15 @@ def _line(run: Summary) -> str:
         return f"{file}: {clean(run.error, 400)}"
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.start))
     name = clean(f"{run.run_name}/{run.name}" if run.run_name else run.name, 32)
+    ended = clean(run.ended, 60)
+    if run.nonfinite_since is not None:
+        ended += f", NaN since step {run.nonfinite_since:,}"
+    elif run.outcome in ("harmed", "lost"):
+        ended += f", {run.outcome}"
     events = f"{run.events} event{'' if run.events == 1 else 's'}"
     return (
         f"{started}  {name:<24}  {run.last_step:>9,} steps in {duration(run.end - run.start):>7}  {events:>10}  "
-        f"{clean(run.ended, 60):<9}  {file}  {clean(run.verdict)}".rstrip()
+        f"{ended:<9}  {file}  {clean(run.verdict)}".rstrip()
     )
 
 

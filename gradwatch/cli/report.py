@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as _json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def compare(runs: tuple[Path, ...], output: Path | None, json: bool) -> None:
     if json:
         _print({**found.as_json(), "report": None if output is None else str(output)})
         return
-    click.echo(_compare.text(found))
+    click.echo(_compare.text(found, shutil.get_terminal_size((0, 0)).columns or None))
     if output is not None:
         click.echo(f"Report: {output}")
 

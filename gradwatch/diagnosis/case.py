@@ -14,12 +14,14 @@ class Case(NamedTuple):
       sentences: the evidence in numbers, the strongest first.
       step: the first step that it explains, as the run counts them.
       advice: better than the table's, with a number; "" for the table's.
+      verdict: better than the table's; "" for the table's.
     """
 
     confidence: float
     sentences: tuple[str, ...]
     step: int | None = None
     advice: str = ""
+    verdict: str = ""
 
 
 def above(x: float, middle: float, sharpness: float = 2.0) -> float:

@@ -25,6 +25,12 @@ class Row(NamedTuple):
 
 CAUSES = (
     Row(
+        "unseen",
+        from_inside.unseen,
+        "The trouble began before the steps that are known.",
+        "Watch the next run with a record, record='runs', which keeps every step.",
+    ),
+    Row(
         "nonfinite_input",
         from_outside.nonfinite_input,
         "A batch held a NaN or Inf.",

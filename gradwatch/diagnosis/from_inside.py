@@ -19,6 +19,8 @@ _OUTSIDE = (
 #: Times the usual norm, before the first NaN, that no healthy run makes.
 _DECADES = 100.0
 
+_ENOUGH = 20  # steps that say what the run did before it was harmed
+
 
 def _not_from_outside(signs: Signs) -> float:
     """1 where nothing from outside explains the run, 0.1 where something does for certain."""
@@ -177,7 +179,8 @@ def vanishing(signs: Signs) -> Case | None:
     stuck = signs.stuck
     starved = 1.0 - above(ratio, 1e-3, 1.5) if ratio > 0 else 1.0 if path else 0.0
     hardly_any = 1.0 - above(ratio, 1e-5, 1.5) if ratio > 0 else starved
-    confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, 0.3 * event, 0.05))
+    alarm = (0.3 if signs.learned < 0.99 else 0.1) * event  # a run that has learned and converged has small gradients
+    confidence = both(max(starved, 0.6 * event), max(stuck, 0.6 * hardly_any, alarm, 0.05))
     part = f"{ratio:.1g} of the" if ratio > 1e-20 else "nothing of the"
     said = [f"For its size, {path} gets {part} gradient of the layer that gets most."] if path else []
     if stuck > 0.05:
@@ -187,13 +190,22 @@ def vanishing(signs: Signs) -> Case | None:
     return Case(0.96 * confidence, tuple(said), signs.number(0))
 
 
+def _still_calm(signs: Signs) -> int:
+    """How many of the first steps came before anything stood out, and before the rate jumped."""
+    return min(i for i in (signs.onset, signs.jump, len(signs)) if i is not None)
+
+
 def dead_run(signs: Signs) -> Case | None:
     share = signs.share[np.isfinite(signs.share)]
+    at = _still_calm(signs)
     still = not (signs.run["norm"] > 0).any() and len(signs) > 5 and not len(signs.broken)
     if len(share) < 1 and not still:
         return None
     usual = USUAL_SHARE[signs.linear]
     moved = 0.0 if still else float(np.median(share))
+    if at >= _ENOUGH and np.isfinite(early := signs.share[:at]).any():
+        # weights that were blown up stand still: what the run did before it was harmed counts too
+        moved = max(moved, float(np.nanmedian(early)))
     said = [f"A step moves the weights by {moved:.2g} of their norm, where about {usual:g} is usual."]
     stuck = max(signs.stuck, 0.02)
     rate, advice = signs.median("learning_rate", 0, len(signs)), ""
@@ -203,7 +215,21 @@ def dead_run(signs: Signs) -> Case | None:
     if stuck > 0.05:
         said.append(f"The loss stays at {signs.median('loss', 0, len(signs)):.3g}.")
     quiet = 0.2 if len(signs.broken) or signs.has_event("explosion", "nonfinite") else 1.0
-    return Case(0.97 * both(slow, max(stuck, 0.6 if slow > 0.97 else 0.0), quiet), tuple(said), signs.number(0), advice)
+    confidence = both(slow, max(stuck, 0.6 if slow > 0.97 else 0.0), quiet)
+    jumped = signs.ask(from_outside.rate_jump)
+    if jumped is not None:  # to raise the rate once more would be the worst advice
+        confidence *= 1.0 - 0.9 * jumped.confidence
+    return Case(0.97 * confidence, tuple(said), signs.number(0), advice)
+
+
+def unseen(signs: Signs) -> Case | None:
+    """The first step that is known was already in trouble; what it looks like now need not be what made it."""
+    began = signs.run.began
+    if began is None:
+        return None
+    first, last = signs.number(0), signs.number(len(signs) - 1)
+    said = f"It began at step {began}, and only steps {first} to {last} are known."
+    return Case(0.6, (said,), began)
 
 
 def healthy(signs: Signs) -> Case | None:

@@ -11,6 +11,7 @@ from gradwatch.diagnosis.case import Case, above, both, others_text, steps_text
 from gradwatch.diagnosis.signs import Signs
 
 _NEAR = 20  # steps in which a cause shows
+_SOON = 200  # steps within which a rate that is too high does harm
 
 
 def nonfinite_input(signs: Signs) -> Case | None:
@@ -108,7 +109,7 @@ def rate_jump(signs: Signs) -> Case | None:
     before, step = float(np.nanmax(rate[:at])), signs.number(at)
     said = [f"The learning rate rose from {before:.3g} to {rate[at]:.3g} at step {step} in one step."]
     onset = signs.onset
-    after = np.flatnonzero(signs.restless[at:])
+    after = np.flatnonzero(signs.restless[at : at + _SOON])
     effect = 0.95 if len(after) else 0.0
     if not effect:
         effect = max(_rose(signs.run[name], at) for name in ("norm", "loss"))
@@ -117,6 +118,8 @@ def rate_jump(signs: Signs) -> Case | None:
         said.append(f"Norm and loss stand out from step {signs.number(at + int(after[0]))} on.")
     if onset is not None and onset < at - 1 and signs.fell(0, at) < 0.5:
         effect *= 0.6
+    if signs.healed_since(at):
+        effect = min(effect, 0.3)
     return Case(
         effect, tuple(said), step, f"Go back to a learning rate of {before:.3g}, or let it rise over many steps."
     )
@@ -169,6 +172,10 @@ def loss_operation(signs: Signs) -> Case | None:
         said.append(f"The loss of that step is finite ({loss:.3g}), so its gradient alone broke.")
     if signs.moved_before(first) or signs.blown_up(first):
         confidence *= 0.35  # the weights were on their way out
+    elif not signs.finite_loss[first] and len(signs) - first >= _NEAR and len(signs.broken) == len(signs) - first:
+        said = [f"Loss and gradient of step {step} are NaN or Inf, and so are those of all steps since.", *said[1:]]
+        verdict = "A NaN came into the weights, or an operation of the loss makes one in each step."
+        return Case(min(confidence, 0.6), tuple(said), step, verdict=verdict)
     return Case(confidence, tuple(said), step)
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from gradwatch.core.xp import HUGE
 from gradwatch.diagnosis.case import Case, above
 from gradwatch.diagnosis.layers import Layers
-from gradwatch.diagnosis.observation import Observation
+from gradwatch.diagnosis.observation import JUMP, Observation
 
 WINDOW = 32  # steps that say what is usual
 _LEAST = 6  # of them, before anything can be unusual
@@ -25,8 +25,8 @@ _LEAST = 6  # of them, before anything can be unusual
 #: A number stands out where it is so many robust standard deviations above what is usual, and so many times as large.
 FAR, TIMES = 6.0, 2.0
 
-#: A rate that grows by this factor in one step, from the largest one before, has jumped.
-JUMP = 2.5
+#: Steps after which a run that learns again has left its trouble behind.
+HEALED = 512
 
 #: Shares of their norm by which a step of a healthy run moves the weights: of a linear optimizer what its gradient
 #: moves them if it is sustained (momentum included), of others what one update moves them.
@@ -222,6 +222,13 @@ class Signs:
         found = found[found >= 9]
         return int(found[np.argmax(times[found])]) + 1 if len(found) else None
 
+    def healed_since(self, index: int) -> bool:
+        """Whether the loss came back long ago from what a step did: no higher than before, and finite since."""
+        since = len(self) - HEALED
+        if index >= since or (self.broken >= since).any():
+            return False
+        return self.median("loss", since, len(self)) <= self.median("loss", index - WINDOW, index)
+
     @cached_property
     def ramp(self) -> int:
         """Steps over which the rate rises from the first one on, to more than twice its beginning; 0: it does not."""
@@ -293,9 +300,15 @@ class Signs:
     def learned(self) -> float:
         """How sure it is that the loss of the last quarter is below that of the first, in [0, 1]; 0.5: not known.
 
-        1 minus the p value of the one-sided Mann-Whitney test. A loss of NaN counts as the largest.
+        1 minus the p value of the one-sided Mann-Whitney test. A loss of NaN counts as the largest. Where the first
+        steps are no longer among these, but their loss is known, that of a sign test against it, if that is more.
         """
-        return self.fell(0, len(self))
+        fell, first = self.fell(0, len(self)), self.run.first_loss
+        last = self.run["loss"][-(len(self) // 4) :] if len(self) >= 20 and self.run.step[0] > 1 else np.empty(0)
+        last = np.where(np.isnan(last), math.inf, last)
+        if math.isnan(first) or not len(last):
+            return fell
+        return max(fell, float(stats.binom.cdf(np.sum(last < first) - 1, len(last), 0.5)))
 
     @property
     def stuck(self) -> float:

@@ -34,7 +34,11 @@ class Diagnosis:
       first_step: the first step, counted from 1, at which the run was not as it should be; None for a healthy run.
       verdict: what happened, one sentence.
       why: the numbers that say so, one or two sentences.
-      next: what to do, one sentence.
+      next: what to do, one or two sentences.
+      outcome: what became of the run, as far as its loss tells: "survived" (the loss stayed where it was), "healed" (it
+        left, and is back), "harmed" (it is above what it was before), "lost" (it is no better than at the start, or not
+        finite any more), or "" where there was no trouble or it is not known.
+      nonfinite_since: the step since which no finite loss came back, up to the newest step; None where it is finite.
     """
 
     causes: tuple[Cause, ...]
@@ -42,6 +46,8 @@ class Diagnosis:
     verdict: str
     why: str
     next: str
+    outcome: str = ""
+    nonfinite_since: int | None = None
 
     @property
     def kind(self) -> str:
@@ -69,5 +75,7 @@ class Diagnosis:
             "why": self.why,
             "next": self.next,
             "first_step": self.first_step,
+            "outcome": self.outcome,
+            "nonfinite_since": self.nonfinite_since,
             "causes": causes,
         }

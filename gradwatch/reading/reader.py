@@ -142,6 +142,7 @@ class Reader:
             track = self._find(source)
             if track is not None:
                 track.rebase = True
+        verdicts.forget(source)
 
     def restart(self, source: Source) -> None:
         """Call when `source` begins anew: all that it sees from now on is news."""
@@ -149,6 +150,7 @@ class Reader:
             track = self._find(source)
             if track is not None:
                 track.restart()
+        verdicts.forget(source)
 
     def start(self) -> None:
         """Reads from now on, also what was registered `lazily`."""

@@ -103,6 +103,8 @@ class Track:
                 if snapshot.anomalies.get(kind, 0) > (before.snapshot.anomalies.get(kind, 0) if before else 0):
                     last_anomaly_time[kind] = snapshot.time
         try:
+            if not restored:
+                verdicts.remember(source, snapshot, history)
             if restored:
                 self._harm.rebase(snapshot)
             else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gradwatch.diagnosis.opening import opening_of, seen
 from gradwatch.reading.health import health
 
 if TYPE_CHECKING:
@@ -31,12 +32,26 @@ def judge(source: Any, snapshot: Snapshot) -> Diagnosis | None:
         return None
     try:
         from gradwatch.diagnosis.diagnose import diagnose
-        from gradwatch.diagnosis.observation import of_reading
 
-        return diagnose(of_reading(snapshot, source.history(), facts))
+        return diagnose(seen(source, snapshot, source.history(), facts))
     except Exception:
         health.failed("diagnosis", f"there is no verdict on monitor {source.name!r}", exc_info=True)
         return None
+
+
+def remember(source: Any, snapshot: Snapshot, history: Mapping[str, Any]) -> None:
+    """Keeps the steps around which trouble begins, for the verdicts to come; call it at each reading."""
+    if getattr(source, "run_facts", None) is None:
+        return
+    try:
+        opening_of(source).look(snapshot, history)
+    except Exception:
+        health.failed("diagnosis", f"trouble of monitor {source.name!r} cannot be remembered", exc_info=True)
+
+
+def forget(source: Any) -> None:
+    """The run begins anew, or goes on from a checkpoint."""
+    opening_of(source).forget()
 
 
 def once(make: Judge) -> Judge:

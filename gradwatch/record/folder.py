@@ -32,6 +32,8 @@ class Summary:
       policy, optimizer: as in `Run.info`.
       verdict: one sentence, as `gradwatch.diagnose` gives it; "" where it could not be given.
       cause: kind of the likeliest cause.
+      outcome: what became of the run, see `Diagnosis.outcome`.
+      nonfinite_since: the step since which nothing finite came; None where the run ends with a finite loss.
     """
 
     file: str
@@ -49,6 +51,8 @@ class Summary:
     optimizer: str = ""
     verdict: str = ""
     cause: str = ""
+    outcome: str = ""
+    nonfinite_since: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it, or file and error alone."""
@@ -89,7 +93,7 @@ def _summary(path: Path) -> Summary:
     )
 
 
-def _verdict(run: Run, info: Mapping[str, Any]) -> dict[str, str]:
+def _verdict(run: Run, info: Mapping[str, Any]) -> dict[str, Any]:
     """The one that the record holds, if it is of all its steps, or a new one."""
     told = info.get("diagnosis") or {}
     if told.get("steps") != info["steps"]:
@@ -97,4 +101,9 @@ def _verdict(run: Run, info: Mapping[str, Any]) -> dict[str, str]:
         if found is None:
             return {}
         told = found.to_dict()
-    return {"verdict": str(told["verdict"]), "cause": str(told["causes"][0]["kind"])}
+    return {
+        "verdict": str(told["verdict"]),
+        "cause": str(told["causes"][0]["kind"]),
+        "outcome": str(told.get("outcome", "")),
+        "nonfinite_since": told.get("nonfinite_since"),
+    }

@@ -26,6 +26,7 @@ from gradwatch.report.material import (
     verdict_of,
 )
 
+_FINITE_NORM, _FINITE_LOSS = (f"{name} BETWEEN -1.7e308 AND 1.7e308" for name in ("norm", "loss"))
 _MOST_RETURNS = 100  # to a checkpoint, of which the rows made again are left out
 
 
@@ -41,6 +42,7 @@ def material(run: Any) -> Material:
         curves, counts, first, last = _curves(db, rows)
         layers = _layers(db)
         seldom = _seldom(db, rows, last)
+        nonfinite = _nonfinite(db, rows)
         broken = db.execute(
             f"SELECT step FROM steps WHERE missed IS NULL AND (norm IS NULL OR norm > 1e36) AND {rows} "
             f"ORDER BY id LIMIT {MOST_MARKS}"
@@ -58,6 +60,7 @@ def material(run: Any) -> Material:
         events=_rows(run.events),
         alerts=_rows(run.alerts),
         notes=_rows(run.notes),
+        nonfinite=nonfinite,
         heat=layers,
         diagnosis=verdict_of(Excerpt(run)),
     )
@@ -120,15 +123,36 @@ def _seldom(db: sqlite3.Connection, rows: str, last: int) -> dict[str, tuple[np.
     return out
 
 
+def _nonfinite(db: sqlite3.Connection, rows: str) -> dict[str, tuple[int, str]]:
+    """Of loss and norm, what the run ends without: (the step since which none was finite, "NaN" or "Inf")."""
+    out = {}
+    # a loss that is NULL where the norm is finite is only not known
+    for name, finite in (("norm", _FINITE_NORM), ("loss", f"({_FINITE_NORM} OR {_FINITE_LOSS})")):
+        seen = f"FROM steps WHERE missed IS NULL AND {rows}"
+        good = db.execute(f"SELECT id {seen} AND {finite} ORDER BY id DESC LIMIT 1").fetchone()
+        known = db.execute(f"SELECT 1 {seen} AND {name} IS NOT NULL LIMIT 1").fetchone()
+        if good is None or known is None:
+            continue
+        (since,) = db.execute(f"SELECT min(step) {seen} AND id > ?", good).fetchone()
+        if since is not None:
+            ((value,),) = db.execute(f"SELECT {name} {seen} ORDER BY id DESC LIMIT 1").fetchall()
+            out[name] = int(since), "NaN" if value is None else "Inf"
+    return out
+
+
 def _layers(db: sqlite3.Connection) -> Heat | None:
-    first, last = db.execute("SELECT min(step), max(step) FROM layers").fetchone()
+    looks = "layers"
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'around'").fetchone():  # not in an older record
+        columns = "step, variable, norm"
+        looks = f"(SELECT {columns} FROM layers UNION ALL SELECT {columns} FROM around)"
+    first, last = db.execute(f"SELECT min(step), max(step) FROM {looks}").fetchone()
     if first is None:
         return None
     names = [path for (path,) in db.execute("SELECT path FROM variables ORDER BY id")]
     order = {id_: i for i, (id_,) in enumerate(db.execute("SELECT id FROM variables ORDER BY id"))}
     width = max(1.0, (last - first + 1) / (4 * LOOKS))
     found = db.execute(
-        "SELECT variable, max(step), max(coalesce(norm, 9e999)) FROM layers "
+        f"SELECT variable, max(step), max(coalesce(norm, 9e999)) FROM {looks} "
         "GROUP BY variable, CAST((step - ?) / ? AS INT)",
         (first, width),
     ).fetchall()

@@ -16,7 +16,8 @@ from gradwatch.report.material import Curve, Material
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
-_WIDTH = 34  # characters of a cell in a terminal
+_LEAST_WIDTH = 34  # characters of a cell in a terminal that is too narrow for more
+_WIDTH = 160  # of what is no terminal
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,14 @@ def _numbers(material: Material) -> dict[str, str]:
     if facts.get("start"):
         out["Took"] = duration((facts.get("end") or facts.get("seen") or facts["start"]) - facts["start"])
     out["Ended"] = str(facts.get("ended") or "-")
+    if material.diagnosis is not None and material.diagnosis.outcome:
+        out["Outcome"] = f"{material.diagnosis.outcome}: {page.outcome_text(material.diagnosis)}"
     if "loss" in material.curves:
         loss = material.curves["loss"]
         out["Loss at the end"] = number(_end(loss))
+        if "loss" in material.nonfinite:
+            since, word = material.nonfinite["loss"]
+            out["Loss at the end"] = f"{word} since step {since:,}"
         out["Smallest loss"] = number(float(np.nanmin(loss.low)))
     if "norm" in material.curves:
         norm = material.curves["norm"]
@@ -108,17 +114,27 @@ def _end(curve: Curve) -> float:
 # -- for a terminal -------------------------------------------------------------------------------------------
 
 
-def text(found: Comparison) -> str:
-    """The comparison as a table of text, each run a column."""
-    short = {label: _cut(label) for label in found.labels}
+def text(found: Comparison, width: int | None = None) -> str:
+    """The comparison as a table of text, each run a column.
+
+    Args:
+      width: characters of a line, 160 where it is not known; long texts are cut in the middle if they do not fit.
+    """
+    names = max(map(len, (*found.settings, *found.numbers)), default=0)
+    room = max(_LEAST_WIDTH, ((width or _WIDTH) - names - 2) // len(found.labels) - 2)
+
+    def cut(value: str) -> str:
+        return value if len(value) <= room else f"{value[: room // 2 - 1]}…{value[-room // 2 :]}"
+
+    short = {label: cut(label) for label in found.labels}
     head = ("", *(short[label] for label in found.labels))
     parts = []
     if found.settings:
-        parts += ["Settings that differ", *_table(head, [(n, *map(_cut, v)) for n, v in found.settings.items()])]
+        parts += ["Settings that differ", *_table(head, [(n, *map(cut, v)) for n, v in found.settings.items()])]
     else:
         parts.append("The settings are alike.")
     parts += [f"{found.same:,} other settings are alike.", "", "Numbers"]
-    parts += _table(head, [(name, *map(_cut, values)) for name, values in found.numbers.items()])
+    parts += _table(head, [(name, *map(cut, values)) for name, values in found.numbers.items()])
     curves = []
     for name in ("loss", "norm"):
         if any(name in material.curves for material in found.materials):
@@ -135,10 +151,6 @@ def text(found: Comparison) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     return ["  " + "  ".join(f"{c:<{w}}" for c, w in zip(line, widths)).rstrip() for line in (head, *rows)]
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= _WIDTH else f"{value[: _WIDTH // 2 - 1]}…{value[-_WIDTH // 2 :]}"
 
 
 def _spark(curve: Curve | None) -> str:

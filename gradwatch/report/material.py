@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gradwatch.core.snapshot import VERDICTS, Snapshot
 from gradwatch.diagnosis.diagnose import diagnose
-from gradwatch.diagnosis.observation import of_reading
+from gradwatch.diagnosis.observation import Observation, nonfinite_end
 from gradwatch.diagnosis.verdict import Diagnosis
 from gradwatch.reading.health import health
 from gradwatch.reading.text import clean
@@ -78,6 +78,7 @@ class Material:
       seldom: name of `SELDOM` -> (steps, values) where it changed, and at the last step.
       broken: steps whose norm was NaN or Inf, the first 1,000.
       events, alerts, notes: rows, in the order in which they were written.
+      nonfinite: "loss" and "norm", as far as it ends without a finite one -> (the step since which, "NaN" or "Inf").
       heat: the layers; None where they are not known.
       diagnosis: None where it could not be made.
       whole: whether it is the whole run, and not the last steps of a monitor.
@@ -95,6 +96,7 @@ class Material:
     events: Sequence[Mapping[str, Any]] = ()
     alerts: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[Mapping[str, Any]] = ()
+    nonfinite: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     heat: Heat | None = None
     diagnosis: Diagnosis | None = None
     whole: bool = True
@@ -114,8 +116,10 @@ def title(name: str, run_name: str) -> str:
     return clean(f"{run_name}/{name}" if run_name and run_name != name else name or "run", 80)
 
 
-def of_monitor(snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Material:
-    """What a monitor knows at one instant: its last 1,024 steps."""
+def of_monitor(
+    snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Mapping[str, Any], seen: Observation
+) -> Material:
+    """What a monitor knows at one instant: its last 1,024 steps, and for the verdict what else was `seen`."""
     steps = np.asarray(history["step"], np.int64)
     columns = {name: np.asarray(history[name], np.float64) for name in (*CURVES, "update_ratio")}
     events = [event for event in snapshot.last_events.values() if event is not None]
@@ -124,6 +128,10 @@ def of_monitor(snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Map
     rates = np.full(len(steps), math.nan if rate is None else float(rate))
     names = tuple(snapshot.layer_norms)
     verdicts = np.asarray(history["verdict"], np.int64)
+    ends = {
+        "norm": nonfinite_end(columns["norm"], columns["norm"]),
+        "loss": nonfinite_end(columns["norm"], columns["loss"]) if np.isfinite(columns["loss"]).any() else 0,
+    }
     return Material(
         name=title(snapshot.name, ""),
         facts=facts,
@@ -149,8 +157,18 @@ def of_monitor(snapshot: Snapshot, history: Mapping[str, np.ndarray], facts: Map
             }
             for event in sorted(events, key=lambda event: event.step)
         ],
+        nonfinite={
+            name: (
+                snapshot.steps - max(snapshot.nonfinite_streak, count) + 1
+                if count == len(steps)
+                else int(steps[-count]),
+                "Inf" if np.isinf(columns[name][-1]) else "NaN",
+            )
+            for name, count in ends.items()
+            if count
+        },
         heat=heat(names, np.full(len(names), snapshot.steps), np.arange(len(names)), _norms(snapshot)),
-        diagnosis=verdict_of(of_reading(snapshot, history, facts)),
+        diagnosis=verdict_of(seen),
         whole=snapshot.steps <= len(steps),
     )
 

@@ -27,6 +27,12 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 _NAMED = 3  # variables that carried an event
+_OUTCOMES = {
+    "survived": "the loss stayed where it was",
+    "healed": "the loss left, and is back",
+    "harmed": "the loss is above what it was",
+    "lost": "the loss is no better than at the start",
+}
 _LEAST_CAUSE = 0.05  # confidence of a cause that is worth a line
 
 
@@ -170,6 +176,8 @@ def tiles(material: Material) -> list[tuple[str, str, str]]:
     if facts.get("start"):
         end = facts.get("end") or facts.get("seen") or facts["start"]
         out.append(("Took", duration(end - facts["start"]), str(facts.get("ended") or "")))
+    if material.diagnosis is not None and material.diagnosis.outcome:
+        out.append(("Outcome", material.diagnosis.outcome, outcome_text(material.diagnosis)))
     out.append(("Clipped", f"{counts.get('clip', 0) / seen:.1%}" if seen else "-", f"{counts.get('clip', 0):,} steps"))
     lost = counts.get("zero", 0) + counts.get("skip", 0)
     out.append(("Zeroed or skipped", f"{lost:,}", "steps"))
@@ -182,7 +190,12 @@ def tiles(material: Material) -> list[tuple[str, str, str]]:
         if name in material.curves:
             high = material.curves[name].high
             known = high[~np.isnan(high)]
-            out.append((label, number(known[-1]), f"{number(known[0])} at the start"))
+            began = f"{number(known[0])} at the start"
+            if name in material.nonfinite:
+                since, word = material.nonfinite[name]
+                out.append((label, word, f"since step {since:,}; {began}"))
+            else:
+                out.append((label, number(known[-1]), began))
     if "learning_rate" in material.seldom:
         values = material.seldom["learning_rate"][1]
         known = values[~np.isnan(values)]
@@ -190,6 +203,13 @@ def tiles(material: Material) -> list[tuple[str, str, str]]:
             ("Learning rate", number(known[-1]), f"largest {number(known.max())}" if known.max() > known[-1] else "")
         )
     return out
+
+
+def outcome_text(diagnosis: Diagnosis) -> str:
+    """What the word `Diagnosis.outcome` says of the loss; "" for no word."""
+    if diagnosis.nonfinite_since is not None:
+        return f"nothing finite since step {diagnosis.nonfinite_since:,}"
+    return _OUTCOMES.get(diagnosis.outcome, "")
 
 
 def _tiles(material: Material) -> str:

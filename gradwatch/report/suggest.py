@@ -120,8 +120,11 @@ def _rate(
     if not len(rates):
         return None, None, "The record does not say the run's learning rate."
     was = float(rates.max())
+    calm_rates = rows["learning_rate"][calm]
+    calm_rates = calm_rates[np.isfinite(calm_rates)]
+    usual_rate = float(np.median(calm_rates)) if len(calm_rates) else was
     if diagnosis is not None and diagnosis.kind in _ABOUT_RATES:
-        named = re.search(r"\btry (\d[\d.]*(?:e[+-]?\d+)?)", diagnosis.causes[0].advice)
+        named = re.search(r"\b(?:try|learning rate of) (\d[\d.]*(?:e[+-]?\d+)?)", diagnosis.causes[0].advice)
         if named:
             return float(named[1].rstrip(".")), was, diagnosis.why
     reach = rows["reach"][calm]
@@ -130,7 +133,7 @@ def _rate(
         share = float(np.median(rows["norm"][calm][linear] / reach[linear]))
         if share > SHARE:
             return (
-                _round(was * SHARE / share),
+                _round(usual_rate * SHARE / share),
                 was,
                 (
                     f"The usual gradient, sustained, would move the weights by {share:.1%} of their length in a step; "
@@ -144,12 +147,16 @@ def _rate(
     usual = float(np.median(ratios))
     moved = f"In a calm step the weights moved by {usual:.2g} of their length"
     if usual > LARGE_UPDATE:
-        return _round(was * LARGE_UPDATE / usual), was, f"{moved}, which is more than {LARGE_UPDATE:g}."
+        return _round(usual_rate * LARGE_UPDATE / usual), was, f"{moved}, which is more than {LARGE_UPDATE:g}."
     if diagnosis is not None and diagnosis.kind in _ABOUT_RATES:
         return _round(was / 3), was, f"{diagnosis.why} {moved}; a third of the rate is a usual next try."
     if usual < SMALL_UPDATE:
         more = min(10.0, _USUAL_UPDATE / usual)
-        return _round(was * more), was, f"{moved}, which is less than {SMALL_UPDATE:g}: the run could learn faster."
+        return (
+            _round(usual_rate * more),
+            was,
+            f"{moved}, which is less than {SMALL_UPDATE:g}: the run could learn faster.",
+        )
     return was, was, f"{moved}, which is usual (between {SMALL_UPDATE:g} and {LARGE_UPDATE:g})."
 
 

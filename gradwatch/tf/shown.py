@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gradwatch.diagnosis.opening import seen
 from gradwatch.errors import RecordError
 from gradwatch.record.run import open_run
 from gradwatch.report import card, figures, page
@@ -51,4 +52,5 @@ class Shown:
             except RecordError:  # the disk did not take it: the monitor still has its last steps
                 pass
         now = self.read()
-        return of_monitor(now.snapshot, now.history, self.run_facts)
+        facts = self.run_facts
+        return of_monitor(now.snapshot, now.history, facts, seen(self, now.snapshot, now.history, facts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import made_runs as runs
 import numpy as np
 import pytest
@@ -133,6 +135,13 @@ def rate_jump():
     return runs.observation(columns)
 
 
+def unseen():
+    columns = runs.healthy()
+    columns["norm"][:] = columns["loss"][:] = np.nan
+    found = runs.observation(columns)
+    return replace(found, step=found.step + 1024, began=752, nonfinite_since=760)
+
+
 def healthy():
     return runs.observation(runs.healthy())
 
@@ -140,7 +149,7 @@ def healthy():
 MADE = {f.__name__: f for f in (
     *(learning_rate_too_high, warmup_too_short, bad_batch, corrupt_labels, nonfinite_input, loss_operation),
     *(half_precision_overflow, loss_scale, bad_start, exploding_recurrence, vanishing, dead_run, embedding_rows),
-    *(odd_replica, rate_jump, healthy),
+    *(odd_replica, rate_jump, unseen, healthy),
 )}  # fmt: skip
 
 #: Those that begin at step AT + 1; what acts from the start begins at step 1.
@@ -265,3 +274,53 @@ def test_a_run_whose_weights_were_lost_at_once_is_never_called_healthy():
     assert f"try {third:.2g} instead" in found.causes[0].advice
     columns["input_rms"][AT] *= 300  # now the data explain it
     assert gradwatch.diagnose(runs.observation(columns)).causes[0].kind == "bad_batch"
+
+
+def adam_after_a_jump(steps=800, back=True):
+    """Adam at 0.001, and at 3.0 for steps 501 to 540: the weights and the loss are blown up and stay so."""
+    columns = runs.healthy(steps)
+    columns["reach"][:] = np.inf
+    columns["update_ratio"][:] = 0.004
+    columns["learning_rate"][:] = 1e-3
+    columns["learning_rate"][500 : 540 if back else steps] = 3.0
+    columns["update_ratio"][501:541] = 1.0
+    columns["update_ratio"][541:] = 1e-6  # the weights are so large that a usual step does not move them
+    columns["norm"][501:] *= 1e4
+    columns["applied_norm"] = np.minimum(columns["norm"], 1.0)
+    columns["loss"][501:] = 1e5 * np.exp(0.1 * np.random.default_rng(2).normal(size=steps - 501))
+    return runs.observation(columns, events=[runs.event("explosion", 502)])
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("steps", [800, 3000])
+def test_a_run_that_a_jump_of_the_rate_harmed_is_not_told_to_raise_the_rate(steps, back):
+    found = gradwatch.diagnose(adam_after_a_jump(steps, back))
+    assert (found.kind, found.first_step) == ("rate_jump", 501), str(found)
+    others = {cause.kind: cause.confidence for cause in found.causes}
+    assert others.get("dead_run", 0.0) < 0.5
+    assert "0.001" in found.next
+    assert "Raise" not in found.next
+    assert found.outcome == "lost"
+    assert "Restore a checkpoint from before step 501" in found.next
+
+
+def test_weights_that_hold_a_nan_are_not_called_an_operation_of_the_loss_for_certain():
+    columns = runs.healthy(800)
+    columns["norm"][410:] = columns["loss"][410:] = np.nan
+    found = gradwatch.diagnose(runs.observation(columns, events=[runs.event("nonfinite", 411, np.nan)]))
+    assert (found.first_step, found.outcome, found.nonfinite_since) == (411, "lost", 411)
+    assert "into the weights" in found.verdict
+    assert found.confidence < 0.7
+    assert "Restore a checkpoint from before step 411: no finite loss came back since step 411." in found.next
+
+
+def test_a_jump_that_healed_long_ago_does_not_head_a_healthy_run():
+    steps = 3000
+    columns = runs.healthy(steps)
+    columns["learning_rate"][500:] *= 3
+    columns["norm"][501:520] *= 20
+    columns["loss"][501:520] *= 20
+    found = gradwatch.diagnose(
+        runs.observation(columns, events=[runs.event("vanishing", step, 0.1) for step in range(2000, 2900, 100)])
+    )
+    assert found.healthy, str(found)

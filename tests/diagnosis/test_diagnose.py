@@ -34,7 +34,7 @@ def test_a_diagnosis_is_json_for_scripts():
     norms[60] = np.nan
     found = gradwatch.diagnose(observation(norms, [Event("nonfinite", 61, np.nan, np.inf, {"w": 1.0})]))
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert set(told) == {"verdict", "why", "next", "first_step", "causes"}
+    assert set(told) == {"verdict", "why", "next", "first_step", "outcome", "nonfinite_since", "causes"}
     assert told["first_step"] == 61
     assert set(told["causes"][0]) == {"kind", "confidence", "evidence", "advice", "runbook"}
     assert all(cause["kind"] in KINDS for cause in told["causes"])

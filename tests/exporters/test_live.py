@@ -216,6 +216,23 @@ def test_a_page_that_comes_later_still_marks_what_happened_before(reader):
     store.close()
 
 
+def test_a_loss_that_is_nan_is_shown_as_such_with_the_step_since_which(reader, store):
+    monitor = Run("run")
+    reader.register(monitor)
+    for loss in (2.0, 1.0, 2.8e18):
+        monitor.step(1.0, loss=loss)
+    for count in (3, 1100):
+        for _ in range(count):
+            monitor.step(math.nan, loss=math.nan)
+        reader.poll_now()
+        told = store.page()
+        assert (told["loss"], told["loss_nonfinite_since"]) == ("NaN", 4)
+    for _ in range(3):
+        monitor.step(1.0, loss=1.5)
+    reader.poll_now()
+    assert (store.page()["loss"], store.page()["loss_nonfinite_since"]) == (1.5, None)
+
+
 def test_before_the_first_step_no_number_pretends_to_be_a_norm(reader, store):
     run = Run(quantiles={0.5: math.nan}, norm=math.nan, applied_norm=math.nan, max_norm=math.nan)
     reader.register(run)

@@ -6,10 +6,14 @@ import sqlite3
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from report.synthetic import LAYERS, event, norms, record
 
+from gradwatch import cli
 from gradwatch.record import excerpt
+from gradwatch.record.folder import summaries
 from gradwatch.record.run import open_run
+from gradwatch.report import compare, page
 from gradwatch.report import material as materials
 from gradwatch.report.figures import labels
 
@@ -53,6 +57,42 @@ def test_steps_with_nan_or_inf_are_marked_and_leave_no_hole_in_the_axis(path):
     assert np.isfinite(np.delete(shown.curves["norm"].high, [40, 60])).all()
 
 
+def lost(path, at=410, steps=800):
+    """A run that has no finite loss from step `at` + 1 on; before, it blows up."""
+    norm, loss = norms(steps), np.linspace(3.0, 1.0, steps)
+    norm[at - 3 : at], loss[at - 3 : at] = (1e4, 1e8, 2.3e11), (1e6, 1e12, 2.8e18)
+    norm[at:] = loss[at:] = np.nan
+    return record(path, norm, loss=loss, words=event(at - 2, "explosion", 1e4) + event(at + 1, "nonfinite", np.nan))
+
+
+def test_a_run_that_ends_without_a_finite_loss_shows_no_older_number_as_the_one_at_the_end(path):
+    shown = open_run(lost(path)).material()
+    assert shown.nonfinite == {"loss": (411, "NaN"), "norm": (411, "NaN")}
+    told = {label: (value, word) for label, value, word in page.tiles(shown)}
+    assert told["Loss at the end"] == ("NaN", "since step 411; 3 at the start")
+    assert told["Norm at the end"][0] == "NaN"
+    assert told["Outcome"] == ("lost", "nothing finite since step 411")
+    found = compare.of([("a", shown), ("b", shown)])
+    assert found.numbers["Loss at the end"] == ("NaN since step 411",) * 2
+    assert found.numbers["Outcome"][0] == "lost: nothing finite since step 411"
+
+
+def test_the_list_of_runs_says_since_when_there_was_nothing_finite(path):
+    (found,) = summaries(lost(path).parent)
+    assert (found.outcome, found.nonfinite_since) == ("lost", 411)
+    assert "finished, NaN since step 411" in CliRunner().invoke(cli._app(), ["runs", str(path.parent)]).output
+
+
+def test_a_loss_that_was_not_told_at_the_end_is_not_called_nan(path):
+    loss = np.linspace(3.0, 1.0, 400)
+    loss[300:] = np.nan
+    shown = open_run(record(path, norms(400), loss=loss)).material()
+    assert shown.nonfinite == {}
+    assert open_run(record(path.with_name("inf.sqlite"), np.append(norms(99), np.inf))).material().nonfinite == {
+        "norm": (100, "Inf")
+    }
+
+
 def test_what_seldom_changes_is_shown_where_it_does_and_at_the_end(path):
     rate = np.where(np.arange(300) < 100, 0.1, 0.05)
     steps, values = open_run(record(path, norms(300), rate=rate)).material().seldom["learning_rate"]
@@ -87,6 +127,19 @@ def test_the_heat_map_holds_the_largest_norm_of_each_cell_and_infinity_for_nan(p
         db.execute("UPDATE layers SET norm = NULL WHERE variable = 2 AND step = 250")
     db.close()
     assert open_run(path).material().heat.norm[1, 4] == np.inf
+
+
+def test_the_heat_map_holds_the_steps_around_an_event_too(path):
+    record(path, norms(500))
+    with sqlite3.connect(path) as db:
+        db.executemany(
+            "INSERT INTO around VALUES (?, 0, 1, ?, NULL, NULL)", [(step, float(step)) for step in range(301, 333)]
+        )
+    db.close()
+    shown = open_run(path).material().heat
+    assert shown.norm.shape[1] == 10 + 32
+    assert np.nanmax(shown.norm[0]) == 332.0
+    assert np.nanmax(shown.norm[1]) < 100.0
 
 
 def test_of_many_layers_the_largest_are_shown():

@@ -13,7 +13,7 @@ from gradwatch import cli
 from gradwatch.core import detectors, policies
 from gradwatch.errors import ConfigError, RecordError
 from gradwatch.record.run import open_run
-from gradwatch.report import replay, suggest
+from gradwatch.report import compare, replay, suggest
 from gradwatch.testing import replay as reference
 
 
@@ -65,6 +65,17 @@ def test_compare_writes_a_page_with_the_curves_of_both(two, tmp_path):
     text = (tmp_path / "both.html").read_text()
     assert text.index("Settings that differ") < text.index("Numbers") < text.index("Gradient norm")
     assert text.count('class="plot"') == 2
+
+
+def test_compare_cuts_long_texts_only_where_there_is_no_room(tmp_path):
+    names = [tmp_path / f"20261127-2035{i}8-default-6443cf9c978e.sqlite" for i in range(2)]
+    for path in names:
+        record(path, np.where(np.arange(150) == 120, 90.0, norms(150)), words=event(121, "explosion", 90.0))
+    shown = [(path.stem, open_run(path).material()) for path in names]
+    assert "…" not in compare.text(compare.of(shown))
+    assert all(path.stem in invoke("compare", *names).output for path in names)
+    narrow = compare.text(compare.of([(f"{label}-{'x' * 40}", material) for label, material in shown]), 80)
+    assert "…" in narrow.splitlines()[4]
 
 
 def test_runs_that_were_set_alike_are_called_so(tmp_path, two):
@@ -171,6 +182,22 @@ def test_a_rate_that_the_verdict_names_is_the_one_that_is_suggested(tmp_path, mo
     monkeypatch.setattr(suggest, "verdict_of", lambda source: told)
     found = suggest.of(open_run(record(tmp_path / "run.sqlite", norms(100), reach=1000.0)))
     assert (found.learning_rate, found.rate_why) == (0.04, "The norm grew.")
+
+
+def test_after_a_jump_of_the_rate_the_rate_before_it_is_suggested(tmp_path):
+    steps, rate = 800, np.full(800, 0.001)
+    rate[500:540] = 3.0
+    norm = norms(steps)
+    norm[501:] *= 1e4
+    loss = np.linspace(3.0, 1.0, steps)
+    loss[501:] = 1e5
+    words = event(502, "explosion", 1e4)
+    path = record(tmp_path / "run.sqlite", norm, loss=loss, words=words, rate=rate, reach=np.inf, a_look=1)
+    found = suggest.of(open_run(path))
+    assert found.diagnosis.kind == "rate_jump"
+    assert (found.learning_rate, found.rate_was) == (0.001, 3.0)
+    assert "learning rate  0.001, it was 3" in invoke("suggest", path).output
+    assert "The learning rate jumped." in invoke("runs", tmp_path).output
 
 
 def test_suggest_prints_both_numbers_with_their_reasons_and_json(tmp_path):

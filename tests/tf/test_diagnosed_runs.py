@@ -187,3 +187,17 @@ def test_rows_of_an_embedding_that_begin_out_of_scale_are_told_by_the_size_of_th
     assert step.monitor.run_facts["variables"]["items/embeddings"] == (50, 4)
     found = gradwatch.diagnose(step.monitor)
     assert (found.kind, found.first_step) == ("embedding_rows", 1), str(found)
+
+
+def test_the_cause_is_still_named_when_the_device_has_forgotten_it(training):
+    """A rate that rose 1,100 steps ago: the window of 1,024 steps holds nothing but NaN."""
+    training.run(rate=lambda i: RATE if i < AT else 1e4 * RATE)
+    monitor = training.step.monitor
+    rng = np.random.default_rng(4)
+    x, y = tf.constant(rng.normal(size=(16, 8)), tf.float32), tf.constant(rng.integers(0, 4, 16), tf.int32)
+    for _ in range(1100):
+        training.step(x, y, tf.constant(False))
+    found = gradwatch.diagnose(monitor)
+    assert monitor.history()["step"][0] > AT + 1
+    assert (found.kind, found.first_step) == ("rate_jump", AT + 1), str(found)
+    assert training.run().healthy

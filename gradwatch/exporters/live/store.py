@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gradwatch.core.snapshot import KINDS, Snapshot
+from gradwatch.diagnosis.observation import nonfinite_end
 from gradwatch.exporters.live.curves import Curves
 from gradwatch.reading.alerts import Alert
 from gradwatch.reading.losses import SCALING_STREAK_STEPS
@@ -39,6 +40,7 @@ _NO_LEARNING = ("nonfinite", "saturated")
 
 _MOST_RUNS = 64  # shown, those that are gone included; more monitors at once are in the metrics only
 _MOST_ALERTS = 100
+_NONFINITE_STEPS = 2  # without a finite loss: that of the newest step may only be not known yet
 _MOST_LAYERS = 10  # shown, the largest first
 _LAYER_LABEL_LIMIT = 28  # characters beside a bar
 _PACE_SECONDS = 20.0  # over which the step rate is taken
@@ -118,6 +120,7 @@ class _Run:
         self.cursor = StepCursor()
         self.curves = Curves(CURVES, LINEAR)
         self.newest: dict[str, Any] = dict.fromkeys(LINEAR)
+        self.nonfinite_since: int | None = None  # of the loss
         self.events: deque[dict[str, Any]] = deque(maxlen=_MOST_ALERTS)
         self._pace: deque[tuple[float, int]] = deque()
 
@@ -130,6 +133,18 @@ class _Run:
         for name in LINEAR:
             known = history[name][~np.isnan(history[name])] if name in history else np.empty(0)
             self.newest[name] = _number(float(known[-1])) if len(known) else None
+        self._note_nonfinite(history)
+
+    def _note_nonfinite(self, history: Mapping[str, np.ndarray]) -> None:
+        """Since which step there has been no finite loss; the newest known one would then be an old one."""
+        step = history["step"]
+        streak = nonfinite_end(history["norm"], history["loss"]) if "loss" in history else 0
+        if streak < _NONFINITE_STEPS or (self.newest["loss"] is None and self.nonfinite_since is None):
+            self.nonfinite_since = None
+            return
+        if self.nonfinite_since is None or streak < len(step):
+            self.nonfinite_since = int(step[-streak])
+        self.newest["loss"] = _number(float(history["loss"][-1]))
 
     def take(self, reading: Reading, alerts: Sequence[Alert]) -> None:
         snapshot = reading.snapshot
@@ -194,6 +209,7 @@ class _Run:
             "width": self.curves.width,
             "curves": {name: {"step": steps, "value": values} for name, (steps, values) in curves.items()},
             "loss": self.newest["loss"],
+            "loss_nonfinite_since": self.nonfinite_since,
             "learning_rate": self.newest["learning_rate"],
             "histogram": _histogram(s.norm_bounds, s.norm_counts),
             "layers": _layers(reading),

@@ -169,7 +169,10 @@
     plots.hbars = made.hbar({
       y: {field: "name"}, right: {field: "share"}, left: 0, height: 0.7, source: plots.layerSource,
     });
-    for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0.[0] %"});
+    for (const axis of made.xaxis) {
+      axis.formatter = new B.NumeralTickFormatter({format: "0.[0] %"});
+      axis.ticker.desired_num_ticks = 3;  // beside long names there is little room
+    }
     for (const one of made.ygrid) one.visible = false;
     return made;
   }
@@ -413,6 +416,7 @@
     $("harm").textContent = since(data.state) && `${since(data.state)[0].toUpperCase()}${since(data.state).slice(1)}: `
       + "almost nothing reaches the weights.";
     tile("loss", loss(data.loss) || "–", data.loss === null ? "not told" :
+      data.loss_nonfinite_since !== null ? `since step ${count(data.loss_nonfinite_since)}` :
       data.learning_rate === null ? "of the last step" : `learning rate ${short(Number(data.learning_rate))}`);
     tile("steps", n.steps.text, `${n.steps_per_second.text} a second`);
     tile("norm", n.norm.text, `after clipping ${n.applied_norm.text}`);

@@ -125,12 +125,12 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _by_hand(monitor: Monitor, optimizer: Any, update: lowering.Update, variables: Any) -> Any:
     """The update of gradients that came from `monitor.clip`: nothing is left to do but to lower its rate."""
-    scale = monitor._engine.lowered_rate()
-    if scale is None:
+    lowered = monitor._engine.lowered_rate()
+    if lowered is None:
         return update(optimizer, None, variables)
     with watchers.one_step():
-        lowering.attach(optimizer, scale)
-        return lowering.lowered(update, optimizer, scale)(optimizer, None, list(variables or ()))
+        lowering.attach(optimizer, lowered)
+        return lowering.lowered(update, optimizer, lowered)(optimizer, None, list(variables or ()))
 
 
 def _apply(
@@ -163,9 +163,9 @@ def _apply(
         )
     names = [named[i] for i in watched] if len(named) == len(grads) else None
     with watchers.one_step():
-        scale = monitor._engine.lowered_rate()
-        lowering.attach(optimizer, scale)
-        update = lowering.lowered(update, optimizer, scale)
+        lowered = monitor._engine.lowered_rate()
+        lowering.attach(optimizer, lowered)
+        update = lowering.lowered(update, optimizer, lowered)
         if getattr(optimizer, "gradient_accumulation_steps", None):
             with accumulation.watched(optimizer, monitor, names):
                 return update(optimizer, grads, variables)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import made_runs as runs
 import numpy as np
 import pytest
 
 import gradwatch
-from gradwatch.diagnosis.causes import CAUSES, KINDS
+from gradwatch.diagnosis.causes import CAUSES, HEALTHY, KINDS
+from gradwatch.diagnosis.observation import MOST
+from gradwatch.diagnosis.signs import Signs
 
 AT = 80  # index of the step at which a fault begins, which is step 81
 
@@ -265,3 +269,21 @@ def test_a_run_whose_weights_were_lost_at_once_is_never_called_healthy():
     assert f"try {third:.2g} instead" in found.causes[0].advice
     columns["input_rms"][AT] *= 300  # now the data explain it
     assert gradwatch.diagnose(runs.observation(columns)).causes[0].kind == "bad_batch"
+
+
+# -- what it costs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_evidence_of_every_cause_is_cheap_on_as_many_steps_as_it_is_ever_given(kind):
+    """It runs beside the training. 20 ms is the rule; the bound is for a busy machine, and catches what is squared."""
+    columns = runs.healthy(MOST)
+    for name, factor in (("norm", 50.0), ("loss", 5.0), ("input_rms", 50.0)):
+        columns[name][2000:2010] *= factor
+    columns["norm"][3000::40] = np.nan
+    events = [runs.event("explosion", 2001), runs.event("nonfinite", 3001, norm=np.nan)]
+    row = {row.kind: row for row in (*CAUSES, HEALTHY)}[kind]
+    signs = Signs(runs.observation(columns, events=events))
+    began = time.process_time()
+    signs.ask(row.evidence)
+    assert time.process_time() - began < 1.0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradwatch.core.snapshot import KINDS, Recovery
+from gradwatch.core.snapshot import KINDS, Recovery, Snapshot
 from gradwatch.reading import wording
 from gradwatch.reading.harm import LOSS_KINDS, SEVERITIES, Episode
 from gradwatch.reading.reading import Reading
@@ -195,6 +195,9 @@ def _fired(
         )
     )
 
+    if advice and severity != "info" and _is_beyond_clipping(kind, snapshot):
+        advice = f"{advice} {wording.BEYOND_CLIPPING}"
+
     said = [
         sentences(diagnosis) if first else "",
         f"{wording.headline(kind, norm, rows, step)} at step {step} of {reading.name}"
@@ -235,6 +238,13 @@ def _fired(
         run_id=reading.run_id,
         run_name=reading.run_info.get("run_name", ""),
     )
+
+
+def _is_beyond_clipping(kind: str, snapshot: Snapshot) -> bool:
+    """Whether the harm comes from steps that clipping does not shorten, and that nothing else bounds yet."""
+    adaptive = snapshot.reach == math.inf  # "does not apply", see docs/loops.md
+    bounded = snapshot.limited_updates > 0 or bool(snapshot.recoveries)
+    return kind in ("explosion", "saturated", "loss_rising", "loss_nonfinite") and adaptive and not bounded
 
 
 def _recovered(reading: Reading, recovery: Recovery) -> Alert:

@@ -44,6 +44,12 @@ TOO_SHORT = (
     "The run is {:,} steps too short yet for its budget of false alarms, so this may be one of more than promised."
 )
 
+#: Of harm under an optimizer that divides by a second moment, where nothing bounds its steps.
+BEYOND_CLIPPING = (
+    "Clipping hardly shortens the steps of an adaptive optimizer such as Adam: update_limit=0.05 does, and "
+    "recover=gradwatch.recovery.ladder() goes back to a healthy state."
+)
+
 #: Finite gradients whose norm is said to be above it have overflowed: float32 cannot hold the sum of their squares.
 _LARGEST = 1e36
 

@@ -362,6 +362,34 @@ def test_where_a_nan_is_in_some_variables_of_many_the_first_are_named():
     assert "In 5 of 20 variables: layer0, layer1, layer2 and 2 more." in alert.message
 
 
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"reach": math.inf}, True),
+        ({"reach": 4.0}, False),
+        ({"reach": None}, False),
+        ({"reach": math.inf, "limited_updates": 3}, False),
+        ({"reach": math.inf, "recoveries": {"skip": 0}}, False),
+    ],
+    ids=["Adam", "SGD", "not known", "limited", "recovering"],
+)
+def test_harm_under_an_adaptive_optimizer_is_answered_by_what_bounds_its_steps(state, told):
+    monitor = FakeMonitor(**state)
+    monitor.begin("saturated")
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert alert.severity == "warning"
+    for text in (alert.advice, alert.message):
+        assert ("update_limit=0.05" in text and "recover=gradwatch.recovery.ladder()" in text) == told
+
+
+def test_an_explosion_that_did_no_harm_needs_no_more_than_clipping():
+    monitor = FakeMonitor(reach=math.inf)
+    monitor.begin("explosion")
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert alert.severity == "info"
+    assert "update_limit" not in alert.message
+
+
 # -- from the monitor to the sinks and the log -----------------------------------------------------------
 
 

@@ -84,7 +84,7 @@ def test_without_click_the_command_names_the_extra_to_install(capsys, monkeypatc
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert "pip install 'gradwatch-tf[demo]'" in capsys.readouterr().err
+    assert "pip install 'gradwatch-tf[cli]'" in capsys.readouterr().err, "the smallest extra that brings it"
 
 
 def test_without_matplotlib_the_demo_says_so_before_it_trains(monkeypatch):

@@ -40,7 +40,7 @@ def _app() -> Any:
         import click
         import rich  # noqa: F401  (the commands print with it)
     except ImportError as missing:
-        raise MissingExtra(missing.name or "click", "demo", "the command `gradwatch`") from None
+        raise MissingExtra(missing.name or "click", "cli", "the command `gradwatch`") from None
 
     class Group(click.Group):
         def list_commands(self, ctx: Any) -> list[str]:

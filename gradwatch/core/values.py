@@ -87,7 +87,13 @@ def literal(value: object) -> str:
     return repr(value)
 
 
-def parse(text: str, makers: Mapping[str, Callable[..., T]], noun: str, example: str) -> T:
+def parse(
+    text: str,
+    makers: Mapping[str, Callable[..., T]],
+    noun: str,
+    example: str,
+    elsewhere: Mapping[str, str] | None = None,
+) -> T:
     """The value that a person typed: "median", "percentile(95)", "smallest(percentile(90), fixed(1))".
 
     Only names of `makers` and literals are taken: nothing is evaluated.
@@ -96,6 +102,7 @@ def parse(text: str, makers: Mapping[str, Callable[..., T]], noun: str, example:
       text: a name, or a call with literals and such calls as arguments.
       makers: name -> what makes the value.
       noun: what is wanted, for the error: "policy".
+      elsewhere: names that others use -> what to write here instead, for the error.
       example: of a text, for the error.
 
     Raises:
@@ -115,6 +122,9 @@ def parse(text: str, makers: Mapping[str, Callable[..., T]], noun: str, example:
             raise ConfigError(wanted)
         name = call.func.id
         if name not in makers:
+            hint = (elsewhere or {}).get(name)
+            if hint is not None:
+                raise ConfigError(f"unknown {noun} {name!r}; {hint}")
             raise ConfigError(f"unknown {noun} {name!r}; there are: {', '.join(makers)}; an example is {example}")
         positional = [argument(value) for value in call.args]
         keywords = {str(word.arg): argument(word.value) for word in call.keywords}

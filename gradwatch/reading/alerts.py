@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradwatch.core.snapshot import KINDS, Recovery
+from gradwatch.core.snapshot import KINDS, Recovery, Snapshot
 from gradwatch.reading import wording
 from gradwatch.reading.harm import LOSS_KINDS, SEVERITIES, Episode
 from gradwatch.reading.reading import Reading
@@ -107,7 +107,9 @@ def alerts_between(
     history: Callable[[], Mapping[str, Any]] | None = None,
     verdict: Judge | None = None,
 ) -> list[Alert]:
-    """The alerts that tell how `after` differs from `before`, in the order of `EPISODES`.
+    """The alerts that tell how `after` differs from `before`, in the order of their steps.
+
+    The verdict and its advice are in the message of the first that fired, so that a person reads them once.
 
     Args:
       before: the reading last looked at; None means a run that has not begun.
@@ -116,17 +118,20 @@ def alerts_between(
         first step.
       verdict: returns the verdict on the run; asked only when an episode began or got worse.
     """
-    alerts = []
+    alerts, fired = [], []
     for kind in EPISODES:
         began = _begun(after, kind) - (_begun(before, kind) if before else 0)
         was_open = before is not None and kind in before.harm.episodes
         is_open = kind in after.harm.episodes
         if began > 0:
-            alerts.append(_fired(before, after, kind, began, is_open, history, verdict))
+            fired.append((kind, began, is_open))
         elif was_open and not is_open:
             alerts.append(_resolved(after, kind))
         elif before is not None and is_open and _rank(after, kind) > _rank(before, kind):
-            alerts.append(_fired(before, after, kind, 0, True, history, verdict))
+            fired.append((kind, 0, True))
+    for i, (kind, began, is_open) in enumerate(sorted(fired, key=lambda one: _step(after, one[0]))):
+        alerts.append(_fired(before, after, kind, began, is_open, history, verdict, first=i == 0))
+    alerts.sort(key=lambda alert: alert.step)
     known = set() if before is None else {(r.step, r.time) for r in before.snapshot.last_recoveries}
     return alerts + [_recovered(after, r) for r in after.snapshot.last_recoveries if (r.step, r.time) not in known]
 
@@ -138,6 +143,12 @@ def _begun(reading: Reading, kind: str) -> int:
 def _episode(reading: Reading, kind: str) -> Episode:
     """The newest of its kind; a harmless one where nothing is known of it."""
     return reading.harm.newest.get(kind, Episode("harmless", reading.snapshot.steps))
+
+
+def _step(reading: Reading, kind: str) -> int:
+    """At which the newest episode began."""
+    event = reading.snapshot.last_events.get(kind)
+    return event.step if event else _episode(reading, kind).step
 
 
 def _rank(reading: Reading, kind: str) -> int:
@@ -152,16 +163,18 @@ def _fired(
     active: bool,
     history: Callable[[], Mapping[str, Any]] | None,
     verdict: Judge | None,
+    *,
+    first: bool,
 ) -> Alert:
     snapshot, episode = reading.snapshot, _episode(reading, kind)
     event = snapshot.last_events.get(kind)
-    step = event.step if event else episode.step
+    step = _step(reading, kind)
     norm = event.norm if event else snapshot.norm
     threshold = event.threshold if event else _threshold(reading, kind)
     shares = dict(event.shares) if event else {}
     severity = episode.severity
     rows = history() if history is not None else None
-    action = "" if kind in LOSS_KINDS else wording.action(rows, step)
+    action = "" if kind in LOSS_KINDS else wording.action(rows, step, kind)
     how, from_way = wording.way(kind, rows, step)
     known = before is not None and _begun(before, kind) > 0 and severity != "critical"
     follows = wording.followed(event)
@@ -182,9 +195,12 @@ def _fired(
         )
     )
 
+    if advice and severity != "info" and _is_beyond_clipping(kind, snapshot):
+        advice = f"{advice} {wording.BEYOND_CLIPPING}"
+
     said = [
-        sentences(diagnosis),
-        f"{wording.title(kind, norm)} at step {step} of {reading.name}"
+        sentences(diagnosis) if first else "",
+        f"{wording.headline(kind, norm, rows, step)} at step {step} of {reading.name}"
         + ("." if kind in LOSS_KINDS else f": {wording.comparison(kind, norm, threshold)}."),
     ]
     if began > 1:
@@ -197,13 +213,13 @@ def _fired(
         said.append(f"It was over by step {snapshot.steps}.")
     if not cause:
         said.append(how)
-    if not follows:  # else the explosion's alert has named them
+    if not follows or kind == "nonfinite":  # else the explosion's alert has named them
         said.append(wording.carriers(shares))
     if action:
         said.append(f"gradwatch {action}.")
     if kind == "explosion" and snapshot.budget_steps_missing:
         said.append(wording.TOO_SHORT.format(snapshot.budget_steps_missing))
-    said += [episode.text, advice]
+    said += [episode.text, advice if first or not cause else ""]
     return Alert(
         kind=kind,
         monitor=reading.name,
@@ -222,6 +238,13 @@ def _fired(
         run_id=reading.run_id,
         run_name=reading.run_info.get("run_name", ""),
     )
+
+
+def _is_beyond_clipping(kind: str, snapshot: Snapshot) -> bool:
+    """Whether the harm comes from steps that clipping does not shorten, and that nothing else bounds yet."""
+    adaptive = snapshot.reach == math.inf  # "does not apply", see docs/loops.md
+    bounded = snapshot.limited_updates > 0 or bool(snapshot.recoveries)
+    return kind in ("explosion", "saturated", "loss_rising", "loss_nonfinite") and adaptive and not bounded
 
 
 def _recovered(reading: Reading, recovery: Recovery) -> Alert:

@@ -44,11 +44,19 @@ TOO_SHORT = (
     "The run is {:,} steps too short yet for its budget of false alarms, so this may be one of more than promised."
 )
 
+#: Of harm under an optimizer that divides by a second moment, where nothing bounds its steps.
+BEYOND_CLIPPING = (
+    "Clipping hardly shortens the steps of an adaptive optimizer such as Adam: update_limit=0.05 does, and "
+    "recover=gradwatch.recovery.ladder() goes back to a healthy state."
+)
+
 #: Finite gradients whose norm is said to be above it have overflowed: float32 cannot hold the sum of their squares.
 _LARGEST = 1e36
 
 _GRADUAL_STEPS = 3  # of growth before the step, for it to have come gradually
 _NAMED = 3  # variables in a message
+_LED_STEPS = 20  # about so many steps lead to an alarm of saturation
+_WORDS = {"clip": "clipped", "zero": "zeroed", "skip": "skipped"}
 _NAME_LIMIT = 48  # characters
 
 
@@ -80,8 +88,11 @@ def carriers(shares: Mapping[str, float]) -> str:
     equal = ordered[0][1] - ordered[-1][1] < 1e-6
     if equal and len(ordered) > 1:
         where = f"all {len(ordered)}" if len(ordered) == len(shares) else f"{len(ordered)} of {len(shares)}"
-        names = f": {', '.join(short[name] for name, _ in ordered)}" if len(ordered) <= _NAMED else ""
-        return f"In {where} variables{names}."
+        rest = len(ordered) - _NAMED
+        if rest > 0 and len(ordered) == len(shares):
+            return f"In {where} variables."
+        names = ", ".join(short[name] for name, _ in ordered[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+        return f"In {where} variables: {names}."
     large = list(culprits(shares).items())
     if not large:
         return (
@@ -92,11 +103,30 @@ def carriers(shares: Mapping[str, float]) -> str:
     return f"Carried by {named}{f' and {rest} more' if rest else ''}."
 
 
-def action(rows: Mapping[str, Any] | None, step: int) -> str:
-    """What was done with the gradients of `step`, out of the history; "" if it is not there any more."""
+def headline(kind: str, norm: float, rows: Mapping[str, Any] | None, step: int) -> str:
+    """The title, and of a run that is saturated, with what: a watch that only observes clips nothing away."""
+    index = _index(rows, step)
+    if kind != "saturated" or rows is None or index is None:
+        return title(kind, norm)
+    done = _done(rows, index)
+    if not done["clip"]:
+        return f"most of the gradients {'zeroed' if done['zero'] or done['skip'] else 'NaN or Inf'}"
+    return title(kind, norm)
+
+
+def action(rows: Mapping[str, Any] | None, step: int, kind: str = "") -> str:
+    """What was done with the gradients of `step`, out of the history; "" if it is not there any more.
+
+    Args:
+      kind: of the anomaly; of "saturated", what was done in the steps that led to it.
+    """
     index = _index(rows, step)
     if rows is None or index is None:
         return ""
+    if kind == "saturated":
+        done = _done(rows, index)
+        parts = [f"{word} {done[verdict]}" for verdict, word in _WORDS.items() if done[verdict]]
+        return f"{' and '.join(parts) or 'changed none'} of the last {sum(done.values())} gradients"
     verdict = VERDICTS[int(rows["verdict"][index])]
     if verdict == "clip":
         return f"clipped the norm to {float(rows['applied_norm'][index]):.4g}"
@@ -149,6 +179,12 @@ def advice(kind: str, norm: float, event: Event | None, *, probing: bool, lastin
 def followed(event: Event | None) -> int:
     """Step of the explosion that an event came out of; 0: none."""
     return int(getattr(event, "follows", 0) or 0)
+
+
+def _done(rows: Mapping[str, Any], index: int) -> dict[str, int]:
+    """Verdict -> how many of the steps up to this row had it."""
+    given = [VERDICTS[int(v)] for v in rows["verdict"][max(index + 1 - _LED_STEPS, 0) : index + 1]]
+    return {verdict: given.count(verdict) for verdict in VERDICTS}
 
 
 def _index(rows: Mapping[str, Any] | None, step: int) -> int | None:

@@ -119,7 +119,7 @@ class Recorder:
         self._batches: BatchFiles | None = None
         self._around: Around | None = None
         self._active, self._ended = False, False
-        self._wants_report = report
+        self._wants_report, self._missed_report = report, False
         self._over, self._over_since, self._reported = False, 0.0, 0  # the step up to which there is a report
         self._pid = os.getpid()
         ending.install()  # the first step may be built in a thread of a replica, where no handler can be set
@@ -338,7 +338,10 @@ class Recorder:
         try:
             _write_report(self.path)
         except MissingExtra as error:
-            logger.info("no report of the run %s: %s", self.path, error)
+            # a warning: who recorded a run looks for its report
+            if not self._missed_report:
+                logger.warning("no report is written beside %s: %s", self.path, error)
+            self._missed_report = True
         except Exception:
             health.failed("record", f"the report of {self.path} cannot be written", exc_info=True)
 

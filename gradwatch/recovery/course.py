@@ -38,8 +38,13 @@ SAME_STEPS = 500
 #: Steps after which a rate that was lowered is no longer remembered.
 REMEMBERED_STEPS = 3000
 
+#: Steps without trouble after which a rate that is still lowered is worth a word.
+LONG_STEPS = 1000
+
 #: Steps without a finite gradient after which the run goes back though nothing is seen at its weights.
 UNHURT_STEPS = 30
+
+_LARGEST_LOG = 80.0  # float32 ends at e^88
 
 _LARGE_RATIO, _GOOD_RATIO = 0.1, 0.01  # shares of the weights' norm that an update moves
 
@@ -65,18 +70,22 @@ class Rate:
 
     def __init__(self, rung: lower) -> None:
         self._rung = rung
-        self.ceiling: float = 1.0
+        self.ceiling: float = math.inf
         self._scale: float = 1.0  # at `_since`
         self._since: int | None = None  # the step at which it was lowered last
 
     def at(self, step: int) -> float:
         """The scale at this step, in [least, 1]."""
+        return min(self.unbounded(step), 1.0)
+
+    def unbounded(self, step: int) -> float:
+        """The limit at this step over the rate that was too high: beyond 1 once the way back is over."""
         if self._since is None:
-            return 1.0
+            return math.inf
         way = max(step - self._since - self._rung.hold_steps, 0) / self._rung.return_steps
         # by logarithms: the power would overflow after some thousand steps
         log = math.log(self._scale) - way * math.log(self._rung.factor)
-        return self.ceiling if log >= math.log(self.ceiling) else math.exp(log)
+        return self.ceiling if log >= min(math.log(self.ceiling), _LARGEST_LOG) else math.exp(log)
 
     @property
     def is_least(self) -> bool:
@@ -87,12 +96,15 @@ class Rate:
         """Whether it was lowered not long ago, so that new trouble is likely to be the rate's."""
         return self._since is not None and step - self._since < REMEMBERED_STEPS
 
-    def lower(self, step: int, update_ratio: float | None) -> float:
+    def lower(self, step: int, update_ratio: float | None, *, anew: bool = False) -> float:
         """Lower it at this step; the new scale.
 
         Args:
           update_ratio: the newest share of their norm by which an update moved the weights; None where not known.
+          anew: the trouble came at a rate that no limit touched: what was found at another rate says nothing of it.
         """
+        if anew:
+            self.ceiling, self._since = math.inf, None
         now, factor = self.at(step), self._rung.factor
         if update_ratio is not None and math.isfinite(update_ratio) and update_ratio > _LARGE_RATIO:
             factor = min(factor, _GOOD_RATIO / update_ratio)
@@ -127,6 +139,15 @@ class Course:
         """Of the learning rate at this step."""
         return 1.0 if self.rate is None else self.rate.at(step)
 
+    def share(self, step: int) -> float:
+        """Of the rate that was too high, what is allowed at this step: 1 and more once the way back is over."""
+        return math.inf if self.rate is None else self.rate.unbounded(step)
+
+    @property
+    def answered_at(self) -> int:
+        """The step of the last answer, 0 before it."""
+        return self._answered_at or 0
+
     def is_on_trial(self, step: int) -> bool:
         """See `Rate.is_on_trial`."""
         return self.rate is not None and self.rate.is_on_trial(step)
@@ -140,6 +161,7 @@ class Course:
         update_ratio: float | None = None,
         broken: bool = False,
         hurt: bool = True,
+        anew: bool = False,
     ) -> Answer | None:
         """What to do about a trouble that was seen at this step; None for nothing (more) for now.
 
@@ -150,6 +172,7 @@ class Course:
           broken: healthy weights gave no finite gradient: what is broken is the data, or an operation.
           hurt: whether the weights show that something happened to them. Where they do not, no finite gradient is
             mostly a matter of the data, and no update is made meanwhile: going back would lose good steps.
+          anew: see `Rate.lower`.
         """
         if self._answered_at is not None and step - self._answered_at > SAME_STEPS:
             self.answers = 0
@@ -163,7 +186,7 @@ class Course:
             self.answers += 1
             rungs = self._possible(step, wanted)
             if rungs or not wanted:
-                return self._take(step, trouble, rungs, update_ratio)
+                return self._take(step, trouble, rungs, update_ratio, anew=anew)
         # the end of the row: what is left is to stop, where that is wanted at all
         if STOP in rows[-1] and self._ladder.stop is not None:
             return self._take(step, trouble, (STOP,), update_ratio)
@@ -188,13 +211,21 @@ class Course:
             rungs.remove(LOWER)
         return tuple(rungs)
 
-    def _take(self, step: int, trouble: Trouble, rungs: tuple[str, ...], update_ratio: float | None) -> Answer | None:
+    def _take(
+        self,
+        step: int,
+        trouble: Trouble,
+        rungs: tuple[str, ...],
+        update_ratio: float | None,
+        *,
+        anew: bool = False,
+    ) -> Answer | None:
         self._answered_at = step
         if not rungs:
             return None
         older = ROLLBACK in rungs and bool(self._rollbacks) and step - self._rollbacks[-1] <= 2 * self._ladder.patience
         if LOWER in rungs and self.rate is not None:
-            self.rate.lower(step, update_ratio)
+            self.rate.lower(step, update_ratio, anew=anew)
         if ROLLBACK in rungs:
             self._rollbacks.append(step)
         else:

@@ -40,20 +40,22 @@ class skip:
 
 @dataclass(frozen=True)
 class lower:
-    """Multiply the learning rate by a factor for a while, and come back slowly.
+    """Limit the learning rate to a part of the rate that was too high, and raise the limit slowly.
 
-    scale(t) = min(s * factor^(-max(t - hold_steps, 0) / return_steps), ceiling), t steps after it was lowered to s:
-    held first, then back by one `factor` every `return_steps` steps. The ceiling is 1 at first. Where trouble comes
-    again within 3,000 steps, the ceiling becomes `factor` times the scale at which it came, and stays: the rate that
-    was set is too high for good.
+    limit(t) = R * min(s * factor^(-max(t - hold_steps, 0) / return_steps), ceiling), t steps after it was lowered to s,
+    R the rate that was too high. The optimizer sees min(rate, limit), so a rate that falls below the limit by itself is
+    not touched. There is no ceiling at first. Where trouble comes again within 3,000 steps at a rate that the limit
+    held down, the ceiling becomes `factor` times the scale at which it came, and stays. Where it comes at a rate below
+    the limit, that rate is the new R, and everything starts anew. A rate that is not known is multiplied by
+    min(limit / R, 1) instead.
 
     s is the scale so far times `factor`. Where an update moves the weights by more than a tenth of their norm, the
     factor is 0.01 / (that share) if that is smaller.
 
-    The optimizer sees the scaled rate within its update only: `optimizer.learning_rate` and a schedule stay as they
+    The optimizer sees the lowered rate within its update only: `optimizer.learning_rate` and a schedule stay as they
     are.
 
-    State: scale, ceiling, and the step at which the rate was lowered last.
+    State: R, scale, ceiling, and the step at which the rate was lowered last.
 
     Args:
       factor: in (0, 1).

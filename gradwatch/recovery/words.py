@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gradwatch.recovery.signs import Trouble
 
 
@@ -12,6 +14,7 @@ def said(
     *,
     back_to: int | None = None,
     scale: float | None = None,
+    limit: float | None = None,
     stops: bool = False,
     verdict: str = "",
 ) -> str:
@@ -23,6 +26,7 @@ def said(
       trouble: what is answered.
       back_to: step of the snapshot, if it went back; 0 is before the first step.
       scale: of the learning rate, if it was lowered.
+      limit: the highest rate from now on, where it is known.
       stops: whether the run is ended.
       verdict: of the diagnosis, a sentence, "" where there is none.
     """
@@ -31,13 +35,25 @@ def said(
         where = f"to the snapshot of step {back_to}" if back_to else "to before the first step"
         done.append(f"went back {where}: {step - back_to} steps are lost")
     if scale is not None:
-        done.append(f"lowered the learning rate to {scale:.3g} times what it is set to")
+        if limit is None or limit == math.inf:
+            done.append(f"lowered the learning rate to {scale:.3g} times what it is set to")
+        else:
+            done.append(f"lowered the learning rate to at most {limit:.3g}, {scale:.3g} times what was too high")
     if stops:
         done.append("stops the training")
     sentences = [f"monitor {name!r}, step {step}: {trouble.text}, since step {trouble.step}.", verdict]
     if done:
         sentences.append(f"gradwatch {' and '.join(done)}.")
     return " ".join(filter(None, sentences))
+
+
+def still_lowered(name: str, step: int, scale: float, answered_at: int) -> str:
+    """One line about a rate that stays lowered though nothing is wrong any more."""
+    return (
+        f"monitor {name!r}, step {step}: the learning rate is still held at {scale:.3g} times what it is set to, "
+        f"{step - answered_at} steps after the last trouble. That rate led into trouble more than once. Set it lower, "
+        "and nothing is held any more, or start again without recovery.lower()."
+    )
 
 
 #: What to do about a run that was stopped, where the diagnosis has no better advice.

@@ -54,6 +54,7 @@ def of(material: Material) -> list[tuple[str, Any]]:
 
 def column(material: Material) -> Any:
     """All figures below one another, for `plot()`."""
+    _bokeh()
     from bokeh.layouts import column as below
 
     figures = of(material)

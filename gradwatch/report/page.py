@@ -112,7 +112,10 @@ def _script(text: str) -> str:
 
 
 def _bokehjs() -> str:
-    import bokeh
+    try:
+        import bokeh
+    except ImportError:
+        raise MissingExtra("bokeh", "live", "a report") from None
 
     path = Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js"
     try:

@@ -166,7 +166,6 @@ def same_on_all(number: float, strategy: Any) -> bool:
 #: What comes to the monitor is a replica's part and goes back as one; it goes back as the sum; it is the sum already.
 PART, HAND_ON, DONE = "part", "hand on", "done"
 
-_CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 # what stands between `apply` and the sum; where a class of the user's replaces one, we cannot know what it sums
 _WAY_TO_THE_SUM = ("apply", "_backend_apply_gradients", compat.UPDATE, compat.SUM_OVER_REPLICAS)
 
@@ -185,7 +184,7 @@ def sums_once(optimizer: Any) -> bool:
     if (
         replicas() == 1
         or getattr(optimizer, "gradient_accumulation_steps", None)
-        or any(getattr(optimizer, name, None) for name in _CLIPPING)
+        or any(getattr(optimizer, name, None) for name in updates.OWN_CLIPPING)
         or updates.wrapped(optimizer)
     ):
         return False

@@ -26,6 +26,7 @@ from gradwatch.tf.eager import EagerStep
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
+from gradwatch.tf.lowered_rate import Lowering
 from gradwatch.tf.updates import tf_variable
 from gradwatch.tf.variables import VariableSet
 from gradwatch.tf.weights import Weights
@@ -49,7 +50,7 @@ class Engine:
       inputs: what the step under way was given.
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
-      rate_scale: what the learning rate is multiplied by, a variable, shape (); None where it cannot be lowered.
+      lowering: what is done to the learning rate; None where it cannot be lowered.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Engine:
         self.on_device: DeviceState | None = None
         self.loss_scale: Any = None
         self.recorder, self.keeper, self.healer = recorder, keeper, healer
-        self.rate_scale: tf.Variable | None = None
+        self.lowering: Lowering | None = None
         self._optimizer: weakref.ref[Any] | None = None
         self._name = owner.name
         self._owner = owner
@@ -135,13 +136,11 @@ class Engine:
             collect = None if self.keeper is None else self.keeper.collect
             self.recorder.begin(self._owner, known, built.recorded_history, collect, built.around)
 
-    def lowered_rate(self) -> tf.Variable | None:
-        """What the learning rate is to be multiplied by, where it may be lowered at all; made at the first call."""
-        if self.rate_scale is None and self.healer is not None and self.healer.lowers:
-            self.rate_scale = distribution.in_scope(
-                lambda: distribution.state_variable(np.float32(1.0), "gradwatch_rate_scale")
-            )
-        return self.rate_scale
+    def lowered_rate(self) -> Lowering | None:
+        """What is to be done to the learning rate, where it may be lowered at all; made at the first call."""
+        if self.lowering is None and self.healer is not None and self.healer.lowers:
+            self.lowering = Lowering.new()
+        return self.lowering
 
     # -- one step ---------------------------------------------------------------------------------------
 
@@ -293,7 +292,7 @@ class Engine:
 
     def own_variables(self) -> list[tf.Variable]:
         """Those that belong to the monitor and not to the training."""
-        own = [] if self.rate_scale is None else [self.rate_scale]
+        own = [] if self.lowering is None else list(self.lowering)
         return own if self.on_device is None else [*own, *self.on_device.exported(self.keeper).values()]
 
     def rewind(self, packed: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from gradwatch.errors import ConfigError, TrainingStopped
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
 from gradwatch.recovery import endings, folder, words
-from gradwatch.recovery.course import LOWER, ROLLBACK, STOP, Answer, Course
+from gradwatch.recovery.course import LONG_STEPS, LOWER, ROLLBACK, STOP, Answer, Course
 from gradwatch.recovery.generations import Generation
 from gradwatch.recovery.ledger import Ledger
 from gradwatch.recovery.reasons import Reason, reason_of
@@ -69,7 +70,9 @@ class Healer:
         self._calls_at_look = 0
         self._unsure = False  # a step without a finite gradient may have left a NaN where no gradient comes
         self._went_back = False
-        self._scale = 1.0  # as it is on the device
+        self._share = math.inf  # of the rate that was too high, as it is on the device
+        self._rate_was_held = False  # whether the newest lowering has touched the rate that is set
+        self._told_of_rate = False
         self._begins = False  # the weights at the next call are the first of a training
 
     # -- who is watched -----------------------------------------------------------------------------------
@@ -250,7 +253,7 @@ class Healer:
             look = one.peek.look(now=now)
             if look is None:
                 continue
-            one.signs.on_trial = self._course.is_on_trial(one.signs.last_step)
+            one.signs.on_trial = self._rate_was_held and self._course.is_on_trial(one.signs.last_step)
             most = max(most, len(look.rows.step))
             self.ledger.skipped(one.take(look))
             self._unsure |= look.nonfinite
@@ -294,6 +297,8 @@ class Healer:
         alone = not distribution.has_several_workers(strategy)
         # each worker has its own record and its own batches: what is concluded from them may differ
         reason = reason_of(monitor) if alone and monitor is not None else Reason()
+        answered_at = self._course.answered_at
+        anew = one.rate.is_below_limit(trouble.step, answered_at, self._course.share(step))
         answer = self._course.answer(
             step,
             trouble,
@@ -301,9 +306,14 @@ class Healer:
             update_ratio=one.update_ratio,
             broken=self._went_back and one.signs.never_finite,
             hurt=trouble.cause != "nonfinite" or self._is_hurt(target, strategy),
+            anew=anew,
         )
         if answer is None:
             return
+        if LOWER in answer.rungs:
+            self._rate_was_held = False
+            for other in self._watched:
+                other.rate.blame(trouble.step, answered_at, anew=anew)
         back_to = self._go_back(answer) if ROLLBACK in answer.rungs else None
         rungs = tuple(r for r in answer.rungs if r != ROLLBACK or back_to is not None)
         self._set_scale(step)
@@ -317,6 +327,7 @@ class Healer:
             trouble,
             back_to=None if back_to is None else back_to.step,
             scale=answer.scale if LOWER in rungs else None,
+            limit=one.rate.limit(self._share),
             stops=STOP in rungs,
             verdict=verdict,
         )
@@ -352,14 +363,19 @@ class Healer:
         return None
 
     def _set_scale(self, step: int) -> None:
-        scale = self._course.scale(step)
-        if scale == self._scale:
+        share = self._course.share(step)
+        self.ledger.rate_scale = scale = min(one.rate.scale(share) for one in self._watched)
+        self._rate_was_held |= scale < 1.0
+        if scale < 1.0 and not self._told_of_rate and step - self._course.answered_at >= LONG_STEPS:
+            self._told_of_rate = True
+            logger.warning("%s", words.still_lowered(self._watched[0].name, step, scale, self._course.answered_at))
+        if share == self._share:
             return
-        self.ledger.rate_scale = self._scale = scale
-        with tf.init_scope():
-            for one in self._watched:
-                if one.engine.rate_scale is not None:
-                    one.engine.rate_scale.assign(scale)
+        self._share = share
+        for one in self._watched:
+            if one.engine.lowering is not None:
+                known = one.rate.reference is not None
+                one.engine.lowering.assign(1.0 if known else min(share, 1.0), one.rate.limit(share))
 
     def _stop(self, step: int, text: str, verdict: str) -> None:
         stop = self.ladder.stop

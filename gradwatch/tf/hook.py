@@ -23,6 +23,7 @@ from gradwatch.tf import (
     exports,
     legacy,
     lowering,
+    notices,
     updates,
     watchers,
 )
@@ -72,8 +73,12 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
             return _by_hand(scope.monitor, self, lambda *_: original(self, *args, **keywords), given.get(1))
         accumulating = updates.accumulating_inside(self)
         if accumulating is not None:
+            notices.overflow_unseen(scope.monitor, self)
             with watchers.attached_meanwhile(accumulating, scope):
-                return original(self, *args, **keywords)
+                result = original(self, *args, **keywords)
+            # the inner optimizer is given gradients without the scale, and knows none
+            scope.monitor._engine.loss_scale = updates.loss_scale(self)
+            return result
         once = distribution.sums_once(self)
 
         def update(optimizer: Any, grads: list[Any], variables: list[Any] | None) -> Any:
@@ -125,12 +130,13 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _by_hand(monitor: Monitor, optimizer: Any, update: lowering.Update, variables: Any) -> Any:
     """The update of gradients that came from `monitor.clip`: nothing is left to do but to lower its rate."""
-    scale = monitor._engine.lowered_rate()
-    if scale is None:
+    notices.clips_twice(monitor, optimizer)
+    lowered = monitor._engine.lowered_rate()
+    if lowered is None:
         return update(optimizer, None, variables)
     with watchers.one_step():
-        lowering.attach(optimizer, scale)
-        return lowering.lowered(update, optimizer, scale)(optimizer, None, list(variables or ()))
+        lowering.attach(optimizer, lowered)
+        return lowering.lowered(update, optimizer, lowered)(optimizer, None, list(variables or ()))
 
 
 def _apply(
@@ -149,6 +155,7 @@ def _apply(
     if variables is not None and hasattr(optimizer, "optimizers") and not optimizer.built:
         # MultiOptimizer learns only here which optimizers it wraps
         optimizer.build(variables)
+    notices.clips_twice(monitor, optimizer)
     named = variables if variables is not None else compat.trainable_variables(optimizer)
     # variables that Keras overwrites with their "gradient" (fp8 scales) carry none
     watched = [
@@ -163,9 +170,9 @@ def _apply(
         )
     names = [named[i] for i in watched] if len(named) == len(grads) else None
     with watchers.one_step():
-        scale = monitor._engine.lowered_rate()
-        lowering.attach(optimizer, scale)
-        update = lowering.lowered(update, optimizer, scale)
+        lowered = monitor._engine.lowered_rate()
+        lowering.attach(optimizer, lowered)
+        update = lowering.lowered(update, optimizer, lowered)
         if getattr(optimizer, "gradient_accumulation_steps", None):
             with accumulation.watched(optimizer, monitor, names):
                 return update(optimizer, grads, variables)

@@ -203,12 +203,14 @@ class KerasCallback(keras.callbacks.Callback):
         lasted["nonfinite"] = now.nonfinite_streak
         worst = max(lasted, key=lambda kind: lasted[kind])
         if lasted[worst] >= self.stop_after:
+            streak = now.nonfinite_streak if worst != "nonfinite" else 0
             logger.error(
-                "monitor %r stops the training at step %d: the gradients have been %s for %d steps",
+                "monitor %r stops the training at step %d: the gradients have been %s for %d steps%s",
                 now.name,
                 now.steps,
                 {"nonfinite": "NaN or Inf", **_LOST}[worst],
                 lasted[worst],
+                f", and NaN or Inf in the last {streak} of them" if streak else "",
             )
             self.model.stop_training = True
 

@@ -1,7 +1,7 @@
-"""The learning rate as an optimizer sees it within its update: what it is set to, times a scale on the device.
+"""The learning rate as an optimizer sees it within its update: what it is set to, with a limit that is on the device.
 
-The rate is scaled where an optimizer asks for it, so the person's own view of it stays: `optimizer.learning_rate`, its
-schedule and the callbacks that read or set it know nothing of the scale. It holds for every optimizer of Keras, its
+The rate is lowered where an optimizer asks for it, so the person's own view of it stays: `optimizer.learning_rate`, its
+schedule and the callbacks that read or set it know nothing of it. It holds for every optimizer of Keras, its
 weight decay, its momentum and what it wraps, because all of them ask one method.
 """
 
@@ -15,41 +15,42 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradwatch.tf import compat, legacy, updates, watchers
+from gradwatch.tf import compat, legacy, rates, updates, watchers
+from gradwatch.tf.lowered_rate import Lowering
 from gradwatch.tf.skip import saved
 
-_scales: weakref.WeakKeyDictionary[Any, tf.Variable] = weakref.WeakKeyDictionary()
+_lowerings: weakref.WeakKeyDictionary[Any, Lowering] = weakref.WeakKeyDictionary()
 #: (optimizer, gradients, variables) -> whatever the optimizer returns.
 Update = Callable[[Any, Any, Any], Any]
 
 _asking = threading.local()  # a class of the user's may ask its parent: the rate must not be scaled twice
 
 
-def attach(optimizer: Any, scale: tf.Variable | None) -> None:
-    """From now on this optimizer, and what it wraps, see their learning rate times `scale`; None: as it is.
+def attach(optimizer: Any, lowering: Lowering | None) -> None:
+    """From now on this optimizer, and what it wraps, see their learning rate lowered; None: as it is.
 
     Raises:
       UnsupportedError: this Keras asks for the rate elsewhere.
     """
     for one in _tree(optimizer):
-        if scale is None:
-            _scales.pop(one, None)
+        if lowering is None:
+            _lowerings.pop(one, None)
         elif not legacy.is_old(one):
             compat.require(compat.LEARNING_RATE, of=one)
             _install(type(one))
-            _scales[one] = scale
+            _lowerings[one] = lowering
 
 
-def lowered(update: Update, optimizer: Any, scale: tf.Variable | None) -> Update:
+def lowered(update: Update, optimizer: Any, lowering: Lowering | None) -> Update:
     """`update` at the lowered rate: of tf-keras, whose optimizers ask for their rate in many places, scaled afterwards.
 
     Its slots stay as at the full rate, so momentum is slower to follow.
     """
-    if scale is None or not legacy.is_old(optimizer):
+    if lowering is None or not legacy.is_old(optimizer):
         return update
 
     def scaled(optimizer: Any, grads: list[Any], variables: list[Any]) -> Any:
-        before = saved(variables)
+        before, scale = saved(variables), lowering.share(rates.learning_rate(optimizer))
         result = update(optimizer, grads, variables)
         for v, b in before:
             after = tf.convert_to_tensor(v)
@@ -77,15 +78,15 @@ def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     @tf.autograph.experimental.do_not_convert
     def current(self: Any, *args: Any, **keywords: Any) -> Any:
-        scale = _scales.get(self)
-        if scale is None or getattr(_asking, "now", False) or not watchers.is_updating():
+        lowering = _lowerings.get(self)
+        if lowering is None or getattr(_asking, "now", False) or not watchers.is_updating():
             return original(self, *args, **keywords)
         _asking.now = True
         try:
             rate = tf.convert_to_tensor(original(self, *args, **keywords))
         finally:
             _asking.now = False
-        return rate * tf.cast(scale, rate.dtype)
+        return lowering.of(rate)
 
     current._gradwatch = True  # type: ignore[attr-defined]
     return current

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from gradwatch.core import decode, norms
 from gradwatch.core.counters import COUNTERS, LIMB
-from gradwatch.core.guard import COLUMNS
+from gradwatch.core.guard import BEYOND, COLUMNS
 from gradwatch.core.snapshot import KINDS, VERDICTS
 from gradwatch.recovery.signs import Rows
 
@@ -24,6 +25,8 @@ class Look(NamedTuple):
     update_ratio: the newest share of the weights' norm that an update moved, None where not known.
     dropped: how many of the updates the guard dropped.
     nonfinite: whether one of the gradients was not finite.
+    rate: the learning rate that is set, in the newest step; NaN where not known.
+    highest_rate: the highest one of the steps; NaN where not known.
     """
 
     rows: Rows
@@ -31,6 +34,8 @@ class Look(NamedTuple):
     update_ratio: float | None
     dropped: int
     nonfinite: bool
+    rate: float
+    highest_rate: float
 
 
 class Peek:
@@ -84,6 +89,8 @@ class Peek:
         norm = norms.decode(table[:, _COLUMN["norm"]])
         verdict = table[:, _COLUMN["verdict"]]
         ratio = float(table[-1, _COLUMN["update_ratio"]])
+        rates = table[:, _COLUMN["learning_rate"]]
+        known = rates[(rates > 0.0) & (rates < BEYOND)]
         return Look(
             rows=Rows(
                 step=np.arange(steps - count + 1, steps + 1),
@@ -96,4 +103,6 @@ class Peek:
             update_ratio=None if ratio < 0.0 else ratio,
             dropped=int(np.count_nonzero(verdict >= _ZERO)),
             nonfinite=not bool(np.all(np.isfinite(norm))),
+            rate=float(known[-1]) if len(known) else math.nan,
+            highest_rate=float(known.max()) if len(known) else math.nan,
         )

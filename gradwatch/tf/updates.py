@@ -11,6 +11,9 @@ import keras
 
 from gradwatch.tf import compat, legacy
 
+#: The arguments with which an optimizer of Keras clips by itself.
+OWN_CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")
+
 
 def is_optimizer(thing: Any) -> bool:
     """Whether this is an optimizer of Keras or of tf-keras."""

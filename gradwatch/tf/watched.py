@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 from gradwatch.recovery.rungs import Ladder
+from gradwatch.recovery.set_rate import SetRate
 from gradwatch.recovery.signs import Signs
 from gradwatch.tf.peek import Look, Peek
 
@@ -27,12 +28,20 @@ class Watched:
         bound = (None, 100) if skip is None else (skip.most, skip.window)
         self.signs = Signs(self._ladder.patience, *bound)
         self.peek = Peek(self.engine)
+        self.rate = SetRate(self._ladder.patience)
         self.update_ratio: float | None = None
         self.norm = self.loss = math.nan
+
+    @property
+    def name(self) -> str:
+        """Of the monitor; "" once it is gone."""
+        monitor = self.monitor()
+        return "" if monitor is None else str(monitor.name)
 
     def take(self, look: Look) -> int:
         """Read new steps; how many of them the guard dropped."""
         self.signs.read(look.rows, look.active)
         self.update_ratio = look.update_ratio
+        self.rate.add(int(look.rows.step[-1]), look.rate, look.highest_rate)
         self.norm, self.loss = float(look.rows.norm[-1]), float(look.rows.loss[-1])
         return look.dropped

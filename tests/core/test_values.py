@@ -149,6 +149,12 @@ def test_texts_are_policies_and_a_guard_takes_them(text, same):
         ("percentle", "unknown policy 'percentle'; there are: percentile, median"),
         ("percentle", "an example is percentile"),
         ("Policy('a')", "unknown policy 'Policy'"),
+        (
+            "clipnorm(1.0)",
+            "bounds each variable, here 'per_variable_norm(1.0)'; the global norm is bounded by 'fixed(1.0)'",
+        ),
+        ("global_clipnorm(1.0)", "unknown policy 'global_clipnorm'; the global norm is bounded by 'fixed(1.0)'"),
+        ("clipvalue(0.1)", "bounds each element, here 'value(0.1)'"),
         ("smallest(percentle(90), fixed(1))", "unknown policy 'percentle'"),
         ("percentile(-q)", "plain numbers"),
         ("percentile(", "plain numbers"),

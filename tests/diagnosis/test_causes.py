@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import time
 
 import made_runs as runs
 import numpy as np
 import pytest
 
 import gradwatch
-from gradwatch.diagnosis.causes import CAUSES, KINDS
+from gradwatch.diagnosis.causes import CAUSES, HEALTHY, KINDS
+from gradwatch.diagnosis.observation import MOST
+from gradwatch.diagnosis.signs import Signs
 
 AT = 80  # index of the step at which a fault begins, which is step 81
 
@@ -324,3 +327,21 @@ def test_a_jump_that_healed_long_ago_does_not_head_a_healthy_run():
         runs.observation(columns, events=[runs.event("vanishing", step, 0.1) for step in range(2000, 2900, 100)])
     )
     assert found.healthy, str(found)
+
+
+# -- what it costs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_evidence_of_every_cause_is_cheap_on_as_many_steps_as_it_is_ever_given(kind):
+    """It runs beside the training. 20 ms is the rule; the bound is for a busy machine, and catches what is squared."""
+    columns = runs.healthy(MOST)
+    for name, factor in (("norm", 50.0), ("loss", 5.0), ("input_rms", 50.0)):
+        columns[name][2000:2010] *= factor
+    columns["norm"][3000::40] = np.nan
+    events = [runs.event("explosion", 2001), runs.event("nonfinite", 3001, norm=np.nan)]
+    row = {row.kind: row for row in (*CAUSES, HEALTHY)}[kind]
+    signs = Signs(runs.observation(columns, events=events))
+    began = time.process_time()
+    signs.ask(row.evidence)
+    assert time.process_time() - began < 1.0

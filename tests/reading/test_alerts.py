@@ -11,6 +11,7 @@ import pytest
 from telemetry.fake import FakeMonitor
 
 from gradwatch.core.snapshot import KINDS, Event
+from gradwatch.diagnosis.verdict import Cause, Diagnosis
 from gradwatch.reading.alerts import Alert, alerts_between
 from gradwatch.reading.harm import HarmWatch
 from gradwatch.reading.losses import LOST_SECONDS, SCALING_STREAK_STEPS, STREAK_STEPS
@@ -129,11 +130,12 @@ def test_several_episodes_between_two_looks_are_one_alert_about_the_newest():
     assert "3 episodes" in alert.message
 
 
-def test_kinds_that_begin_together_are_told_in_their_order():
+def test_kinds_that_are_seen_at_one_look_are_told_in_the_order_of_their_steps():
     monitor = FakeMonitor()
     for kind in reversed(KINDS):
         monitor.begin(kind)
-    assert [alert.kind for alert in alerts_between(None, reading(monitor), monitor.history)] == list(KINDS)
+    told = alerts_between(None, reading(monitor), monitor.history)
+    assert [alert.kind for alert in told] == list(reversed(KINDS))
 
 
 def test_the_history_is_asked_only_when_an_episode_began():
@@ -317,6 +319,75 @@ def test_the_title_names_the_run_where_it_has_a_name():
     alert = Alert("explosion", "default", 3, 9.0, 5.0, "message", "warning", 1000.0, run_name="lm-77")
     assert alert.title == "gradient explosion (default of lm-77)"
     assert alert.as_json()["run_name"] == "lm-77"
+
+
+def test_alerts_of_one_look_come_by_step_and_say_the_verdict_once():
+    monitor = FakeMonitor()
+    for kind in ("trend", "explosion", "nonfinite"):
+        monitor.begin(kind)
+        monitor.step()
+    cause = Cause("rate_jump", 0.9, ("The rate rose.",), "Lower the rate.", "diagnosis.md")
+    diagnosis = Diagnosis((cause,), 3, "The learning rate jumped.", "The rate rose.", "Lower the rate.")
+    found = alerts_between(None, reading(monitor), monitor.history, lambda: diagnosis)
+    assert [alert.kind for alert in found] == ["trend", "explosion", "nonfinite"]
+    assert [alert.step for alert in found] == [1, 3, 5]
+    assert [alert.message.count("The learning rate jumped.") for alert in found] == [1, 0, 0]
+    assert [alert.message.count("Lower the rate.") for alert in found] == [1, 0, 0]
+    assert {alert.advice for alert in found} == {"Lower the rate."}, "each can be read alone"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "title", "action"),
+    [
+        ("clip", "most of the gradients clipped away or zeroed", "clipped 13 and zeroed 4 of the last 20"),
+        ("pass", "most of the gradients zeroed", "zeroed 4 of the last 20"),
+    ],
+)
+def test_a_saturated_run_is_told_with_what_was_done_in_the_steps_before(verdict, title, action):
+    monitor = FakeMonitor()
+    for i in range(30):
+        monitor.step(2.0, 0.1, "zero" if i < 24 and i % 3 == 0 else verdict if i % 3 else "pass")
+    monitor.begin("saturated", verdict="pass")
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert alert.message.startswith(title)
+    assert action in alert.message
+    assert "let the gradients through unchanged" not in alert.message
+
+
+def test_where_a_nan_is_in_some_variables_of_many_the_first_are_named():
+    shares = {f"layer{i}": 0.2 if i < 5 else 0.0 for i in range(20)}
+    monitor = FakeMonitor()
+    monitor.begin("nonfinite", norm=math.nan, **shares)
+    (alert,) = alerts_between(None, reading(monitor), None)
+    assert "In 5 of 20 variables: layer0, layer1, layer2 and 2 more." in alert.message
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"reach": math.inf}, True),
+        ({"reach": 4.0}, False),
+        ({"reach": None}, False),
+        ({"reach": math.inf, "limited_updates": 3}, False),
+        ({"reach": math.inf, "recoveries": {"skip": 0}}, False),
+    ],
+    ids=["Adam", "SGD", "not known", "limited", "recovering"],
+)
+def test_harm_under_an_adaptive_optimizer_is_answered_by_what_bounds_its_steps(state, told):
+    monitor = FakeMonitor(**state)
+    monitor.begin("saturated")
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert alert.severity == "warning"
+    for text in (alert.advice, alert.message):
+        assert ("update_limit=0.05" in text and "recover=gradwatch.recovery.ladder()" in text) == told
+
+
+def test_an_explosion_that_did_no_harm_needs_no_more_than_clipping():
+    monitor = FakeMonitor(reach=math.inf)
+    monitor.begin("explosion")
+    (alert,) = alerts_between(None, reading(monitor), monitor.history)
+    assert alert.severity == "info"
+    assert "update_limit" not in alert.message
 
 
 # -- from the monitor to the sinks and the log -----------------------------------------------------------

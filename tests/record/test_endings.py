@@ -153,6 +153,22 @@ def test_the_end_of_the_process_writes_the_report(reported, reader, folder):
     assert found.verdict == open_run(folder).info["diagnosis"]["verdict"] != ""
 
 
+def test_a_report_that_cannot_be_written_for_want_of_an_extra_is_missed_in_one_line(
+    reported, reader, folder, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    monkeypatch.setitem(sys.modules, "bokeh.plotting", None)
+    with caplog.at_level("WARNING", "gradwatch"):
+        for _ in range(2):
+            reported.step()
+            reported.look()
+            reported.recorder._report()
+    assert not list(folder.glob("*.html"))
+    lines = [record.getMessage() for record in caplog.records if "no report" in record.getMessage()]
+    assert len(lines) == 1
+    assert "pip install 'gradwatch-tf[live]'" in lines[0]
+
+
 def test_a_verdict_in_the_record_is_told_as_long_as_it_is_of_all_its_steps(reported, reader, folder):
     reported.step()
     reported.look()

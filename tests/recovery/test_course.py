@@ -11,6 +11,7 @@ from gradwatch import recovery
 from gradwatch.core.snapshot import RUNGS
 from gradwatch.recovery import course
 from gradwatch.recovery.course import ANSWERS, REASONS, Course, Rate
+from gradwatch.recovery.set_rate import SetRate
 from gradwatch.recovery.signs import Rows, Signs, Trouble
 
 
@@ -338,3 +339,56 @@ def test_what_the_steps_said_before_the_weights_were_set_back_is_forgotten_and_t
     assert signs.never_finite
     signs.read(rows(326, [1.0] * 5), {})
     assert not signs.never_finite
+
+
+def test_a_limit_goes_on_rising_beyond_the_rate_that_was_too_high():
+    rate = Rate(recovery.lower(factor=0.1, hold_steps=100, return_steps=400))
+    assert rate.unbounded(50) == math.inf, "nothing was too high yet"
+    rate.lower(1000, None)
+    assert rate.unbounded(1100) == pytest.approx(0.1)
+    assert rate.unbounded(1900) == pytest.approx(10.0)
+    assert rate.at(1900) == 1.0
+    assert rate.unbounded(10**7) == math.inf
+
+
+def test_trouble_at_a_rate_that_no_limit_touched_starts_anew():
+    rate = Rate(recovery.lower())
+    rate.lower(1000, None)
+    assert rate.lower(1100, None, anew=True) == pytest.approx(0.1), "not a hundredth"
+    assert rate.at(10**6) == 1.0, "and no ceiling of another rate"
+
+
+# -- the rate that is set ---------------------------------------------------------------------------------
+
+
+def test_what_is_limited_is_the_rate_that_was_too_high_and_not_a_share_of_any_rate():
+    rate = SetRate(patience=50)
+    for step in range(10, 500, 10):
+        rate.add(step, 1e-3, 1e-3)
+    for step in range(500, 540, 10):
+        rate.add(step, 3.0, 3.0)
+    assert rate.limit(0.1) == math.inf
+    assert rate.scale(math.inf) == 1.0
+    assert rate.is_below_limit(505, 0, math.inf)
+    rate.blame(505, 0, anew=True)
+    assert rate.limit(0.1) == pytest.approx(0.3)
+    assert rate.scale(0.1) == pytest.approx(0.1), "3.0 is still set"
+    rate.add(540, 1e-3, 1e-3)
+    assert rate.scale(0.1) == 1.0, "1e-3 is below the limit"
+    # the same rate again, and then trouble at another one that the limit does not touch
+    rate.add(600, 3.0, 3.0)
+    assert not rate.is_below_limit(595, 540, 0.1)
+    rate.add(700, 1e-3, 1e-3)
+    assert rate.is_below_limit(695, 600, 0.1)
+    rate.blame(695, 600, anew=True)
+    assert rate.limit(0.1) == pytest.approx(1e-4)
+
+
+def test_a_rate_that_is_not_known_is_lowered_by_a_share():
+    rate = SetRate(patience=50)
+    rate.add(10, math.nan, math.nan)
+    assert not rate.is_below_limit(5, 0, 0.1)
+    rate.blame(5, 0, anew=False)
+    assert rate.limit(0.1) == math.inf
+    assert rate.scale(0.1) == 0.1
+    assert rate.scale(math.inf) == 1.0

@@ -291,6 +291,24 @@ def test_saturated_clipping_counts_for_stop_after(monkeypatch):
     assert net.stop_training
 
 
+def test_a_run_that_exploded_and_then_became_nan_is_stopped_with_both_said(monkeypatch, caplog):
+    callback = gradwatch.KerasCallback(support.monitor(), stop_after=3)
+    fit(compiled(), callback)
+    seen = callback.monitor.snapshot()
+    event = Event("explosion", step=2, norm=1e9, threshold=1.0, shares={})
+    broken = dataclasses.replace(
+        seen,
+        active={**seen.active, "explosion": True},
+        last_events={**seen.last_events, "explosion": event},
+        nonfinite_streak=seen.steps - 3,
+    )
+    callback.monitor.reset()
+    monkeypatch.setattr(type(callback.monitor), "snapshot", lambda self: broken)
+    with caplog.at_level("ERROR", "gradwatch"):
+        fit(compiled(), callback)
+    assert "exploding for 5 steps, and NaN or Inf in the last 3 of them" in caplog.text
+
+
 def test_what_watch_attached_is_watched_again_after_the_fit():
     net = compiled()
     step = gradwatch.watch(optimizer=net.optimizer, **support.monitor_options())(support.train_step(net, net.optimizer))

@@ -19,6 +19,7 @@ from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading.health import health
 from gradwatch.recovery import folder
 from gradwatch.recovery.reasons import Reason
+from gradwatch.recovery.signs import Trouble
 from gradwatch.tf import healing
 
 TARGET = np.random.default_rng(0).normal(size=(5, 1)).astype(np.float32)
@@ -234,8 +235,13 @@ if not hasattr(keras.optimizers, "MultiOptimizer"):
     del OPTIMIZERS["MultiOptimizer"]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_lowered_rate_is_what_a_smaller_rate_would_be_and_the_person_does_not_see_it(name):
+CASES = [(name, "scale") for name in OPTIMIZERS] + [
+    (name, "limit") for name in ("Nesterov", "AdamW", "accumulating", "LossScaleOptimizer")
+]
+
+
+@pytest.mark.parametrize(("name", "by"), CASES)
+def test_a_lowered_rate_is_what_a_smaller_rate_would_be_and_the_person_does_not_see_it(name, by):
     """The oracle: the same optimizer whose rate was set to a quarter by hand."""
 
     def run(lowered):
@@ -245,7 +251,11 @@ def test_a_lowered_rate_is_what_a_smaller_rate_would_be_and_the_person_does_not_
         train(step, 4)
         several = getattr(inner, "optimizers", None) or [inner]
         if lowered:
-            step.monitor._healer._watched[0].engine.rate_scale.assign(0.25)
+            lowering = step.monitor._healer._watched[0].engine.lowering
+            if by == "scale":
+                lowering.assign(0.25, np.inf)
+            else:
+                lowering.assign(1.0, 0.25 * float(inner.learning_rate))
         else:
             for one in several:
                 if isinstance(one._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
@@ -282,6 +292,49 @@ def test_the_rate_is_lowered_shown_as_a_metric_and_comes_back(monkeypatch):
     assert float(optimizer.learning_rate) == pytest.approx(0.05), "what the person set"
     train(step, 120, 80)
     assert step.monitor.snapshot().rate_scale == 1.0
+
+
+class Spike(keras.optimizers.schedules.LearningRateSchedule):
+    """0.01, but 3 for updates 60 to 79."""
+
+    def __call__(self, step):
+        now = tf.cast(step, tf.float32)
+        return tf.where((now >= 60.0) & (now < 80.0), 3.0, 0.01)
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize("own", ["a schedule", "by hand"])
+def test_a_rate_that_was_too_high_lowers_no_smaller_rate_that_is_set_later(monkeypatch, own):
+    monkeypatch.setattr(healing, "reason_of", lambda monitor: Reason())
+    optimizer = keras.optimizers.Adam(Spike() if own == "a schedule" else 0.01)
+    step = watched(support.model(), optimizer, quick())
+    losses = []
+    for i in range(400):
+        if own == "by hand":
+            optimizer.learning_rate = 3.0 if 60 <= i < 80 else 0.01
+        losses += train(step, 1, i)
+    seen = step.monitor.snapshot()
+    assert seen.recoveries["lower"] >= 1
+    assert seen.recoveries["stop"] == 0
+    assert seen.rate_scale == 1.0
+    lowering = step.monitor._engine.lowering
+    assert float(lowering.of(tf.constant(0.01))) == np.float32(0.01), "what is set now is what the optimizer sees"
+    assert float(lowering.of(tf.constant(3.0))) < 3.0, "and the rate that was too high stays out of reach"
+    assert np.mean(losses[-50:]) < 0.05
+
+
+def test_a_rate_that_stays_lowered_though_nothing_is_wrong_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(healing, "reason_of", lambda monitor: Reason())
+    monkeypatch.setattr(healing, "LONG_STEPS", 60)
+    step = watched(support.model(), support.sgd(0.05), recovery.lower(hold_steps=500))
+    train(step, 60)
+    step.monitor._healer._course.answer(60, Trouble("saturated", 50, 10, "made"))
+    with caplog.at_level(logging.WARNING, "gradwatch"):
+        train(step, 100, 60)
+    told = [r.getMessage() for r in caplog.records if "still held at 0.1 times" in r.getMessage()]
+    assert len(told) == 1
 
 
 # -- stop -------------------------------------------------------------------------------------------------

@@ -71,6 +71,15 @@ COMBINATORS: Mapping[str, Callable[[], Policy]] = {
     "after": lambda: after(20, per_variable()),
 }
 
+_GLOBAL = "the global norm is bounded by 'fixed(1.0)', as with Keras' global_clipnorm"
+#: What others call a clip -> what it is here.
+_ELSEWHERE: Mapping[str, str] = {
+    "clipnorm": f"Keras' clipnorm bounds each variable, here 'per_variable_norm(1.0)'; {_GLOBAL}",
+    "global_clipnorm": _GLOBAL,
+    "clip_by_global_norm": _GLOBAL,
+    "clipvalue": "Keras' clipvalue bounds each element, here 'value(0.1)'",
+}
+
 _MAKERS: Mapping[str, Callable[..., Policy]] = {name: globals()[name] for name in (*POLICIES, *COMBINATORS)}
 
 
@@ -95,4 +104,4 @@ def parse(policy: Policy | str) -> Policy:
             "policy must come from gradwatch.policies, for example percentile(90), or be its text, "
             f"for example 'percentile(90)'; got {policy!r}"
         )
-    return values.parse(policy, _MAKERS, "policy", "percentile(90, window=500) or median")
+    return values.parse(policy, _MAKERS, "policy", "percentile(90, window=500) or median", _ELSEWHERE)

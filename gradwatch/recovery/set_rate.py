@@ -1,0 +1,70 @@
+"""The learning rate that a person set, and the highest one that trouble leaves of it.
+
+What was too high is a rate, not a share of whatever rate is set later: when the person's own rate falls below what was
+found to be safe, nothing is left to lower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+_KEPT = 200  # looks
+
+
+class SetRate:
+    """The rates of one monitor's optimizer.
+
+    Args:
+      patience: steps before a trouble whose rates may have led to it.
+
+    Attributes:
+      newest: the rate that is set now; NaN where it is not known.
+      reference: the rate that was too high; None before there was any, or where it is not known.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._highest: deque[tuple[int, float]] = deque(maxlen=_KEPT)  # (last step of a look, highest rate in it)
+        self.newest: float = math.nan
+        self.reference: float | None = None
+
+    def add(self, step: int, newest: float, highest: float) -> None:
+        """A look at the steps up to this one."""
+        self.newest = newest
+        self._highest.append((step, highest))
+
+    def is_below_limit(self, began: int, answered_at: int, share: float) -> bool:
+        """Whether a trouble came at rates that the limit did not touch; False where no rate is known."""
+        blamed = self._blamed(began, answered_at)
+        return blamed is not None and blamed <= self.limit(share)
+
+    def blame(self, began: int, answered_at: int, *, anew: bool) -> None:
+        """The rate is lowered because of this trouble.
+
+        Args:
+          anew: what was too high before is forgotten.
+        """
+        if anew or self.reference is None:
+            self.reference = self._blamed(began, answered_at)
+
+    def _blamed(self, began: int, answered_at: int) -> float | None:
+        """The highest rate that may have led to a trouble; None where no rate is known.
+
+        Args:
+          began: step of the trouble.
+          answered_at: step of the answer before: what came until then has had its answer.
+        """
+        after = max(began - self._patience, answered_at)
+        known = [rate for step, rate in self._highest if step > after and rate > 0.0]
+        return max(known) if known else None
+
+    def limit(self, share: float) -> float:
+        """The highest rate, where `share` of the reference is allowed; Inf where there is no reference."""
+        return math.inf if self.reference is None else self.reference * share
+
+    def scale(self, share: float) -> float:
+        """What the rate that is set now is multiplied by, in (0, 1]."""
+        if self.reference is None or not self.newest > 0.0:
+            return min(share, 1.0)
+        return min(self.limit(share) / self.newest, 1.0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gradwatch.grafana import alertmanager, fleet, health, readme, rule_tests, rules, stack
+from gradwatch.grafana import alertmanager, fleet, health, readme, rule_file, rule_tests, rules, stack
 from gradwatch.grafana.alertmanager import Told
 from gradwatch.grafana.files import as_json, as_yaml
 from gradwatch.grafana.links import LOCAL_GRAFANA, Links, default_runbooks
@@ -49,7 +49,7 @@ def files(
         "dashboards/gradient-fleet.json": as_json(fleet.dashboard()),
         "dashboards/gradient-health.json": as_json(health.dashboard()),
         "prometheus/prometheus.yml": as_yaml(stack.prometheus(), stack.PROMETHEUS_HEAD),
-        "prometheus/rules.yml": as_yaml(rules.configuration(links, objective), rules.HEAD),
+        "prometheus/rules.yml": as_yaml(rule_file.configuration(links, objective), rule_file.HEAD),
         "prometheus/rules.test.yml": as_yaml(rule_tests.configuration(links, objective), rule_tests.HEAD),
         "prometheus/targets/local.json": as_json(stack.targets()),
         "provisioning/dashboards/gradwatch.yml": as_yaml(stack.dashboard_provider(), stack.PROVIDER_HEAD),

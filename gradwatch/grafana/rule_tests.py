@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote_plus
 
-from gradwatch.grafana import rules
+from gradwatch.grafana import rule_file, rules
 from gradwatch.grafana.links import Links
 from gradwatch.grafana.rules import Alert
 
@@ -549,6 +549,8 @@ def configuration(links: Links, objective: float = rules.OBJECTIVE) -> dict[str,
     return {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m",
+        # without it promtool takes the groups in any order, and an alert may see a recorded value of a minute before
+        "group_eval_order": list(rule_file.GROUPS),
         "tests": [_alert_test(case, alerts[case.alert], links) for case in cases]
         + [_recording_test(name, samples, value) for name, samples, value in RECORDINGS],
     }

@@ -10,7 +10,7 @@ import pytest
 from grafana_boards import BOARDS, panels, parse, selectors
 
 from gradwatch.errors import ConfigError
-from gradwatch.grafana import alertmanager, rule_tests, rules
+from gradwatch.grafana import alertmanager, rule_file, rule_tests, rules
 from gradwatch.grafana.links import LOCAL_RUNBOOKS, Links
 from gradwatch.grafana.queries import series
 from gradwatch.reading import harm, losses
@@ -65,7 +65,7 @@ def test_rules_name_only_metrics_and_labels_that_exist(expr):
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_the_summary_and_the_description_name_the_run(alert):
     assert alert.summary.endswith(".")
-    said = rules.texts(alert, Links())["summary"]
+    said = rule_file.texts(alert, Links())["summary"]
     assert alert.summary in said
     assert ("gradwatch_verdict_info" in said and "gradwatch_run_info" in said) or not alert.of_run
     assert "{{ $labels.instance }}" in alert.description
@@ -74,7 +74,7 @@ def test_the_summary_and_the_description_name_the_run(alert):
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_every_alert_has_its_section_in_the_runbook(alert):
     section = sections()[alert.name]
-    assert rules.texts(alert, Links())["runbook_url"] == f"{LOCAL_RUNBOOKS}#{alert.name.lower()}"
+    assert rule_file.texts(alert, Links())["runbook_url"] == f"{LOCAL_RUNBOOKS}#{alert.name.lower()}"
     assert f"Severity: {alert.severity}." in section
     assert re.findall(r"^\*\*(\w+)\.\*\*", section, re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
     said = re.split(r"^\*\*\w+\.\*\*", section, flags=re.MULTILINE)[1:]
@@ -83,7 +83,7 @@ def test_every_alert_has_its_section_in_the_runbook(alert):
 
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_the_links_of_an_alert_are_absolute(alert):
-    said = rules.texts(alert, Links("https://wiki.example/r", "https://grafana.example/"))
+    said = rule_file.texts(alert, Links("https://wiki.example/r", "https://grafana.example/"))
     assert said["runbook_url"].startswith("https://wiki.example/r#")
     assert said["dashboard_url"].startswith("https://grafana.example/d/gradwatch-gradient-health?var-job=")
     assert ("var-monitor" in said["dashboard_url"]) == alert.of_run
@@ -136,6 +136,12 @@ def test_the_samples_of_a_case_are_of_series_that_exist(case):
         parsed = parse(selector)
         assert isinstance(parsed, promql_parser.VectorSelector)
         series(parsed.name, *(f"{m.name}=x" for m in parsed.matchers.matchers))
+
+
+def test_promtool_is_told_to_evaluate_every_group_in_the_order_of_the_file():
+    """Else it takes them in any order: an alert saw a recorded value of this minute or of the one before, by chance."""
+    groups = [group["name"] for group in rule_file.configuration(Links())["groups"]]
+    assert rule_tests.configuration(Links())["group_eval_order"] == groups
 
 
 def test_recording_rules_are_named_level_metric_operation():

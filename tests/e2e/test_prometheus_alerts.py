@@ -379,7 +379,12 @@ def test_the_route_of_the_teams_project_tells_whom_it_should(severity, receivers
         ("environment=staging severity=critical", "team"),
         ("severity=critical", "on-call,team"),
         ("environment= severity=warning", "team"),
-        ("environment=staging-2 severity=critical", "nobody"),
+        ("environment=staging-2 severity=critical", "on-call,team"),
+        ("environment=prod severity=critical", "on-call,team"),
+        ("environment=${GRADWATCH_ENVIRONMENT} severity=critical", "on-call,team"),
+        ("environment=${GRADWATCH_ENVIRONMENT} severity=warning", "team"),
+        ("environment=development severity=critical", "nobody"),
+        ("environment=test severity=warning", "nobody"),
         ("environment=laptop severity=critical", "nobody"),
     ],
 )

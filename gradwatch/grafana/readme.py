@@ -37,8 +37,9 @@ for your version (it needs `{hint}`) and replaces what it wrote before.
    ```
 
 2. Start a training that calls `gradwatch.serve(port=0, file_sd=".../prometheus/targets")`. It writes a target file
-   with the name of the run, and removes it when it ends, by SIGTERM too. A file that is left behind is a training that
-   crashed, and `GradwatchTargetDown` says so.
+   with the name of the run, and removes it when it ends, by SIGTERM too. A training that fails leaves its file: after
+   an exception that nobody caught, `sys.exit` with a status other than 0, a crash or SIGKILL. `GradwatchTargetDown`
+   says so. The file goes when a run of the same name starts on the same host.
 
    Without `file_sd` a training listens on 127.0.0.1:{port}, which `prometheus/targets/local.json` names. Such a
    training may come and go: nobody is told when it is gone.

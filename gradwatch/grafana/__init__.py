@@ -67,7 +67,8 @@ def export(
 ) -> list[Path]:
     """Writes the files below `directory`, over older ones, and returns their paths in order.
 
-    Addresses that are secrets go into `.env`, which only its owner can read; other lines of it stay.
+    Addresses that are secrets go into `.env`, which only its owner can read and which `.gitignore` beside it names;
+    other lines of both stay.
 
     Args:
       directory: made if it is not there. Other files in it are left alone.
@@ -92,4 +93,9 @@ def export(
             file.write(text)
         secret.chmod(0o600)
         written.append(secret)
+        ignored = Path(directory) / ".gitignore"
+        lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.is_file() else []
+        if secret.name not in lines:
+            ignored.write_text("\n".join([*lines, secret.name]) + "\n", encoding="utf-8")
+            written.append(ignored)
     return written

@@ -73,7 +73,9 @@ gradwatch grafana export DIR --email team@example.org --smtp smtp.example.org:58
 
 They can be combined, and `--pagerduty` adds a pager for what is critical. The addresses of Slack and of a webhook are
 secrets: they go into the file `.env` beside `docker-compose.yml`, which only its owner can read and which does not
-belong into a repository. `gradwatch notify test URL` tries an address.
+belong into a repository (`.gitignore` beside it names it). `gradwatch notify test URL` tries an address. `--webhook`
+needs Alertmanager 0.26 or newer, which reads the address from a file (`url_file`); for an older one write it into
+`alertmanager.yml` as `url`. The rest needs 0.25.
 
 critical means that the run is lost or wasted: act now. warning means harm: a ticket. info is told to nobody.
 
@@ -87,9 +89,9 @@ label `environment` is yours: write its value into `external_labels`, or leave i
 `${{GRADWATCH_ENVIRONMENT}}` only with `--enable-feature=expand-external-labels`; without it that text is the value, and
 everybody is told.
 
-**Alertmanager.** Take the `inhibit_rules`, and the `group_by` of the route, which makes one message of all
-alerts of a run. Your receivers go where `team` stands. If you take the routes too: they tell nobody of alerts whose
-`environment` is {quiet}, and of all others as above.
+**Alertmanager.** Take the `inhibit_rules`, and the `group_by` of the route, which makes one message of the
+warnings of a run and one of its critical alerts. Your receivers go where `team` stands. If you take the routes too:
+they tell nobody of alerts whose `environment` is {quiet}, and of all others as above.
 
 **Pushgateway.** For short jobs that push at their end, scrape the gateway with `honor_labels: true`, so that
 `job` and `instance` are those of the training.
@@ -104,7 +106,8 @@ Alertmanager's `group_wait` (10 s).
 
 Each has a section in gradwatch's runbook (`docs/runbooks.md`), to which its annotation `runbook_url` points, and
 `dashboard_url` leads to its run. Both are absolute. `--runbooks URL` and `--grafana URL` of the export say how your
-people reach them. `--objective 0.995` sets the share of steps that should be useful.
+people reach them; the default of the first is this host, port 8000, where nobody may serve anything: put the page where
+your people read. `--objective 0.995` sets the share of steps that should be useful.
 
 {alerts}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradwatch.diagnosis.causes import CAUSES, HEALTHY
 from gradwatch.grafana import rules
 from gradwatch.grafana.links import Links
 from gradwatch.grafana.queries import series
@@ -42,16 +43,34 @@ def _asked(metric: str, label: str) -> str:
     return f'{{{{ with {asked} | query }}}}{{{{ with . | first | label "{label}" }}}}'
 
 
+def _sentences() -> str:
+    """What the cause means, in a sentence; a cause that these rules do not know yet is named."""
+    known = [f'eq . "{row.kind}" }}}} Verdict: {row.verdict}' for row in CAUSES]
+    healthy = f'{{{{ if eq . "{HEALTHY.kind}" }}}}'
+    return (
+        healthy
+        + "".join(f"{{{{ else if {one}" for one in known)
+        + ('{{ else }} Verdict: {{ reReplaceAll "_" " " . }}.{{ end }}')
+    )
+
+
+#: The step from before which a checkpoint is needed; nothing where no anomaly was seen (0).
+_NEWEST = (
+    '{{ with printf "max(gradwatch_last_anomaly_step{job=%q, instance=%q, monitor=%q})" '
+    "$labels.job $labels.instance $labels.monitor | query }}{{ with . | first | value }}"
+    ' The newest anomaly began at step {{ printf "%.0f" . }}.{{ end }}{{ end }}'
+)
+
+
 def texts(alert: Alert, links: Links) -> dict[str, str]:
     """Of one alert: summary with run and verdict, description, and where its runbook section and its dashboard are."""
-    series("gradwatch_run_info", 'run_name=""'), series("gradwatch_verdict_info", 'cause=""')  # they exist
+    # they exist
+    series("gradwatch_run_info", 'run_name=""'), series("gradwatch_verdict_info", 'cause=""')
+    series("gradwatch_last_anomaly_step")
     summary = f"{{{{ or $labels.run $labels.instance }}}}: {alert.summary}"
     if alert.of_run:
         name = f"{_asked('gradwatch_run_info', 'run_name')}{{{{ . }}}}, {{{{ end }}}}{{{{ end }}}}"
-        verdict = (
-            f'{_asked("gradwatch_verdict_info", "cause")}{{{{ if ne . "healthy" }}}} '
-            'Verdict: {{ reReplaceAll "_" " " . }}.{{ end }}{{ end }}{{ end }}'
-        )
+        verdict = f"{_asked('gradwatch_verdict_info', 'cause')}{_sentences()}{{{{ end }}}}{{{{ end }}}}{_NEWEST}"
         summary = f"{name}{{{{ $labels.monitor }}}}: {alert.summary}{verdict}"
     return {
         "summary": summary,

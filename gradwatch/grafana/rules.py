@@ -23,6 +23,11 @@ CLIPPED_TOO_MANY = 0.3
 #: Keeps out the targets whose trainings come and go, which `targets/local.json` marks.
 NOT_EXPECTED = 'expected!="no"'
 
+#: How long an alert of a run fires on. It is the same for what explains and for what is explained: shorter, and the
+#: explained ones would be told, as new, of a run that was stopped; longer, and Alertmanager would never say that they
+#: are over.
+KEEP = "5m"
+
 CLIPPED = "monitor:gradwatch_clipped_steps:ratio_rate5m"
 NONFINITE = "monitor:gradwatch_nonfinite_steps:ratio_rate5m"
 OVERHEAD = "monitor:gradwatch_host_overhead:ratio_rate5m"
@@ -159,7 +164,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "An anomaly of the gradients harmed the training.",
             f"{where} ({{{{ $labels.kind }}}}): the loss has not come back, or, where it is not known, the gradients "
             "reached the weights as they came or stood out for 50 steps. Look at the loss before the day is over.",
-            keep="5m",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchGradientExplosionSustained",
@@ -169,6 +174,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             f"{where}: the loss has been away for 200 steps and two minutes, or is not known and the gradients have "
             "exploded for two minutes. Pause the run, go back to a checkpoint from before it began, and restart with a "
             "lower learning rate.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchGradientTrend",
@@ -177,6 +183,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "The gradient norm grows steadily towards an explosion.",
             f"{where}: the gradient norm has been growing step by step, and the loss is worse or not known. A lower "
             "learning rate now can still prevent the explosion.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchGradientNonFinite",
@@ -185,6 +192,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "The gradients hold NaN or Inf, and not only now and then.",
             f"{where}: no finite gradient for {STREAK_STEPS} steps in a row (40 under loss scaling). Stop the run: it "
             "does not learn. Restart from a checkpoint from before it began.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchGradientVanishing",
@@ -204,6 +212,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             f"{where}: for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm, "
             "and the loss is worse, has not fallen or is not known. Stop it, go back to a checkpoint from before it "
             "began, and lower the learning rate.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchLossNotFinite",
@@ -212,6 +221,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "The loss is not finite.",
             f"{where}: the loss has been NaN or Inf for {STREAK_STEPS} steps in a row (40 under loss scaling). Stop "
             "the run: it does not learn. Restart from a checkpoint from before it began.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchLossRising",
@@ -220,7 +230,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "The loss has risen and does not come back.",
             f"{where}: the loss has been above its healthy band for 50 steps without an anomaly of the gradients. Look "
             "at what changed: data, learning rate, a term of the loss.",
-            keep="5m",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchLossLost",
@@ -229,6 +239,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "The loss is far above that of the first step.",
             f"{where}: the loss has been away for 200 steps and two minutes, and is far above the first one. Stop the "
             "run and go back to a checkpoint from before it began.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchNoProgress",
@@ -237,6 +248,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "The training has made no progress for long.",
             f"{where}: after 2,000 losses the loss is no lower than at first, or it never came back to where it was.",
             hold="5m",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchStepsWastedFast",
@@ -246,6 +258,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             f"{where}: {{{{ $value | humanizePercentage }}}} of the steps were skipped, zeroed, non-finite or in a "
             f"harmful episode, where {budget} of them may be: more than 14.4 times as many for an hour, or 6 times for "
             "six.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchStepsWastedSlow",
@@ -254,6 +267,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "More steps are wasted than the objective allows.",
             f"{where}: {{{{ $value | humanizePercentage }}}} of the steps of the last three days were skipped, zeroed, "
             f"non-finite or in a harmful episode, where {budget} of them may be.",
+            keep=KEEP,
         ),
         Alert(
             "GradwatchClippingSaturated",

@@ -9,6 +9,7 @@ import promql_parser
 import pytest
 from grafana_boards import BOARDS, panels, parse, selectors
 
+from gradwatch.diagnosis import causes
 from gradwatch.errors import ConfigError
 from gradwatch.grafana import alertmanager, rule_file, rule_tests, rules
 from gradwatch.grafana.links import LOCAL_RUNBOOKS, Links
@@ -158,6 +159,24 @@ def test_what_alertmanager_mutes_is_less_urgent_or_explained_and_never_a_circle(
             assert source not in alertmanager.MUTES.get(name, []), "two alerts that mute each other are told by neither"
             urgent = harm.SEVERITIES.index
             assert urgent(ALERTS[source].severity) >= urgent(ALERTS[name].severity), "a page is muted by a page alone"
+
+
+def test_what_explains_an_alert_is_over_together_with_it():
+    """Earlier, and the alert is told, as new, of a run that was stopped; later, and its own end is muted, so untold."""
+    kept = {
+        (source, name): (ALERTS[source].keep, ALERTS[name].keep)
+        for source, muted in alertmanager.MUTES.items()
+        for name in muted
+        if ALERTS[name].severity != "info"  # told to nobody
+    }
+    assert all(explains == explained != "" for explains, explained in kept.values()), kept
+
+
+def test_the_summary_has_a_sentence_for_each_cause():
+    said = rule_file.texts(ALERTS["GradwatchTrainingHarmed"], Links())["summary"]
+    for row in causes.CAUSES:
+        assert f'eq . "{row.kind}" }}}} Verdict: {row.verdict}' in said
+    assert "gradwatch_last_anomaly_step" in said
 
 
 def test_prometheus_and_the_process_agree_on_what_is_critical():

@@ -256,19 +256,14 @@ def _worst_first() -> Json:
 
 def _which_are_down() -> Json:
     down = f"{chosen('up', NOT_EXPECTED)} == 0"
-    last = f"max by (job, instance) (max_over_time({chosen('gradwatch_last_step_timestamp_seconds')}[$__range]))"
     none = f'label_replace({_all_runs()}, "instance", "none is down", "", "")'
     return table(
         "Which endpoints are down",
         "Which run has died? An endpoint that does not answer has no row above. Its process failed, crashed, was "
         "killed or hangs, or its host cannot be reached: look at its log. Run is the name in its target file.",
-        [
-            target(f"({down}) or on () {none}", instant=True, form="table"),
-            target(f"1000 * {last} and on (job, instance) ({down})", instant=True, form="table"),
-        ],
-        columns={"run": "Run", "instance": "Instance", "job": "Job", "Value #B": "Last step"},
+        [target(f"({down}) or on () {none}", instant=True, form="table")],
+        columns={"run": "Run", "instance": "Instance", "job": "Job"},
         empty="No endpoint is down, or Prometheus knows none.",
-        overrides=[override("Last step", unit="dateTimeFromNow", noValue="not known")],
     )
 
 

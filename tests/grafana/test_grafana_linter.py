@@ -103,8 +103,7 @@ def test_target_rate_interval_rule(target):
         if isinstance(node, promql_parser.MatrixSelector):
             function = parents[-1].func.name
             seconds = {"$__rate_interval": 4380, "$__range": 26220}  # stand-ins
-            both = function in ("increase", "max_over_time")
-            wanted = set(seconds.values()) if both else {seconds["$__rate_interval"]}
+            wanted = set(seconds.values()) if function == "increase" else {seconds["$__rate_interval"]}
             assert int(node.range.total_seconds()) in wanted, "rates take $__rate_interval, increase also $__range"
 
 

@@ -256,7 +256,9 @@ def _worst_first() -> Json:
 
 def _which_are_down() -> Json:
     down = f"{chosen('up', NOT_EXPECTED)} == 0"
-    none = f'label_replace({_all_runs()}, "instance", "none is down", "", "")'
+    none = _all_runs()
+    for label, value in (("run", "none is down"), ("instance", "–"), ("job", "–")):
+        none = f'label_replace({none}, "{label}", "{value}", "", "")'
     return table(
         "Which endpoints are down",
         "Which run has died? An endpoint that does not answer has no row above. Its process failed, crashed, was "

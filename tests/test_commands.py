@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from gradwatch.cli import commands
+from gradwatch.cli import COMMANDS, commands
 
 COMMITTED = Path(__file__).parent.parent / "grafana"
 
@@ -45,6 +46,19 @@ def test_grafana_export_writes_what_the_repository_holds(tmp_path):
     assert "dashboards/gradient-health.json" in written
     for name in written:
         assert (tmp_path / "out" / name).read_bytes() == (COMMITTED / name).read_bytes(), name
+
+
+def test_grafana_export_says_what_is_still_to_be_given(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRADWATCH_REPOSITORY", raising=False)
+    monkeypatch.setattr("gradwatch.grafana.links._published", str)
+
+    def told(*arguments: str) -> str:
+        return CliRunner().invoke(commands.grafana, ["export", str(tmp_path / "out"), *arguments]).output
+
+    assert "--runbooks URL" in told()
+    assert "--runbooks URL" not in told("--runbooks", "https://wiki.example/runbooks")
+    assert "0.26" not in told()
+    assert "Alertmanager reads the webhook's address from a file" in told("--webhook", "https://example.org/x")
 
 
 def test_grafana_export_and_notify_test_print_json(tmp_path, hook):
@@ -84,3 +98,9 @@ def test_notify_test_fails_when_the_message_is_not_taken(hook):
     assert result.exit_code == 1
     assert "403" in result.output
     assert "secret" not in result.output
+
+
+def test_the_page_has_one_row_for_each_command():
+    page = (Path(__file__).parents[1] / "docs/reference/commands.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `gradwatch (\w+)", page, re.MULTILINE)
+    assert sorted(named) == sorted(COMMANDS)

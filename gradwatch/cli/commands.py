@@ -10,7 +10,7 @@ import click
 from gradwatch import grafana as _grafana
 from gradwatch.exporters import notify as _notify
 from gradwatch.grafana import rules as _rules
-from gradwatch.grafana.links import LOCAL_GRAFANA
+from gradwatch.grafana.links import LOCAL_GRAFANA, LOCAL_RUNBOOKS, default_runbooks
 from gradwatch.reading.harm import SEVERITIES
 from gradwatch.reading.text import redact
 
@@ -57,6 +57,18 @@ def export(
         return
     for path in written:
         click.echo(path)
+    if (runbooks or default_runbooks()) == LOCAL_RUNBOOKS:
+        click.echo(
+            f"The alerts link to {LOCAL_RUNBOOKS}, where nobody may serve anything. Put docs/runbooks.md of "
+            "gradwatch's repository where your people read, and say where: --runbooks URL.",
+            err=True,
+        )
+    if told["webhook"]:
+        click.echo(
+            "Alertmanager reads the webhook's address from a file (url_file), which needs 0.26 or newer. For an older "
+            "one write it into alertmanager.yml as url; that file is a secret then.",
+            err=True,
+        )
 
 
 @click.group(short_help="Try whether a notification arrives.")

@@ -20,8 +20,9 @@ from gradwatch.exporters.httpd import Httpd
 from gradwatch.exporters.labels import check_labels
 from gradwatch.exporters.live import LivePage
 from gradwatch.exporters.ports import DEFAULT_PORT, port_of
-from gradwatch.exporters.targets import remove_target, write_target
+from gradwatch.exporters.targets import conclude_targets, keep_target, remove_target, write_target
 from gradwatch.exporters.tls import server_context
+from gradwatch.reading import process_end
 from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
 from gradwatch.reading.run_name import run_name
@@ -54,17 +55,25 @@ class Server:
 
     def close(self) -> None:
         """Stops serving, frees the port and removes the target file. May be called twice."""
+        self._close(keep_target_file=False)
+
+    def _close_at_exit(self) -> None:
+        self._close(keep_target_file=process_end.failed())
+
+    def _close(self, *, keep_target_file: bool) -> None:
         with _servers_lock:
             if _servers.get((self.addr, self.port)) is self:
                 del _servers[self.addr, self.port]
             httpd, self._httpd = self._httpd, None
         if httpd is None:
             return
-        reader.cancel_at_exit(self.close)
+        reader.cancel_at_exit(self._close_at_exit)
         httpd.stop()
         if self._live is not None:
             self._live.close()
-        if self.target_file is not None:
+        if self.target_file is not None and keep_target_file:
+            keep_target(self.target_file)
+        elif self.target_file is not None:
             try:
                 remove_target(self.target_file)
             except OSError as exc:
@@ -73,8 +82,8 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._close(keep_target_file=process_end.is_failure(error))
 
     def __repr__(self) -> str:
         return f"<gradwatch.Server {self.url}{'' if self._httpd else ' (closed)'}>"
@@ -119,7 +128,8 @@ def serve(
       layers: how many layer series for each monitor, see `Collector`.
       worker: index of this process among the workers of this host, added to `port`; "auto" takes it from
         the environment (`worker_index`). None adds nothing.
-      file_sd: folder for a Prometheus `file_sd` target file of this endpoint; removed by `close`.
+      file_sd: folder for a Prometheus `file_sd` target file of this endpoint; removed by `close` and at the end of the
+        process, but left there by a process that fails, so that Prometheus misses it.
       advertise: host name to write into that file; default: `addr`, or this host's name if `addr` is a
         wildcard.
       labels: further labels of every series, such as {"run": "lr-3e-4"}; also in the `file_sd` file, which names the
@@ -167,7 +177,7 @@ def serve(
             raise _cannot_listen(addr, port, exc) from exc
         server = Server(httpd, addr, context is not None, options, live)
         _servers[addr, server.port] = server
-    reader.at_exit(server.close)
+    reader.at_exit(server._close_at_exit)
     if file_sd is not None:
         try:
             server.target_file = write_target(
@@ -181,6 +191,7 @@ def serve(
         except OSError as exc:
             server.close()
             raise ServeError(f"the target file cannot be written to {str(file_sd)!r}: {exc.strerror}") from exc
+        reader.at_exit(conclude_targets)
     reader.poll_now(timeout_seconds=1.0)
     return server
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gradwatch.grafana import alertmanager, fleet, health, readme, rule_tests, rules, stack
+from gradwatch.grafana import alertmanager, fleet, health, readme, rule_file, rule_tests, rules, stack
 from gradwatch.grafana.alertmanager import Told
 from gradwatch.grafana.files import as_json, as_yaml
 from gradwatch.grafana.links import LOCAL_GRAFANA, Links, default_runbooks
@@ -49,7 +49,7 @@ def files(
         "dashboards/gradient-fleet.json": as_json(fleet.dashboard()),
         "dashboards/gradient-health.json": as_json(health.dashboard()),
         "prometheus/prometheus.yml": as_yaml(stack.prometheus(), stack.PROMETHEUS_HEAD),
-        "prometheus/rules.yml": as_yaml(rules.configuration(links, objective), rules.HEAD),
+        "prometheus/rules.yml": as_yaml(rule_file.configuration(links, objective), rule_file.HEAD),
         "prometheus/rules.test.yml": as_yaml(rule_tests.configuration(links, objective), rule_tests.HEAD),
         "prometheus/targets/local.json": as_json(stack.targets()),
         "provisioning/dashboards/gradwatch.yml": as_yaml(stack.dashboard_provider(), stack.PROVIDER_HEAD),
@@ -67,7 +67,8 @@ def export(
 ) -> list[Path]:
     """Writes the files below `directory`, over older ones, and returns their paths in order.
 
-    Addresses that are secrets go into `.env`, which only its owner can read; other lines of it stay.
+    Addresses that are secrets go into `.env`, which only its owner can read and which `.gitignore` beside it names;
+    other lines of both stay.
 
     Args:
       directory: made if it is not there. Other files in it are left alone.
@@ -92,4 +93,9 @@ def export(
             file.write(text)
         secret.chmod(0o600)
         written.append(secret)
+        ignored = Path(directory) / ".gitignore"
+        lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.is_file() else []
+        if secret.name not in lines:
+            ignored.write_text("\n".join([*lines, secret.name]) + "\n", encoding="utf-8")
+            written.append(ignored)
     return written

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gradwatch.core.snapshot import KINDS
 from gradwatch.grafana.panels import (
     BLUE,
     GREEN,
@@ -34,16 +33,18 @@ from gradwatch.grafana.queries import (
     share_of_steps,
     useful_share,
 )
+from gradwatch.grafana.ranking import HARMED, LOST, named, run_names, stalled, trouble
+from gradwatch.grafana.rules import NOT_EXPECTED
 from gradwatch.grafana.shared import FLEET_UID, NO_STEPS, STATES, WHO, run_link, state, step_age, variables
 from gradwatch.reading.state import STALL_SECONDS
-
-#: What an episode under way adds to a run's trouble: powers of two, so that the sum tells which.
-WEIGHTS = {kind: 2**i for i, kind in enumerate(reversed(KINDS))}
 
 #: Trouble below this is a bad step now and then.
 _WORTH_A_LOOK = 0.05
 _COLOURED = {"type": "color-background", "mode": "basic"}
-_TROUBLE_STEPS = steps((None, GREEN), (_WORTH_A_LOOK, YELLOW), (1, ORANGE), (4, RED))
+_TROUBLE_STEPS = steps((None, GREEN), (_WORTH_A_LOOK, YELLOW), (HARMED, ORANGE), (LOST, RED))
+
+#: Legend of a run in a fleet: the name of the run, before what `WHO` says.
+_WHOSE = "{{run_name}} " + WHO
 
 _NO_RULES = "No gradwatch alert is firing (or Prometheus has not loaded rules.yml)."
 
@@ -63,6 +64,7 @@ def dashboard() -> Json:
                 + [(_down(), 4, 4), (_firing(), 4, 4)],
                 [(_first_three(), 14, 5), (_alerts(), 10, 5)],
                 [(_worst_first(), 24, 12)],
+                [(_which_are_down(), 24, 5)],
                 row("Over time"),
                 [(_headroom(), 12, 8), (_anomalous_steps(), 12, 8)],
                 [(_clip_shares(), 12, 8), (_slowest(), 12, 8)],
@@ -71,23 +73,6 @@ def dashboard() -> Json:
         ),
         time_from="now-6h",
     )
-
-
-def trouble() -> str:
-    """How bad it is: whole part = what is under way (`WEIGHTS`, 32 for a stall), rest = share of bad steps."""
-    under_way = " + ignoring (kind) ".join(
-        f"{WEIGHTS[kind]} * " + chosen("gradwatch_anomaly_active", f'kind="{kind}"') for kind in KINDS
-    )
-    bad = f"sum without (kind) ({increase(chosen('gradwatch_anomalous_steps_total'), '$__range')})"
-    made = increase(chosen("gradwatch_steps_total"), "$__range")
-    share = f"clamp_max({bad} / clamp_min({made}, 1), 0.99)"
-    return per_run(f"({under_way}) + ignoring (kind) {share} + ignoring (kind) {stalled(32)}")
-
-
-def stalled(weight: int = 1) -> str:
-    """`weight` for a run that is under way and has made no step for ten minutes, else 0."""
-    last = chosen("gradwatch_last_step_timestamp_seconds")
-    return f"{weight} * {chosen('gradwatch_run_active')} * (time() - {last} > bool {STALL_SECONDS})"
 
 
 # -- now ------------------------------------------------------------------------------------------------
@@ -142,9 +127,9 @@ def _stalled() -> Json:
 def _down() -> Json:
     return stat(
         "Endpoints down",
-        "Has a process died? Targets that Prometheus knows and cannot reach. A run that has ended belongs out "
-        "of the target file.",
-        [target(f"count({chosen('up')}) - sum({chosen('up')})", instant=True)],
+        "Has a process died? Targets that Prometheus knows and cannot reach; the table below the runs names them. "
+        'Left out are those that may come and go (expected="no", such as prometheus/targets/local.json).',
+        [target(f"sum({chosen('up', NOT_EXPECTED)} == bool 0) or on () (0 * count({chosen('up')}))", instant=True)],
         unit="none",
         empty="Prometheus knows no such target.",
         thresholds=steps((None, GREEN), (1, ORANGE)),
@@ -180,6 +165,7 @@ def _first_three() -> Json:
     why = f"sum by (job, instance, monitor, cause) ({chosen('gradwatch_verdict_info')}) and on (job, instance, monitor)"
     began = f"1000 * {per_run(chosen('gradwatch_run_start_timestamp_seconds'))} and on (job, instance, monitor)"
     columns = {
+        "run_name": "Run",
         "monitor": "Monitor",
         "cause": "Verdict",
         "Value #A": "Trouble",
@@ -195,6 +181,7 @@ def _first_three() -> Json:
             target(f"{worst} or on () (0 * {nobody})", instant=True, form="table"),
             target(f"{why} ({worst})", instant=True, form="table"),
             target(f"{began} ({worst})", instant=True, form="table"),
+            target(f"{run_names()} and on (job, instance, monitor) ({worst})", instant=True, form="table"),
         ],
         columns=columns,
         empty="No run: no process with gradwatch is scraped now.",
@@ -235,14 +222,15 @@ def _worst_first() -> Json:
         "Useful steps": per_run(useful_share()),
         "Started": f"1000 * {per_run(began)}",
     }
-    columns = {"monitor": "Monitor", "instance": "Instance", "job": "Job"}
+    columns = {"run_name": "Run", "monitor": "Monitor", "instance": "Instance", "job": "Job"}
     columns |= {f"Value #{chr(ord('A') + index)}": name for index, name in enumerate(queries)}
     return table(
         "Runs, worst first",
-        "Which one first? Trouble: 32 for a stall, 16 for NaN or Inf under way, 8 for an explosion, 4 for "
+        "Which one first? Trouble: its hundreds are the harm: 300 for a run that is lost, stalls or has a critical "
+        "alert, 200 for harm, 100 for an anomaly without; then 16 for NaN or Inf under way, 8 for an explosion, 4 for "
         "saturated clipping, 2 for vanishing, 1 for a trend; behind the point the share of bad steps in this time "
         "range. Click a monitor for its gradient health, from the start of its run on.",
-        [target(query, instant=True, form="table") for query in queries.values()],
+        [target(query, instant=True, form="table") for query in (*queries.values(), run_names())],
         columns=columns,
         empty="No run: no process with gradwatch is scraped now.",
         sort="Trouble",
@@ -263,6 +251,21 @@ def _worst_first() -> Json:
             override("Useful steps", unit="percentunit", noValue="–"),
             override("Started", unit="dateTimeAsIso", noValue="–"),
         ],
+    )
+
+
+def _which_are_down() -> Json:
+    down = f"{chosen('up', NOT_EXPECTED)} == 0"
+    none = _all_runs()
+    for label, value in (("run", "none is down"), ("instance", "–"), ("job", "–")):
+        none = f'label_replace({none}, "{label}", "{value}", "", "")'
+    return table(
+        "Which endpoints are down",
+        "Which run has died? An endpoint that does not answer has no row above. Its process failed, crashed, was "
+        "killed or hangs, or its host cannot be reached: look at its log. Run is the name in its target file.",
+        [target(f"({down}) or on () {none}", instant=True, form="table")],
+        columns={"run": "Run", "instance": "Instance", "job": "Job"},
+        empty="No endpoint is down, or Prometheus knows none.",
     )
 
 
@@ -303,7 +306,7 @@ def _headroom() -> Json:
         "Norm over explosion threshold, highest ten",
         "Who explodes next? Above 100 % is an explosion; a curve that climbs towards it step by step is one "
         "that a lower learning rate can still prevent.",
-        [target(f"topk(10, {positive(_over_threshold())})", WHO)],
+        [target(named(f"topk(10, {positive(_over_threshold())})"), _WHOSE)],
         unit="percentunit",
         empty="No run has a finite norm and a threshold: they are warming up, or made no step.",
         log=True,
@@ -332,7 +335,7 @@ def _clip_shares() -> Json:
         "Clip share, highest ten",
         "Who is on the brake all the time? Near 100 %: the clip norm decides the step size. Loosen the policy or "
         "lower the learning rate.",
-        [target(f"topk(10, {share})", WHO)],
+        [target(named(f"topk(10, {share})"), _WHOSE)],
         unit="percentunit",
         empty=NO_STEPS,
         minimum=0,
@@ -345,7 +348,7 @@ def _slowest() -> Json:
     return timeseries(
         "Steps per second, slowest ten under way",
         "Who has slowed down? All runs of one host at once: the host. One run alone: its input or its workers.",
-        [target(f"bottomk(10, {rate(chosen('gradwatch_steps_total'))} and {active})", WHO)],
+        [target(named(f"bottomk(10, {rate(chosen('gradwatch_steps_total'))} and {active})"), _WHOSE)],
         unit=PACE,
         empty="No run is under way in this time range.",
         minimum=0,
@@ -358,7 +361,7 @@ def _nonfinite() -> Json:
         "Steps with NaN or Inf, highest ten",
         "Who trains on garbage? Above 5 %, and not mixed precision finding its scale: stop it, and go back to a "
         "checkpoint.",
-        [target(f"topk(10, {share})", WHO)],
+        [target(named(f"topk(10, {share})"), _WHOSE)],
         unit="percentunit",
         empty=NO_STEPS,
         minimum=0,
@@ -371,7 +374,7 @@ def _overheads() -> Json:
         "gradwatch's overhead, highest ten",
         "Does watching cost too much anywhere? Share of the training thread's time. Above 5 %: very short or "
         "eager steps; wrap them in tf.function.",
-        [target(f"topk(10, {rate(chosen('gradwatch_host_overhead_seconds_total'))})", WHO)],
+        [target(named(f"topk(10, {rate(chosen('gradwatch_host_overhead_seconds_total'))})"), _WHOSE)],
         unit="percentunit",
         empty="The endpoints were not scraped in this time range.",
         minimum=0,

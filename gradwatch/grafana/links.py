@@ -15,6 +15,9 @@ from gradwatch.grafana.shared import HEALTH_UID
 LOCAL_GRAFANA = "http://127.0.0.1:3000"
 LOCAL_RUNBOOKS = "http://127.0.0.1:8000/runbooks/"
 
+#: What the dashboard shows of the time around an alert: opened in the morning after, it still shows the night.
+BEFORE_SECONDS, AFTER_SECONDS = 3600, 1800
+
 
 @dataclass(frozen=True)
 class Links:
@@ -40,11 +43,13 @@ class Links:
         object.__setattr__(self, "grafana", self.grafana.rstrip("/"))
 
     def dashboard(self, *, of_run: bool) -> str:
-        """The dashboard of an alert's run, with Prometheus' templates."""
+        """The dashboard of an alert's run around the time at which it is told, with Prometheus' templates."""
         chosen = ["job", "instance", *(["monitor"] if of_run else [])]
-        return f"{self.grafana}/d/{HEALTH_UID}?" + "&".join(
-            f"var-{label}={{{{ $labels.{label} | urlquery }}}}" for label in chosen
-        )
+        words = [f"var-{label}={{{{ $labels.{label} | urlquery }}}}" for label in chosen]
+        for name, seconds in (("from", f"- {BEFORE_SECONDS}"), ("to", f"+ {AFTER_SECONDS}")):
+            moment = f'query "1000 * (time() {seconds})" | first | value | printf "%.0f"'
+            words.append(f"{name}={{{{ {moment} }}}}")
+        return f"{self.grafana}/d/{HEALTH_UID}?" + "&".join(words)
 
 
 def default_runbooks() -> str:

@@ -50,9 +50,9 @@ def chosen(name: str, *matchers: str) -> str:
     return series(name, *TARGET, *([MONITOR] if of_monitor else []), *matchers)
 
 
-def firing() -> str:
+def firing(*matchers: str) -> str:
     """The gradwatch alerts that fire for what the variables chose."""
-    return series("ALERTS", *TARGET, MONITOR_IF_ANY, 'alertstate="firing"', 'alertname=~"Gradwatch.+"')
+    return series("ALERTS", *TARGET, MONITOR_IF_ANY, 'alertstate="firing"', 'alertname=~"Gradwatch.+"', *matchers)
 
 
 def finite(selector: str) -> str:

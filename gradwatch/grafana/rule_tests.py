@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote_plus
 
-from gradwatch.grafana import rules
-from gradwatch.grafana.links import Links
+from gradwatch.grafana import rule_file, rules
+from gradwatch.grafana.links import AFTER_SECONDS, BEFORE_SECONDS, Links
 from gradwatch.grafana.rules import Alert
 
 HEAD = """
@@ -39,6 +39,7 @@ class Case:
       labels: of the alert, beyond name, severity and the run where the target does not name it.
       summary: with which it fires; "" is that of a run without a name and without a verdict.
       interval: of the samples, in minutes.
+      holds_until: minute at which it last holds; then it says what it said there, for as long as it is kept.
     """
 
     alert: str
@@ -49,6 +50,7 @@ class Case:
     labels: Mapping[str, str] = field(default_factory=lambda: _RUN_LABELS)
     summary: str = ""
     interval: int = 1
+    holds_until: int = 10**6
 
 
 def _run(metric: str, *matchers: str) -> str:
@@ -103,6 +105,11 @@ _DOWN = (
 )
 
 
+_NOT_FINITE = (
+    _WHERE
+    + "the loss has been NaN or Inf for 10 steps in a row (40 under loss scaling). Stop the run: it does not learn. "
+    "Restart from a checkpoint from before it began."
+)
 _SATURATED = (
     _WHERE
     + "for two minutes most steps have been zeroed, skipped or clipped to a small part of their norm, and the loss "
@@ -171,6 +178,7 @@ CASES = [
         fires={31: _exploded("1m 0s"), 40: _exploded("4m 0s")},
         silent=(29, 46, 60),
         labels=_kind("explosion"),
+        holds_until=34,
     ),
     Case(
         "GradwatchGradientExplosion",
@@ -201,11 +209,45 @@ CASES = [
             _severity("explosion"): "0x4 2x30",
             _ACTIVE: "1x40",
             _run("gradwatch_run_info", 'run_name="lm-77"'): "1x40",
-            _run("gradwatch_verdict_info", 'cause="learning_rate_too_high"'): "1x40",
+            _run("gradwatch_verdict_info", 'cause="loss_operation"'): "1x40",
+            _run("gradwatch_last_anomaly_step", 'kind="explosion"'): "0x4 812x40",
+            _run("gradwatch_last_anomaly_step", 'kind="trend"'): "0x4 790x40",
         },
         fires={6: _harmed("explosion")},
         labels=_kind("explosion"),
-        summary="lm-77, lm: An anomaly of the gradients harmed the training. Verdict: learning rate too high.",
+        summary="lm-77, lm: An anomaly of the gradients harmed the training. Verdict: An operation of the loss has no "
+        "finite gradient. The newest anomaly began at step 812.",
+    ),
+    Case(
+        "GradwatchTrainingHarmed",
+        "a cause that these rules do not know yet is named",
+        {
+            _severity("explosion"): "0x4 2x30",
+            _ACTIVE: "1x40",
+            _run("gradwatch_verdict_info", 'cause="a_new_cause"'): "1x40",
+            _run("gradwatch_last_anomaly_step", 'kind="explosion"'): "0x40",
+        },
+        fires={6: _harmed("explosion")},
+        labels=_kind("explosion"),
+        summary="lm: An anomaly of the gradients harmed the training. Verdict: a new cause.",
+    ),
+    Case(
+        "GradwatchLossNotFinite",
+        "a lost run that is stopped is told to be over with what it explains: nothing new is told of it",
+        {_severity("loss_nonfinite"): "0x4 3x30", _ACTIVE: "1x9 0x30"},
+        fires={9: _NOT_FINITE, 14: _NOT_FINITE},
+        silent=(4, 15),
+        labels=_kind("loss_nonfinite"),
+        holds_until=9,
+    ),
+    Case(
+        "GradwatchTrainingHarmed",
+        "what a page explains is over with it",
+        {_severity("nonfinite"): "0x4 3x30", _ACTIVE: "1x9 0x30"},
+        fires={9: _harmed("nonfinite"), 14: _harmed("nonfinite")},
+        silent=(4, 15, 16),
+        labels=_kind("nonfinite"),
+        holds_until=9,
     ),
     Case(
         "GradwatchTrainingHarmed",
@@ -234,9 +276,7 @@ CASES = [
         "GradwatchLossNotFinite",
         "loss_nonfinite",
         3,
-        _WHERE
-        + "the loss has been NaN or Inf for 10 steps in a row (40 under loss scaling). Stop the run: it does not "
-        "learn. Restart from a checkpoint from before it began.",
+        _NOT_FINITE,
     ),
     *_of_severity(
         "GradwatchLossRising",
@@ -549,6 +589,8 @@ def configuration(links: Links, objective: float = rules.OBJECTIVE) -> dict[str,
     return {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m",
+        # without it promtool takes the groups in any order, and an alert may see a recorded value of a minute before
+        "group_eval_order": list(rule_file.GROUPS),
         "tests": [_alert_test(case, alerts[case.alert], links) for case in cases]
         + [_recording_test(name, samples, value) for name, samples, value in RECORDINGS],
     }
@@ -561,10 +603,9 @@ def _alert_test(case: Case, alert: Alert, links: Links) -> dict[str, Any]:
     annotations = {
         "summary": case.summary or f"{who}: {alert.summary}",
         "runbook_url": f"{links.runbooks}#{alert.anchor}",
-        "dashboard_url": links.dashboard(of_run=alert.of_run).split("?")[0]
-        + "?"
-        + "&".join(f"var-{label}={quote_plus(case.labels[label])}" for label in asked),
     }
+    dashboard = links.dashboard(of_run=alert.of_run).split("?")[0] + "?"
+    dashboard += "&".join(f"var-{label}={quote_plus(case.labels[label])}" for label in asked)
     expected: list[dict[str, Any]] = [
         {
             "eval_time": f"{minute}m",
@@ -572,7 +613,11 @@ def _alert_test(case: Case, alert: Alert, links: Links) -> dict[str, Any]:
             "exp_alerts": [
                 {
                     "exp_labels": {"severity": alert.severity, **labels},
-                    "exp_annotations": {**annotations, "description": text},
+                    "exp_annotations": {
+                        **annotations,
+                        "description": text,
+                        "dashboard_url": dashboard + _around(60 * min(minute, case.holds_until)),
+                    },
                 }
             ],
         }
@@ -585,6 +630,10 @@ def _alert_test(case: Case, alert: Alert, links: Links) -> dict[str, Any]:
         "input_series": _input(case.samples),
         "alert_rule_test": expected,
     }
+
+
+def _around(seconds: int) -> str:
+    return f"&from={1000 * (seconds - BEFORE_SECONDS)}&to={1000 * (seconds + AFTER_SECONDS)}"
 
 
 def _recording_test(name: str, samples: Mapping[str, str], value: float | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradwatch.errors import ConfigError
-from gradwatch.reading import verdicts
+from gradwatch.reading import process_end, verdicts
 from gradwatch.reading.alerts import Alert, alerts_between
 from gradwatch.reading.health import health
 from gradwatch.reading.log import log_alert
@@ -273,7 +273,9 @@ class Reader:
         self._version += 1
         self._tracks.remove(track)
         if track.reading is not None and track.shown:
-            self._departed[track.name] = replace(track.reading, active=False)
+            # a run that a failure of the process ends did not say that it was over, so it is missed
+            active = track.reading.active and process_end.failed()
+            self._departed[track.name] = replace(track.reading, active=active)
             self._departed.move_to_end(track.name)
             while len(self._departed) > _MOST_DEPARTED:
                 self._departed.popitem(last=False)

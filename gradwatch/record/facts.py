@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwatch.exporters.metrics import version_of
+from gradwatch.reading import process_end
 
 _PACKAGES = ("gradwatch", "tensorflow", "keras", "tf_keras", "numpy")
 _GIT_SECONDS = 5.0
@@ -35,10 +36,8 @@ def of_process() -> dict[str, Any]:
 
 def how_it_ended() -> str:
     """At the end of the process: "finished", or the exception that ends it."""
-    error = getattr(sys, "last_value", None)
-    if error is None or hasattr(sys, "ps1"):  # a person at a prompt has seen it and gone on
-        return "finished"
-    return f"exception: {type(error).__name__}: {error}"[:500]
+    error = process_end.uncaught()
+    return "finished" if error is None else f"exception: {type(error).__name__}: {error}"[:500]
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ Each job is a target of its own. What it exposes is made by gradwatch's own expo
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 import threading
@@ -27,15 +28,28 @@ from fake import FakeMonitor
 
 from gradwatch import grafana
 from gradwatch.exporters.prometheus import serve
-from gradwatch.grafana import fleet
+from gradwatch.grafana import fleet, ranking
 from gradwatch.grafana.readme import walk
 from gradwatch.reading import reader as reader_module
 
 pytestmark = pytest.mark.timeout(300)
 
 JOBS = 50
+WASTED = 12  # makes steps as it should, but so many of them are wasted that a critical alert fires
 IN_TROUBLE = {7: "nonfinite", 23: "explosion", 41: "saturated"}  # the worst first
 BOARD = fleet.dashboard()
+
+#: As the shipped rule that it stands for, which needs minutes.
+ALERT = {
+    "alert": "GradwatchStepsWastedFast",
+    "expr": f'gradwatch_run_active{{monitor="job-{WASTED}"}} == 1',
+    "labels": {"severity": "critical"},
+}
+#: A run that was killed, and the training of the host, which may come and go: nobody listens there.
+GONE = [
+    {"targets": ["127.0.0.1:1"], "labels": {"instance": "trainer-99:9464", "run": "lm-killed"}},
+    {"targets": ["127.0.0.1:1"], "labels": {"instance": "local:9464", "expected": "no"}},
+]
 MOST_SECONDS = 5.0  # a query of the board takes milliseconds; the machine of a test may be busy
 
 
@@ -45,6 +59,8 @@ class Jobs:
     def __init__(self, source: str) -> None:
         self.source = source
         self.monitors = [FakeMonitor(f"job-{i}", warmup=False, explosion_threshold=50.0) for i in range(JOBS)]
+        for i, monitor in enumerate(self.monitors):
+            monitor.run_info = {"run_name": f"lm-{i}"}
         self.texts: dict[int, str] = {}
         for monitor in self.monitors:
             reader_module.register(monitor)
@@ -101,14 +117,15 @@ def serving(jobs: Jobs) -> Iterator[str]:
 def configuration(directory: Path, address: str) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "rules.yml").write_text(grafana.files()["prometheus/rules.yml"])
+    (directory / "wasted.yml").write_text(json.dumps({"groups": [{"name": "wasted", "rules": [ALERT]}]}))
     targets = [
         {"targets": [address], "labels": {"__metrics_path__": f"/{i}/metrics", "instance": f"trainer-{i}:9464"}}
         for i in range(JOBS)
     ]
     return {
         "global": {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "5s"},
-        "rule_files": ["rules.yml"],
-        "scrape_configs": [{"job_name": "gradwatch", "static_configs": targets}],
+        "rule_files": ["rules.yml", "wasted.yml"],
+        "scrape_configs": [{"job_name": "gradwatch", "static_configs": targets + GONE}],
     }
 
 
@@ -166,7 +183,19 @@ def test_the_three_that_need_me_come_first_and_no_query_is_slow(fleet_of_fifty):
         first = panels["These three need you now"]
         found = prom.query(looked.interpolate(first["targets"][0]["expr"], BOARD), looked.end)
         worst = sorted(found, key=lambda one: -float(one["value"][1]))
-        assert [one["metric"]["monitor"] for one in worst] == [f"job-{i}" for i in IN_TROUBLE]
+        assert [one["metric"]["monitor"] for one in worst] == [f"job-{i}" for i in (WASTED, *IN_TROUBLE)][:3]
+        assert float(worst[0]["value"][1]) >= ranking.LOST
+        names = prom.query(looked.interpolate(first["targets"][-1]["expr"], BOARD), looked.end)
+        assert {one["metric"]["run_name"] for one in names} == {f"lm-{i}" for i in (WASTED, 7, 23)}
+        every = prom.query(looked.interpolate(panels["Runs, worst first"]["targets"][-1]["expr"], BOARD), looked.end)
+        assert {one["metric"]["run_name"] for one in every} == {f"lm-{i}" for i in range(JOBS)}
+
+        down = prom.query(
+            looked.interpolate(panels["Which endpoints are down"]["targets"][0]["expr"], BOARD), looked.end
+        )
+        assert [one["metric"].get("run") for one in down] == ["lm-killed"]
+        [count] = prom.query(looked.interpolate(panels["Endpoints down"]["targets"][0]["expr"], BOARD), looked.end)
+        assert float(count["value"][1]) == 1
         assert first["gridPos"]["y"] + first["gridPos"]["h"] <= 12, "they stand on the first screen"
 
 

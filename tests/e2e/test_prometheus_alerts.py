@@ -11,8 +11,10 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
@@ -190,13 +192,17 @@ def test_harm_is_told_with_what_a_person_needs(story):
     assert alert["labels"]["environment"] == "production"
     summary, links = alert["annotations"]["summary"], alert["annotations"]
     assert summary.startswith(f"steered_training, {RUN}: An anomaly of the gradients harmed the training.")
-    assert re.search(r"Verdict: [a-z ]+\.$", summary), summary
+    assert re.search(r"Verdict: [A-Z][^.]+\. The newest anomaly began at step \d+\.$", summary), summary
     assert "has not come back" in alert["annotations"]["description"]
     assert re.match(r"https?://\S+#gradwatchtrainingharmed$", links["runbook_url"])
-    assert re.match(
-        rf"https?://\S+/d/gradwatch-gradient-health\?var-job=gradwatch&var-instance=127.0.0.1%3A\d+&var-monitor={RUN}$",
-        links["dashboard_url"],
-    )
+    board, _, asked = links["dashboard_url"].partition("?")
+    assert re.match(r"https?://\S+/d/gradwatch-gradient-health$", board)
+    found = parse_qs(asked)
+    assert found["var-job"] == ["gradwatch"]
+    assert found["var-instance"][0].startswith("127.0.0.1:")
+    assert found["var-monitor"] == [RUN]
+    began = datetime.fromisoformat(alert["startsAt"].split(".")[0].rstrip("Z") + "+00:00").timestamp()
+    assert int(found["from"][0]) / 1000 < began < int(found["to"][0]) / 1000, "it shows the time of the alert"
 
 
 def test_it_is_told_within_seconds(story):
@@ -379,7 +385,12 @@ def test_the_route_of_the_teams_project_tells_whom_it_should(severity, receivers
         ("environment=staging severity=critical", "team"),
         ("severity=critical", "on-call,team"),
         ("environment= severity=warning", "team"),
-        ("environment=staging-2 severity=critical", "nobody"),
+        ("environment=staging-2 severity=critical", "on-call,team"),
+        ("environment=prod severity=critical", "on-call,team"),
+        ("environment=${GRADWATCH_ENVIRONMENT} severity=critical", "on-call,team"),
+        ("environment=${GRADWATCH_ENVIRONMENT} severity=warning", "team"),
+        ("environment=development severity=critical", "nobody"),
+        ("environment=test severity=warning", "nobody"),
         ("environment=laptop severity=critical", "nobody"),
     ],
 )

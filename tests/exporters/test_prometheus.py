@@ -403,7 +403,12 @@ def test_the_target_file_names_the_endpoint_and_goes_with_it(reader, tmp_path):
     (entry,) = json.loads(path.read_text())
     assert entry == {
         "targets": [f"trainer-1.example:{server.port}"],
-        "labels": {"__scheme__": "http", "run": run_name()},
+        "labels": {
+            "__scheme__": "http",
+            "__meta_gradwatch_host": socket.gethostname(),
+            "__meta_gradwatch_pid": str(os.getpid()),
+            "run": run_name(),
+        },
     }
     server.close()
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,9 @@ import promql_parser
 import pytest
 from grafana_boards import BOARDS, panels, parse, selectors
 
+from gradwatch.diagnosis import causes
 from gradwatch.errors import ConfigError
-from gradwatch.grafana import alertmanager, rule_tests, rules
+from gradwatch.grafana import alertmanager, rule_file, rule_tests, rules
 from gradwatch.grafana.links import LOCAL_RUNBOOKS, Links
 from gradwatch.grafana.queries import series
 from gradwatch.reading import harm, losses
@@ -65,7 +66,7 @@ def test_rules_name_only_metrics_and_labels_that_exist(expr):
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_the_summary_and_the_description_name_the_run(alert):
     assert alert.summary.endswith(".")
-    said = rules.texts(alert, Links())["summary"]
+    said = rule_file.texts(alert, Links())["summary"]
     assert alert.summary in said
     assert ("gradwatch_verdict_info" in said and "gradwatch_run_info" in said) or not alert.of_run
     assert "{{ $labels.instance }}" in alert.description
@@ -74,7 +75,7 @@ def test_the_summary_and_the_description_name_the_run(alert):
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_every_alert_has_its_section_in_the_runbook(alert):
     section = sections()[alert.name]
-    assert rules.texts(alert, Links())["runbook_url"] == f"{LOCAL_RUNBOOKS}#{alert.name.lower()}"
+    assert rule_file.texts(alert, Links())["runbook_url"] == f"{LOCAL_RUNBOOKS}#{alert.name.lower()}"
     assert f"Severity: {alert.severity}." in section
     assert re.findall(r"^\*\*(\w+)\.\*\*", section, re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
     said = re.split(r"^\*\*\w+\.\*\*", section, flags=re.MULTILINE)[1:]
@@ -83,7 +84,7 @@ def test_every_alert_has_its_section_in_the_runbook(alert):
 
 @pytest.mark.parametrize("alert", rules.alerts(), ids=ALERTS)
 def test_the_links_of_an_alert_are_absolute(alert):
-    said = rules.texts(alert, Links("https://wiki.example/r", "https://grafana.example/"))
+    said = rule_file.texts(alert, Links("https://wiki.example/r", "https://grafana.example/"))
     assert said["runbook_url"].startswith("https://wiki.example/r#")
     assert said["dashboard_url"].startswith("https://grafana.example/d/gradwatch-gradient-health?var-job=")
     assert ("var-monitor" in said["dashboard_url"]) == alert.of_run
@@ -138,6 +139,12 @@ def test_the_samples_of_a_case_are_of_series_that_exist(case):
         series(parsed.name, *(f"{m.name}=x" for m in parsed.matchers.matchers))
 
 
+def test_promtool_is_told_to_evaluate_every_group_in_the_order_of_the_file():
+    """Else it takes them in any order: an alert saw a recorded value of this minute or of the one before, by chance."""
+    groups = [group["name"] for group in rule_file.configuration(Links())["groups"]]
+    assert rule_tests.configuration(Links())["group_eval_order"] == groups
+
+
 def test_recording_rules_are_named_level_metric_operation():
     assert all(re.match(r"monitor:gradwatch_\w+:ratio_rate\d+[mhd]$", name) for name in rules.recordings())
 
@@ -152,6 +159,24 @@ def test_what_alertmanager_mutes_is_less_urgent_or_explained_and_never_a_circle(
             assert source not in alertmanager.MUTES.get(name, []), "two alerts that mute each other are told by neither"
             urgent = harm.SEVERITIES.index
             assert urgent(ALERTS[source].severity) >= urgent(ALERTS[name].severity), "a page is muted by a page alone"
+
+
+def test_what_explains_an_alert_is_over_together_with_it():
+    """Earlier, and the alert is told, as new, of a run that was stopped; later, and its own end is muted, so untold."""
+    kept = {
+        (source, name): (ALERTS[source].keep, ALERTS[name].keep)
+        for source, muted in alertmanager.MUTES.items()
+        for name in muted
+        if ALERTS[name].severity != "info"  # told to nobody
+    }
+    assert all(explains == explained != "" for explains, explained in kept.values()), kept
+
+
+def test_the_summary_has_a_sentence_for_each_cause():
+    said = rule_file.texts(ALERTS["GradwatchTrainingHarmed"], Links())["summary"]
+    for row in causes.CAUSES:
+        assert f'eq . "{row.kind}" }}}} Verdict: {row.verdict}' in said
+    assert "gradwatch_last_anomaly_step" in said
 
 
 def test_prometheus_and_the_process_agree_on_what_is_critical():

@@ -8,7 +8,7 @@ import pytest
 
 from gradwatch.core.snapshot import KINDS
 from gradwatch.exporters.metrics import METRICS
-from gradwatch.grafana import fleet, health, rules
+from gradwatch.grafana import fleet, health, ranking, rules
 from gradwatch.grafana.readme import walk
 
 HEALTH = health.dashboard()
@@ -245,10 +245,26 @@ def test_a_table_keeps_every_field_that_it_renames(panel):
     assert values <= {f"Value #{one['refId']}" for one in panel["targets"]}
 
 
-def test_trouble_tells_what_is_under_way_by_its_whole_part():
-    weights = list(fleet.WEIGHTS.values())
-    assert sorted(fleet.WEIGHTS) == sorted(KINDS)
+def test_trouble_tells_the_harm_by_its_hundreds_and_what_is_under_way_by_the_rest_of_its_whole_part():
+    weights = list(ranking.WEIGHTS.values())
+    assert sorted(ranking.WEIGHTS) == sorted(KINDS)
     assert all(weight > sum(w for w in weights if w < weight) for weight in weights)
+    assert sum(weights) + 1 < ranking.HARM, "no anomaly without harm comes before harm"
+
+
+def test_every_row_of_the_fleet_names_its_run():
+    for title in ("These three need you now", "Runs, worst first", "Which endpoints are down"):
+        [table] = [panel for panel in walk(FLEET["panels"]) if panel["title"] == title]
+        assert next(iter(table["transformations"][-1]["options"]["renameByName"].values())) == "Run"
+    curves = [panel for panel in walk(FLEET["panels"]) if panel["type"] == "timeseries"]
+    legends = {panel["title"]: panel["targets"][0]["legendFormat"] for panel in curves}
+    assert all("{{run_name}}" in legend or legend == "{{kind}}" for legend in legends.values()), legends
+
+
+def test_a_training_that_may_come_and_go_is_never_down():
+    down = [p for p in walk(FLEET["panels"]) if p["title"] in ("Endpoints down", "Which endpoints are down")]
+    for panel in down:
+        assert 'expected!="no"' in panel["targets"][0]["expr"]
 
 
 def test_every_metric_of_the_catalogue_is_shown_or_alerted_on():

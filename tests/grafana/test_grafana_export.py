@@ -111,6 +111,20 @@ def test_what_the_export_is_told_stands_in_a_file_of_its_own_that_compose_reads(
     assert secret.stat().st_mode & 0o077 == 0, "nobody else reads it"
 
 
+def test_git_is_told_to_leave_the_secrets_alone(tmp_path):
+    grafana.export(tmp_path)
+    assert not (tmp_path / ".gitignore").exists(), "there is no secret"
+    told = grafana.Told(slack="https://hooks.example.org/x")
+    assert tmp_path / ".gitignore" in grafana.export(tmp_path, told=told)
+    assert (tmp_path / ".gitignore").read_text() == ".env\n"
+    (tmp_path / ".gitignore").write_text("mine\n.env")
+    grafana.export(tmp_path, told=told)
+    assert (tmp_path / ".gitignore").read_text() == "mine\n.env"
+    (tmp_path / ".gitignore").write_text("mine")
+    grafana.export(tmp_path, told=told)
+    assert (tmp_path / ".gitignore").read_text() == "mine\n.env\n"
+
+
 def test_one_receiver_is_enough_and_nothing_else_is_there():
     for told, kind in (
         (grafana.Told(), "slack_configs"),

@@ -121,7 +121,7 @@ _SATURATED = (
 def _harmed(kind: str) -> str:
     return (
         f"lm on gpu7:9464 ({kind}): the loss has not come back, or, where it is not known, the gradients reached the "
-        "weights as they came or stood out for 50 steps. Look at the loss before the day is over."
+        "weights as they came or stood out for 100 steps. Look at the loss before the day is over."
     )
 
 
@@ -283,7 +283,7 @@ CASES = [
         "loss_rising",
         2,
         _WHERE
-        + "the loss has been above its healthy band for 50 steps without an anomaly of the gradients. Look at what "
+        + "the loss has been above its healthy band for 100 steps without an anomaly of the gradients. Look at what "
         "changed: data, learning rate, a term of the loss.",
     ),
     *_of_severity(

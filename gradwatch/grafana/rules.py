@@ -163,7 +163,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             "warning",
             "An anomaly of the gradients harmed the training.",
             f"{where} ({{{{ $labels.kind }}}}): the loss has not come back, or, where it is not known, the gradients "
-            "reached the weights as they came or stood out for 50 steps. Look at the loss before the day is over.",
+            "reached the weights as they came or stood out for 100 steps. Look at the loss before the day is over.",
             keep=KEEP,
         ),
         Alert(
@@ -228,7 +228,7 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             _harm("loss_rising", "warning", at_least=True),
             "warning",
             "The loss has risen and does not come back.",
-            f"{where}: the loss has been above its healthy band for 50 steps without an anomaly of the gradients. Look "
+            f"{where}: the loss has been above its healthy band for 100 steps without an anomaly of the gradients. Look "
             "at what changed: data, learning rate, a term of the loss.",
             keep=KEEP,
         ),

@@ -228,8 +228,8 @@ def alerts(objective: float = OBJECTIVE) -> list[Alert]:
             _harm("loss_rising", "warning", at_least=True),
             "warning",
             "The loss has risen and does not come back.",
-            f"{where}: the loss has been above its healthy band for 100 steps without an anomaly of the gradients. Look "
-            "at what changed: data, learning rate, a term of the loss.",
+            f"{where}: the loss has been above its healthy band for 100 steps without an anomaly of the gradients. "
+            "Look at what changed: data, learning rate, a term of the loss.",
             keep=KEEP,
         ),
         Alert(

@@ -174,6 +174,8 @@ class HarmWatch:
                 return Episode("harmful", step, text)
             if lasted >= BACK_STEPS:
                 return Episode("fatal" if lost and lasted >= LOST_STEPS else "harmful", step, text)
+        if losses.is_watching(step):
+            return Episode("harmless", step, "What it does to the loss is not known yet.")
         usual = f", usually {losses.band.usual:.4g}" if losses.band.is_known else ""
         return Episode("harmless", step, f"The loss is no worse: {losses.smoothed:.4g}{usual}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(floor)
     # Quick ones first, so that a broken formula is known before TensorFlow has been loaded.
     items.sort(key=lambda item: order.get(_floor(item.path), 2))
+
+
+@pytest.fixture(autouse=True)
+def no_exit_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `sys.exit` that an earlier test caught is no end of this process."""
+    process_end = sys.modules.get("gradwatch.reading.process_end")
+    if process_end is not None:
+        monkeypatch.setattr(process_end, "_given", None)
 
 
 def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:

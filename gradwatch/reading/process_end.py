@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import opcode
 import sys
 import threading
+from types import FrameType
 from typing import Any, NoReturn
 
 #: The end of the script, and what a shell says of SIGHUP, SIGINT and SIGTERM: somebody wanted it.
 _ON_PURPOSE = (0, 129, 130, 143)
 
-_status = 0
+_given: tuple[int, FrameType] | None = None  # the status of the newest `sys.exit`, and the script's own frame
 
 
 def uncaught() -> BaseException | None:
@@ -27,12 +29,16 @@ def failed() -> bool:
     """At the end of the process: whether an exception that nobody caught ends it, or a status that is a failure.
 
     Ctrl-C and what a shell says of SIGTERM are no failures. A status counts from `note_exits` on, if it was given to
-    `sys.exit`; `raise SystemExit(3)` is not seen.
+    `sys.exit`; `raise SystemExit(3)` is not seen. One that was caught does not count: the script then came to its end.
     """
     if hasattr(sys, "ps1"):
         return False
     error = uncaught()
-    return is_failure(error) if error is not None else _status not in _ON_PURPOSE
+    if error is not None or _given is None:
+        return is_failure(error)
+    status, script = _given
+    last = opcode.opname[script.f_code.co_code[script.f_lasti]]
+    return status not in _ON_PURPOSE and not last.startswith("RETURN")
 
 
 def is_failure(error: BaseException | None) -> bool:
@@ -50,9 +56,12 @@ def note_exits() -> None:
 
     @functools.wraps(before)
     def noted(status: Any = None, /) -> NoReturn:
-        global _status
+        global _given
         if threading.current_thread() is threading.main_thread():
-            _status = _number(status)
+            script = sys._getframe(1)
+            while script.f_back is not None:
+                script = script.f_back
+            _given = _number(status), script
         before(status)
 
     noted._gradwatch = True  # type: ignore[attr-defined]

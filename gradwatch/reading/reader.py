@@ -274,7 +274,7 @@ class Reader:
         self._tracks.remove(track)
         if track.reading is not None and track.shown:
             # a run that a failure of the process ends did not say that it was over, so it is missed
-            active = track.reading.active and process_end.failed()
+            active = track.reading.active and self._stopping and process_end.failed()
             self._departed[track.name] = replace(track.reading, active=active)
             self._departed.move_to_end(track.name)
             while len(self._departed) > _MOST_DEPARTED:

@@ -67,7 +67,8 @@ def test_compare_writes_a_page_with_the_curves_of_both(two, tmp_path):
     assert text.count('class="plot"') == 2
 
 
-def test_compare_cuts_long_texts_only_where_there_is_no_room(tmp_path):
+def test_compare_cuts_long_texts_only_where_there_is_no_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     names = [tmp_path / f"20261127-2035{i}8-default-6443cf9c978e.sqlite" for i in range(2)]
     for path in names:
         record(path, np.where(np.arange(150) == 120, 90.0, norms(150)), words=event(121, "explosion", 90.0))

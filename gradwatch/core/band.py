@@ -10,10 +10,10 @@ import numpy as np
 _CALM_LOSSES = 200  # losses that the band is made of
 _LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
 _BAND_EVERY = 20  # new calm losses between two bands
-_LASTING_SHARE = 0.1
+_LASTING_SHARE = 0.1  # of the usual loss, that a rise must have to say something where it lasts
 _LASTING = 1.5  # deviations: a median of 100 independent losses has a deviation of 0.13
 _BLOCK, _LEAST_BLOCKS = 50, 6  # losses of which one median is taken; so many medians show how it wanders
-_WANDER = 2.5
+_WANDER = 2.5  # times the largest rise so far that was followed by no harm
 _NEWEST_BLOCKS = 4  # that D leaves out
 
 

@@ -65,7 +65,6 @@ class Weights:
       limit: the share of |w| that an update may move the weights by; None for no limit.
 
     Attributes:
-      hurries: says in the graph whether to look in this step although it is not time; None: never.
       count: how many variables have a gradient; 0 before `build`.
       state: norms, newest ratios and first norms of the variables, then `SCALARS`; shape [3 * count + 5].
       hurries: says in the graph whether to look in this step although it is not time; None: never.

@@ -31,13 +31,15 @@ def machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    # where it lay on this machine tells nobody anything
+    arguments = ["FOLDER" if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return {
         "cpu": cpu,
         "cores": cores,
         "load_1min_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
     }
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -58,8 +58,12 @@ _NAN = float("nan")
 
 
 History = Callable[[], Mapping[str, np.ndarray]]
-#: Gives step -> variable -> numbers around an event, up to a given step and at the end of the run; see `Look.around`.
-Around = Callable[[int, bool], "Mapping[int, Mapping[str, tuple[float, float, float]]] | None"]
+
+
+class Around(Protocol):
+    """Gives step -> variable -> numbers around an event that has not been told; see `Look.around`."""
+
+    def __call__(self, *, over: bool) -> Mapping[int, Mapping[str, tuple[float, float, float]]] | None: ...
 
 
 def _do(job: Callable[[], None]) -> None:
@@ -221,7 +225,7 @@ class Recorder:
         # the history is read later than the snapshot: a step that it alone knows is of the next look
         history = self._history()
         history = {name: column[history["step"] <= snapshot.steps] for name, column in history.items()}
-        around = None if self._around is None else self._around(snapshot.steps, False)
+        around = None if self._around is None else self._around(over=False)
         look = self._look(
             history,
             layers,
@@ -312,8 +316,7 @@ class Recorder:
         reader.unlisten(self._take)
         reader.cancel_at_exit(self.close)
         rows = history()
-        steps = rows["step"]
-        around = self._around(int(steps[-1]), True) if self._around is not None and len(steps) else None
+        around = None if self._around is None else self._around(over=True)
         look = self._look(rows, {}, around=around)
         over = self._over and how in ("finished", ending.SIGTERM)  # it was said when model.fit ended
         self._write(look if over else replace(look, ended=(look.time, how)))

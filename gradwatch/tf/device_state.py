@@ -43,7 +43,7 @@ class DeviceState:
         initial = self.layout.pack(NUMPY, guard.init(len(variables)))
         self.initial = np.concatenate([initial, weights.initial, np.array([fused.NO_LOSS], np.float32)])
         self.state = distribution.in_scope(lambda: distribution.state_variable(initial, "gradwatch_state"))
-        self.trail = Trail(self.layout, len(variables)) if recorded else None
+        self.trail = Trail(self.layout, len(variables), self.vector) if recorded else None
         weights.hurries = None if self.trail is None else self.trail.hurries
         self.replaceable = False  # whether the next step may bring other variables
         self.started: list[float] = [0.0, 0.0]  # the step that it goes on from, as the two limbs of a counter
@@ -103,9 +103,9 @@ class DeviceState:
         found = self.history()
         return found if self.trail is None else {**found, "loss_scale": self.trail.loss_scales(found["step"])}
 
-    def around(self, up_to: int, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
+    def around(self, *, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
         """See `Trail.around`."""
-        return None if self.trail is None else self.trail.around(self.variables.paths, up_to, over=over)
+        return None if self.trail is None else self.trail.around(self.variables.paths, over=over)
 
     def steps_of(self, packed: np.ndarray) -> int:
         """How many steps a state out of `pack` has seen."""

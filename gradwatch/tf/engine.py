@@ -234,7 +234,7 @@ class Engine:
             new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
             wrote(built.state.assign(new_state))
             if built.trail is not None:
-                for written in built.trail.push(new_state, norms, built.weights.measured(), loss_scale):
+                for written in built.trail.push(new_state, built.weights.measured(), loss_scale):
                     wrote(written)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:

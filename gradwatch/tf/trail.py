@@ -1,40 +1,44 @@
 """What only a recorded run needs of each step, kept on the device until the host looks.
 
-The loss scale of the last 1,024 steps, beside the history; and each variable's numbers of the 32 steps around an event,
-in a ring that stops 15 steps after an event began and goes on once the host has read it.
+Two rings in which a step has its own place: the loss scale of the last 1,024 steps, and the numbers of each variable in
+up to as many. A step writes one row; the host reads the rows around an event when it has seen one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from gradwatch.core import norms as _norms
-from gradwatch.core.counters import COUNTERS, LIMB
+from gradwatch.core.counters import COUNTERS, LIMB, whole
 from gradwatch.core.guard import HISTORY
 from gradwatch.core.layout import Layout
 from gradwatch.core.snapshot import KINDS
 from gradwatch.tf import distribution
-from gradwatch.tf.ops import TENSORFLOW
 
-#: Steps that are kept around an event, and how many of them come after the one at which it began.
-AROUND, AFTER = 32, 15
+#: Steps that are kept before an event, and after the one at which it began.
+BEFORE, AFTER = 16, 15
 
 UNKNOWN = -1.0  # in place of NaN, which the device does not hold
 
-_RUNNING = -1.0  # the ring goes on; else the steps that it still takes, 0 where it has stopped
+_MOST_NUMBERS = 1 << 22  # of the variables' ring: 16 MB
+_LEAST_ROWS = 64
 
 
-def steps_near(low: np.ndarray, known: int) -> np.ndarray:
-    """The steps of which the device keeps the low limb: those nearest to one that the host knows of.
+def rows_of(count: int) -> int:
+    """How many steps of so many variables are kept: a power of two, as `LIMB` is."""
+    rows = HISTORY
+    while rows > _LEAST_ROWS and rows * _width(count) > _MOST_NUMBERS:
+        rows //= 2
+    return rows
 
-    A training goes on while the host reads, so the ring may be some steps ahead of what was read before it.
-    """
-    half = int(LIMB) // 2
-    return known + (low.astype(np.int64) - known + half) % int(LIMB) - half
+
+def _width(count: int) -> int:
+    """Numbers of a step: its own, and three of each variable."""
+    return 1 + 3 * count
 
 
 class Trail:
@@ -43,98 +47,104 @@ class Trail:
     Args:
       layout: of the state.
       count: of the variables.
+      vector: gives the state, in the graph or on the host.
     """
 
-    def __init__(self, layout: Layout, count: int) -> None:
+    def __init__(self, layout: Layout, count: int, vector: Callable[[], tf.Tensor]) -> None:
         fields = {field.path: field.offset for field in layout.fields}
         steps = COUNTERS.index("steps")
-        self._places = [fields["count", limb] + steps for limb in ("low", "high")]
-        self._places += [fields["episodes", kind, f"step_{limb}"] for limb in ("low", "high") for kind in KINDS]
-        self._count, self._width = count, 1 + 3 * count
-        self._scales, self._ring, self._left, self._collected = distribution.in_scope(self._make)
+        self._step, self._norms = fields["count", "low"] + steps, fields["last", "layer_norms"]
+        # step and begun episodes, low limbs and high ones
+        self._places = [
+            [fields["count", limb] + steps, *(fields["episodes", kind, f"step_{limb}"] for kind in KINDS)]
+            for limb in ("low", "high")
+        ]
+        self._count, self._rows, self._vector = count, rows_of(count), vector
+        self._scales, self._ring = distribution.in_scope(self._make)
+        self._event: int | None = None  # whose steps are still to come
+        self._given = 0  # the last step of the events that were given
 
     def _make(self) -> tuple[tf.Variable, ...]:
         make = distribution.state_variable
         return (
-            make(np.full(2 * HISTORY, UNKNOWN), "gradwatch_scales"),  # low limb of the step, loss scale
-            make(np.full(AROUND * self._width, UNKNOWN), "gradwatch_around"),
-            make(np.array([_RUNNING, 0.0]), "gradwatch_left"),  # and the number of the event
-            make(0.0, "gradwatch_read"),
+            make(np.full((HISTORY, 2), UNKNOWN), "gradwatch_scales"),  # low limb of the step, loss scale
+            make(np.full((self._rows, _width(self._count)), UNKNOWN), "gradwatch_around"),
         )
 
     @property
     def variables(self) -> list[tf.Variable]:
         """All of them, for an export."""
-        return [self._scales, self._ring, self._left, self._collected]
+        return [self._scales, self._ring]
 
     # -- the step ---------------------------------------------------------------------------------------
 
     def hurries(self) -> tf.Tensor:
-        """Whether the weights are to be looked at in this step: an event has just begun."""
-        return tf.convert_to_tensor(self._left)[0] > 0.5
+        """Whether the weights are to be looked at in this step: it is one of the first, or an event has just begun."""
+        low = tf.gather(self._vector(), self._places[0])
+        return tf.reduce_any(low[0] - low[1:] < float(AFTER))
 
-    def push(self, state: tf.Tensor, norms: tf.Tensor, weights: tf.Tensor, loss_scale: tf.Tensor | None) -> list[Any]:
-        """One step has been judged; returns what was assigned.
+    def push(self, state: tf.Tensor, weights: tf.Tensor, loss_scale: tf.Tensor | None) -> list[Any]:
+        """One step has been judged; returns what was written.
 
         Args:
           state: after it.
-          norms: of the gradients, shape [count].
           weights: norms and update ratios of the variables as the step before left them, shape [2 * count].
           loss_scale: shape (); None where there is none.
         """
-        low, high, *begun = tf.unstack(tf.gather(state, self._places))
-        lows, highs = tf.stack(begun[: len(KINDS)]), tf.stack(begun[len(KINDS) :])
-        began = tf.reduce_any(tf.equal(lows, low) & tf.equal(highs, high))
-        scale = tf.stack([low, UNKNOWN if loss_scale is None else loss_scale])
-        scales = tf.concat([tf.convert_to_tensor(self._scales)[2:], scale], 0)
-        left, number = tf.unstack(tf.convert_to_tensor(self._left))
-        collected, ring = tf.convert_to_tensor(self._collected), tf.convert_to_tensor(self._ring)
-        left = tf.where(tf.equal(left, 0.0) & (number <= collected), _RUNNING, left)
-        starts = began & (left < 0.0)
-        row = tf.concat([low[None], _norms.encode(TENSORFLOW, norms), weights], 0)
-        pushed = tf.where(tf.equal(left, 0.0), ring, tf.concat([ring[self._width :], row], 0))
-        left = tf.where(starts, float(AFTER), tf.where(left > 0.0, left - 1.0, left))
-        number = tf.where(starts, collected + 1.0, number)
-        with tf.control_dependencies([getattr(self._ring.assign(pushed), "op", pushed)]):
-            # says that the ring has stopped, so it comes last
-            stopped = self._left.assign(tf.stack([left, number]))
-        return [self._scales.assign(scales), stopped]
+        step = state[self._step : self._step + 1]
+        norms = state[self._norms : self._norms + self._count]
+        written = [_write(self._ring, step, tf.concat([step, norms, weights], 0))]
+        if loss_scale is not None:
+            written.append(_write(self._scales, step, tf.concat([step, loss_scale[None]], 0)))
+        return written
 
     # -- the host ---------------------------------------------------------------------------------------
 
     def loss_scales(self, steps: np.ndarray) -> np.ndarray:
-        """The loss scales of these steps, which follow one another; NaN where they are not known."""
-        low, scales = tf.convert_to_tensor(self._scales).numpy().astype(np.float64).reshape(-1, 2).T
-        wanted = steps % int(LIMB)
-        # the rings are read one after the other: this one may have gone on meanwhile
-        places = np.asarray(len(low) - 1 - (low[-1] - wanted) % LIMB, np.int64)
-        inside = (places >= 0) & (low[np.maximum(places, 0)] == wanted)
-        found = np.where(inside, scales[np.maximum(places, 0)], UNKNOWN)
-        return np.where(found < 0.0, np.nan, found)
+        """The loss scales of these steps; NaN where they are not known."""
+        low, scales = tf.convert_to_tensor(self._scales).numpy().T
+        places = steps % HISTORY
+        return np.where(low[places] == steps % int(LIMB), scales[places], np.nan)
 
-    def around(self, paths: Sequence[str], up_to: int, *, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
-        """step -> variable path -> (norm, weight norm, update ratio) around an event, and the ring goes on.
+    def around(self, paths: Sequence[str], *, over: bool = False) -> Mapping[int, Mapping[str, Any]] | None:
+        """step -> variable path -> (norm, weight norm, update ratio) around the oldest event that was not given yet.
 
-        None where no event has begun, or its last step is still to come.
+        None where there is no such event, or the step after its last one is still to come. An event that begins around
+        one that was given is not given again.
 
         Args:
           paths: of the variables.
-          up_to: the newest step that the host knows of; the ring may hold some that are newer.
           over: nothing more comes: an event whose last step is missing is given as it is.
         """
-        left, number = tf.convert_to_tensor(self._left).numpy().tolist()
-        if number <= float(tf.convert_to_tensor(self._collected)) or left < 0.0 or (left > 0.0 and not over):
+        now, *begun = map(whole, *self._vector().numpy()[self._places])
+        if now < self._given:  # it began anew, or went back to a checkpoint
+            self._event, self._given = None, 0
+        if self._event is None:
+            self._event = min((step for step in begun if step > self._given), default=None)
+        if self._event is None or (now <= self._event + AFTER and not over):
             return None
-        rows = tf.convert_to_tensor(self._ring).numpy().reshape(AROUND, self._width)
-        with tf.init_scope():
-            self._collected.assign(number)
-        rows = rows[rows[:, 0] >= 0.0]
-        steps = steps_near(rows[:, 0], up_to)
+        first, last, self._event = self._event - BEFORE, self._event + AFTER, None
+        self._given = last
+        return self._numbers(paths, np.arange(max(first, 1), last + 1)) or None
+
+    def _numbers(self, paths: Sequence[str], steps: np.ndarray) -> dict[int, dict[str, Any]]:
+        """Of those of these steps that are still there."""
+        wanted = np.append(steps, steps[-1] + 1)
+        rows = tf.convert_to_tensor(self._ring).numpy()[wanted % self._rows]
+        there = rows[:, 0] == wanted % int(LIMB)
         gradients, lengths, ratios = np.split(rows[:, 1:], 3, 1)
         # what a step did to the weights is known from the step after it on
-        after = [np.append(x[1:], np.full((1, self._count), np.nan), 0) for x in (lengths, ratios)]
-        lengths, ratios = (np.where(x >= 0.0, x, np.nan) for x in after)
-        numbers = np.stack([_norms.decode(gradients), lengths, ratios], 2).astype(np.float64)
+        known = there[1:, None]
+        after = [np.where(known & (x[1:] >= 0.0), x[1:], np.nan) for x in (lengths, ratios)]
+        numbers = np.stack([_norms.decode(gradients[:-1]), *after], 2).astype(np.float64)
         return {
-            int(step): {path: tuple(x) for path, x in zip(paths, row.tolist())} for step, row in zip(steps, numbers)
+            int(step): {path: tuple(x) for path, x in zip(paths, row.tolist())}
+            for step, row, kept in zip(steps, numbers, there[:-1])
+            if kept
         }
+
+
+def _write(ring: tf.Variable, step: tf.Tensor, row: tf.Tensor) -> Any:
+    """Puts a row into the place of its step; nothing else of the ring is touched."""
+    place = tf.cast(tf.math.floormod(step, float(ring.shape[0])), tf.int32)
+    return tf.raw_ops.ResourceScatterUpdate(resource=ring.handle, indices=place, updates=row[None])

@@ -29,7 +29,7 @@ from gradwatch.tf.last_loss import LastLoss
 from gradwatch.tf.lowered_rate import Lowering
 from gradwatch.tf.updates import tf_variable
 from gradwatch.tf.variables import VariableSet
-from gradwatch.tf.weights import Weights
+from gradwatch.tf.weights import Weights, looked_first
 
 
 class Engine:
@@ -239,6 +239,7 @@ class Engine:
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
+        scale = looked_first(scale, signals)
         if skips_itself:
             # NaN in every gradient of every replica, so that all come to the same verdict
             scale = scale / decision.finite

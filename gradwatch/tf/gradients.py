@@ -3,8 +3,9 @@
 A gradient is a tf.Tensor of any floating or complex dtype and shape (empty and scalar included) or a
 tf.IndexedSlices, which stays one.
 
-Each gradient is read once for its norm. XLA squares in double precision while it reads; on an accelerator the
-norms are always compiled. Plain operations on the CPU square in single precision, and again in double precision in
+Each gradient is read once for its norm. XLA squares in double precision while it reads, on the CPU as a product with
+ones: it splits a plain sum of many numbers, and then writes their squares first. On an accelerator the norms are always
+compiled. Plain operations on the CPU square in single precision, and again in double precision in
 the rare step whose sum overflowed or vanished. Where there are many small gradients they are treated as one array,
 since an operation then costs more than what it computes.
 """
@@ -23,6 +24,9 @@ Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 # Up to so many numbers in all gradients, squares in double precision cost less than asking whether they are needed.
 _FEW = 1 << 14
+
+# Of the matrix as which a large gradient is squared under XLA: shortest and longest row; rows at least.
+_COLUMNS, _ROWS = (64, 1024), 64
 
 # A gradient of so many numbers at most is a small one; so many of them at least are treated as one array.
 _SMALL, _MANY = 512, 16
@@ -61,8 +65,22 @@ def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
 
 def _in_double(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
     """float64 holds the largest and the smallest square of float32, and XLA converts while it reads."""
-    squares = tf.stack([tf.nn.l2_loss(tf.cast(x, tf.float64)) for x in arrays])
-    return tf.cast(tf.sqrt(2.0 * squares), tf.float32)
+    return tf.cast(tf.sqrt(tf.stack([_square(tf.cast(x, tf.float64)) for x in arrays])), tf.float32)
+
+
+def _square(x: tf.Tensor) -> tf.Tensor:
+    columns = _columns(x.shape.num_elements() or 0) if compiled_by_xla() and not has_accelerator() else 1
+    if columns == 1:
+        return 2.0 * tf.nn.l2_loss(x)
+    rows = tf.reshape(x, [-1, columns])
+    return tf.reduce_sum(tf.linalg.matvec(rows * rows, tf.ones([columns], x.dtype)))
+
+
+def _columns(count: int) -> int:
+    """Length of the rows in which XLA's matrix-vector product reads so many numbers best; 1 where it does not."""
+    if count < _ROWS * _COLUMNS[0]:
+        return 1
+    return max((n for n in range(_COLUMNS[0], _COLUMNS[1] + 1) if count % n == 0), default=1)
 
 
 _compiled = tf.function(_in_double, jit_compile=True, autograph=False, reduce_retracing=True)
@@ -146,9 +164,9 @@ def _scaled_alone(arrays: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tens
     def multiplied() -> list[tf.Tensor]:
         return [_scale(x, factor) for x, factor in zip(arrays, factors)]
 
-    if _are_few(arrays) or has_accelerator():
-        return multiplied()
-    # most steps change nothing: on the CPU a branch costs less than a pass over a large gradient
+    if _are_few(arrays) or has_accelerator() or compiled_by_xla():
+        return multiplied()  # XLA multiplies while the update reads the gradient
+    # most steps change nothing: a branch costs less than a pass over a large gradient
     return tf.cond(tf.reduce_all(scale >= 1.0), lambda: list(arrays), multiplied)
 
 

@@ -123,8 +123,12 @@ class Weights:
         """
         if plan.kind == UNSEEN:
             return NO_REACH, self._scalar(tf.convert_to_tensor(self.state), "ratio"), ()
-        total, ratio, update = (self._rest if plan.due is False else self._look)(variables, plan.moving, plan.follow)
-        return {rates.ADAPTIVE: ANY_REACH, rates.LINEAR: total}.get(plan.kind, NO_REACH), ratio, update
+        total, norms, ratio, update = (self._rest if plan.due is False else self._look)(variables, plan.follow)
+        top = {rates.ADAPTIVE: ANY_REACH, rates.LINEAR: self._moved(total, norms, variables, plan.moving)}
+        reached = top.get(plan.kind, NO_REACH)
+        if devices.compiled_by_xla():  # always true: `looked_first` needs what follows from the look
+            reached = tf.where(total > -HUGE, reached, NO_REACH)
+        return reached, ratio, update
 
     def follow(self, present: Sequence[int], update: tuple[Any, ...]) -> None:
         """The update comes next, and `settle` after it.
@@ -136,16 +140,16 @@ class Weights:
         if update:
             self._here.update = _Update(_graph(), tuple(present), *update)
 
-    def _rest(self, variables: Sequence[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+    def _rest(self, variables: Sequence[Any], follow: bool) -> tuple[Any, ...]:
         """`_look` where it is known that it is not time."""
         state = tf.convert_to_tensor(self.state)
         norms, _, _, (_, ratio, total, *_) = self._split(state)
         one = np.zeros(self.initial.size, np.float32)
         one[3 * self.count + SCALARS.index("rest")] = 1.0
         self.state.assign(state - one)
-        return self._moved(total, norms, variables, moving), ratio, ()
+        return total, norms, ratio, ()
 
-    def _look(self, variables: Sequence[Any], moving: tuple[int, ...], follow: bool) -> tuple[Any, ...]:
+    def _look(self, variables: Sequence[Any], follow: bool) -> tuple[Any, ...]:
         state = tf.convert_to_tensor(self.state)
         rest = self._scalar(state, "rest")
         due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
@@ -172,7 +176,7 @@ class Weights:
         if not follow:
             self.state.assign(state)
         # what follows writes once for both
-        return self._moved(total, norms, variables, moving), ratio, (due, before, state) if follow else ()
+        return total, norms, ratio, (due, before, state) if follow else ()
 
     def _moved(self, total: Any, norms: tf.Tensor, variables: Sequence[Any], moving: tuple[int, ...]) -> Any:
         """The norm of the weights that a linear optimizer moves, of all being `total`."""
@@ -293,6 +297,17 @@ def _shares(
     good = (norms > TINY) & (moved >= 0.0)
     share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
     return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
+
+
+def looked_first(scale: tf.Tensor, signals: tf.Tensor) -> tf.Tensor:
+    """`scale`, of which XLA can tell that the weights were looked at before the update that it scales.
+
+    Else XLA copies all weights in each step, because the look and the update might overlap.
+
+    Args:
+      signals: as `FusedGuard.step` takes them; the first is what `Weights.look` returned.
+    """
+    return tf.where(signals[0] >= NO_REACH, scale, 0.0) if devices.compiled_by_xla() else scale
 
 
 def _predicates_travel() -> bool:

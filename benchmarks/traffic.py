@@ -1,0 +1,142 @@
+"""How many bytes does a step read and write? For an accelerator, whose speed is that of its memory, that is its time.
+
+    python benchmarks/traffic.py                   MLP of 2 M and of 17 M weights under XLA, two minutes
+
+Counted from the program that XLA made of the step: the bytes of the operands and the result of each instruction of the
+main computation, a conditional by its largest or its smallest branch. That is how XLA's own cost analysis counts, but
+that it divides nothing among the parts of a fusion. Reported in passes: bytes over those of all gradients. The clip
+that is asked for by hand needs four beyond an unclipped step where nothing is fused (norm, read, scale, write).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import setting
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+#: Instructions that move nothing.
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota")
+
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_LINE = re.compile(r"^\s+(?:ROOT )?(%[\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_BRANCHES = re.compile(r"(?:true|false)_computation=(%[\w.-]+)|branch_computations=\{([^}]*)\}")
+
+
+def size(shape: str) -> int:
+    """Bytes of a shape as HLO writes it, a tuple of shapes included."""
+    total = 0
+    for kind, dims in _ARRAY.findall(shape):
+        count = 1
+        for dim in filter(None, dims.split(",")):
+            count *= int(dim)
+        total += BYTES.get(kind, 0) * count
+    return total
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """Name -> lines of each computation of an HLO module; the main one is called "ENTRY"."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")):
+            name = "ENTRY" if line.startswith("ENTRY") else line.split(" ", 1)[0]
+            lines = found.setdefault(name, [])
+        elif line.startswith("  "):
+            lines.append(line)
+    return found
+
+
+def moved(text: str, *, most: bool) -> int:
+    """Bytes that a step of this optimized HLO module reads and writes.
+
+    Args:
+      most: of the branches of a conditional the one that moves most; else the one that moves least.
+    """
+    parts = computations(text)
+
+    def of(name: str) -> int:
+        sizes, total = {}, 0
+        for line in parts[name]:
+            match = _LINE.match(line)
+            if match is None:
+                continue
+            own, shape, opcode, rest = match.groups()
+            sizes[own] = size(shape)
+            if opcode in FREE:
+                continue
+            if opcode == "conditional":
+                names = [n for one, several in _BRANCHES.findall(rest) for n in re.findall(r"%[\w.-]+", one + several)]
+                total += (max if most else min)(of(n) for n in names)
+                continue
+            if opcode in ("call", "while"):
+                inner = re.findall(r"(?:to_apply|body)=(%[\w.-]+)", rest)
+                total += sum(of(n) for n in inner)
+                continue
+            operands = re.findall(r"%[\w.-]+", rest.split(")", 1)[0])
+            total += sizes[own] + sum(sizes.get(n, 0) for n in operands)
+        return total
+
+    return of("ENTRY")
+
+
+def program(model: str, way: str) -> tuple[str, int]:
+    """(optimized HLO of a jitted train step, bytes of its gradients)."""
+    import keras
+    import overhead
+    import tensorflow as tf
+
+    import gradwatch
+
+    keras.utils.set_random_seed(0)
+    task = overhead.MODELS[model][0]()
+    optimizer = task.optimizer()
+    optimizer.build(task.model.trainable_variables)
+
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = task.loss(y, task.model(x, training=True))
+        grads = tape.gradient(loss, task.model.trainable_variables)
+        if way == "clip":
+            grads, _ = tf.clip_by_global_norm(grads, 1.0)
+        optimizer.apply_gradients(zip(grads, task.model.trainable_variables))
+        return loss
+
+    run: Any = tf.function(step, jit_compile=True)
+    if way == "gradwatch":
+        run = gradwatch.watch(run)
+    run(task.x, task.y)
+    ir = run.experimental_get_compiler_ir(task.x, task.y)
+    return ir(stage="optimized_hlo"), 4 * sum(int(tf.size(v)) for v in task.model.trainable_variables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="mlp-2m,wide-17m")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"machine": setting.machine(), "models": {}}
+    rows = []
+    for model in options.models.split(","):
+        ways = found["models"][model] = {}
+        for way in ("none", "clip", "gradwatch"):
+            text, gradients = program(model, way)
+            ways[way] = {f"{kind} branches": moved(text, most=kind == "largest") for kind in ("largest", "smallest")}
+            ways[way]["gradients"] = gradients
+        none = ways["none"]["largest branches"]
+        for way, bytes_ in ways.items():
+            passes = [bytes_[f"{kind} branches"] / bytes_["gradients"] for kind in ("smallest", "largest")]
+            beyond = [(bytes_[f"{kind} branches"] - none) / bytes_["gradients"] for kind in ("smallest", "largest")]
+            rows.append([model, way, *(f"{x:.2f}" for x in passes), *(f"{x:+.2f}" for x in beyond)])
+    head = ["model", "step", "passes, nothing clipped", "clipped", "beyond no clipping, nothing clipped", "clipped"]
+    print(setting.table(head, rows))
+    setting.results_file("traffic", False).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

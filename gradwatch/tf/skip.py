@@ -1,8 +1,8 @@
 """Drop one optimizer update exactly: weights, slots and iterations stay bit-identical.
 
-`tf.cond(apply)` would be cheaper on one device, but it raises in replica context and its predicate travels
-to the host on a GPU. So the update runs on zeroed gradients, and afterwards each variable keeps either its
-new value or the one saved before (docs/decisions/0003).
+On one CPU the update is a branch that is not taken. That raises in replica context, and on a GPU its predicate travels
+to the host; there, and under XLA, which makes the same of both, the update is made, and afterwards each variable keeps
+either its new value or the one saved before (docs/decisions/0003).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradwatch.tf import compat, updates
+from gradwatch.tf import compat, devices, updates
 
 
 def apply_or_keep(
@@ -25,11 +25,26 @@ def apply_or_keep(
     """`update(optimizer, grads, variables)`, undone where `keep` (a boolean scalar) is true."""
     with tf.init_scope():
         updates.build(optimizer, variables)
+    if not (tf.distribute.has_strategy() or devices.has_accelerator() or devices.compiled_by_xla()):
+        return _branch(keep, lambda: update(optimizer, grads, variables))
     targets = variables if variables is not None else compat.trainable_variables(optimizer)
     before = saved([*targets, *updates.slots(optimizer)])
     result = update(optimizer, grads, variables)
     restore_where(keep, before)
     return result
+
+
+def _branch(keep: tf.Tensor, update: Callable[[], Any]) -> Any:
+    """What `update` returns; None where the graph decides."""
+    if tf.executing_eagerly():
+        return None if keep.numpy() else update()
+
+    def updated() -> tf.Tensor:
+        update()
+        return tf.constant(True)
+
+    tf.cond(keep, lambda: tf.constant(False), updated)
+    return None
 
 
 def saved(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:

@@ -50,6 +50,18 @@ def mirrored(found: dict[str, Any]) -> str:
     return "\n\n".join([_made_with(found), script.report(found["cells"])])
 
 
+def traffic(found: dict[str, Any]) -> str:
+    import traffic as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
+
+
+def first_call(found: dict[str, Any]) -> str:
+    import first_call as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
+
+
 def scrape(found: dict[str, Any]) -> str:
     middle, low, high = (100 * (found["ratios"]["here / elsewhere"][key] - 1) for key in ("median", "low", "high"))
     return (
@@ -118,6 +130,8 @@ def diagnosis(found: dict[str, Any]) -> str:
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "mirrored": mirrored,
+    "traffic": traffic,
+    "first_call": first_call,
     "scrape": scrape,
     "detection": detection,
     "healthy": healthy,

@@ -4,10 +4,10 @@ A gradient is a tf.Tensor of any floating or complex dtype and shape (empty and 
 tf.IndexedSlices, which stays one.
 
 Each gradient is read once for its norm. XLA squares in double precision while it reads, on the CPU as a product with
-ones: it splits a plain sum of many numbers, and then writes their squares first. On an accelerator the norms are always
-compiled. Plain operations on the CPU square in single precision, and again in double precision in
-the rare step whose sum overflowed or vanished. Where there are many small gradients they are treated as one array,
-since an operation then costs more than what it computes.
+a constant vector: it splits a plain sum of many numbers, and then writes their squares first. On an accelerator the
+norms are always compiled. Plain operations on the CPU square in single precision, and again in double precision in the
+rare step whose sum overflowed or vanished. Where there are many small gradients they are treated as one array, since an
+operation then costs more than what it computes.
 """
 
 from __future__ import annotations
@@ -65,15 +65,16 @@ def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
 
 def _in_double(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
     """float64 holds the largest and the smallest square of float32, and XLA converts while it reads."""
-    return tf.cast(tf.sqrt(tf.stack([_square(tf.cast(x, tf.float64)) for x in arrays])), tf.float32)
+    halves = tf.stack([_half_square(tf.cast(x, tf.float64)) for x in arrays])
+    return tf.cast(tf.sqrt(2.0 * halves), tf.float32)
 
 
-def _square(x: tf.Tensor) -> tf.Tensor:
+def _half_square(x: tf.Tensor) -> tf.Tensor:
     columns = _columns(x.shape.num_elements() or 0) if compiled_by_xla() and not has_accelerator() else 1
     if columns == 1:
-        return 2.0 * tf.nn.l2_loss(x)
+        return tf.nn.l2_loss(x)
     rows = tf.reshape(x, [-1, columns])
-    return tf.reduce_sum(tf.linalg.matvec(rows * rows, tf.ones([columns], x.dtype)))
+    return tf.reduce_sum(tf.linalg.matvec(rows * rows, tf.fill([columns], tf.constant(0.5, x.dtype))))
 
 
 def _columns(count: int) -> int:

@@ -21,11 +21,13 @@ Batches are of the size that people train such models with on a CPU: see MODELS.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib.util
 import json
 import os
 import random
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -41,16 +43,19 @@ import tensorflow as tf
 from keras import layers
 
 import gradwatch
+from gradwatch.reading.reader import reader
 
 MODES = ("eager", "function", "jit")
 CONTENDERS = ("none", "clip", "keras", "autoclip", "logger", "smartclip", "gradwatch")
 REFERENCE = "clip"
 PARTS = ("cells", "late", "options", "soak")
-#: Options that change the update, measured against gradwatch without them. This limit is never reached: the price is
-#: that of being ready, and a step that is scaled back costs the same.
+#: Options that cost something, measured against gradwatch without them. This limit is never reached: the price is
+#: that of being ready, and a step that is scaled back costs the same. A recorded step pays for what the threads of the
+#: record do beside it, too.
 OPTIONS: dict[str, dict[str, Any]] = {
     'on_nonfinite="skip"': {"on_nonfinite": "skip"},
     "update_limit=0.5": {"update_limit": 0.5},
+    'record="runs"': {"record": "runs"},
 }
 BLOCK_SECONDS = 0.03  # a block of steps lasts at least this long: a training repeats one step, its caches are warm
 
@@ -389,8 +394,10 @@ def late_step(mode: str, *, rounds: int, seconds: float, seed: int) -> dict[str,
 
 def option_price(option: str, model: str, mode: str, *, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
     """A step with one of `OPTIONS`, ready to change the update, against one without."""
-    calls = {name: make_step(MODELS[model][0], name, mode) for name in ("gradwatch", option)}
-    times, _ = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        calls = {name: make_step(MODELS[model][0], name, mode) for name in ("gradwatch", option)}
+        times, _ = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed))
+        reader.close()  # the last steps of a record are written
     without, with_it = np.array(times["gradwatch"]), np.array(times[option])
     return {
         "option": option,

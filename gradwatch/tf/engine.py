@@ -189,7 +189,8 @@ class Engine:
         else:  # the replicas meet in the sum over them, which a function of each cannot hold
             loss = self.loss.take()
             plan, speed = self.weights.plan(variables, optimizer, present=present, follow=follow)
-            weights, ratio, update = self.weights.look(plan, [tf_variable(v) for v in variables or ()])
+            held = [tf_variable(v) for v in variables or ()]
+            weights, ratio, update = self.weights.look(plan, held, scales=self.guard.scales)
             signals = tf.stack([weights, speed, loss, ratio, *self._told(optimizer), NOT_KNOWN, NOT_KNOWN])
             scaled, decision = self._step(tensors, _float32(loss_scale), signals, skips_itself, sums)
         self.weights.follow(present, update)

@@ -114,19 +114,22 @@ class Weights:
         rest = tf.convert_to_tensor(self.state).numpy()[3 * self.count + SCALARS.index("rest")]
         return bool(rest < 0.5 or (self.hurries is not None and self.hurries().numpy()))
 
-    def look(self, plan: Look, variables: Sequence[Any]) -> tuple[Any, tf.Tensor, tuple[Any, ...]]:
+    def look(
+        self, plan: Look, variables: Sequence[Any], *, scales: bool = False
+    ) -> tuple[Any, tf.Tensor, tuple[Any, ...]]:
         """(norm of the weights, newest update ratio, what `follow` takes), the former as `FusedGuard.step` takes them.
 
         Args:
           plan: what `plan` said.
           variables: as `plan` was given them; where it does not read them, anything of their shapes.
+          scales: `looked_first` comes next.
         """
         if plan.kind == UNSEEN:
             return NO_REACH, self._scalar(tf.convert_to_tensor(self.state), "ratio"), ()
         total, norms, ratio, update = (self._rest if plan.due is False else self._look)(variables, plan.follow)
         top = {rates.ADAPTIVE: ANY_REACH, rates.LINEAR: self._moved(total, norms, variables, plan.moving)}
         reached = top.get(plan.kind, NO_REACH)
-        if devices.compiled_by_xla():  # always true: `looked_first` needs what follows from the look
+        if scales and devices.compiled_by_xla():  # always true: `looked_first` needs what follows from the look
             reached = tf.where(total > -HUGE, reached, NO_REACH)
         return reached, ratio, update
 

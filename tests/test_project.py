@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import seconds
 
 import gradwatch
 
@@ -268,3 +269,9 @@ def test_constraints_are_exact_versions_and_nothing_else():
     for path in ROOT.glob("constraints*.txt"):
         for line in path.read_text().splitlines():
             assert re.fullmatch(r"(#.*|[A-Za-z0-9_.-]+==[A-Za-z0-9.!+]+|)", line.split("  #")[0].strip()), line
+
+
+def test_the_test_files_that_are_known_to_take_long_exist():
+    stems = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(stems)) == len(stems)
+    assert set(seconds.SECONDS) <= set(stems)

@@ -8,7 +8,8 @@ from importlib.metadata import version
 # The tests compile hundreds of tiny programs once and run each a dozen times: optimising them is what costs.
 _QUICK = "--xla_backend_optimization_level=0"
 if tuple(int(part) for part in version("tensorflow").split(".")[:2]) >= (2, 21):
-    _QUICK += " --xla_cpu_use_fusion_emitters=false"  # an unknown flag ends the process
+    # an unknown flag ends the process
+    _QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}"
 
 import pytest  # noqa: E402

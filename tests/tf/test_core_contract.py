@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -65,21 +66,30 @@ GUARDS = {
 }
 
 
+@functools.cache
+def offline(name):
+    """What numpy decides: (guard, its last state, its decisions, one a row)."""
+    guard = GUARDS[name]()
+    state, decisions = guard.init(3), []
+    for row in long_stream():
+        state, decision = guard.step(NUMPY, state, row)
+        decisions.append(np.concatenate([np.ravel(x) for x in decision]))
+    return guard, state, np.array(decisions, np.float64)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["tf.function", "XLA"])
 @pytest.mark.parametrize("name", GUARDS)
 def test_the_guard_decides_alike_over_a_long_stream(name, jit_compile):
-    guard, rows = GUARDS[name](), long_stream()
-    state = guard.init(3)
-    on_device = FusedGuard(guard, state, jit_compile=jit_compile)
+    guard, state, expected = offline(name)
+    initial = guard.init(3)
+    on_device = FusedGuard(guard, initial, jit_compile=jit_compile)
     layout, fused = on_device.layout, tf.function(on_device.step, autograph=False)
-    vector = tf.constant(layout.pack(NUMPY, state))
-    expected, got = [], []
-    for row in rows:
-        state, decision = guard.step(NUMPY, state, row)
-        expected.append(np.concatenate([np.ravel(x) for x in decision]))
+    vector = tf.constant(layout.pack(NUMPY, initial))
+    got = []
+    for row in long_stream():
         vector, scale, numbers = fused(vector, tf.constant(row), tf.constant(row))
         got.append(np.concatenate([np.ravel(scale), numbers]))
-    expected, got = np.array(expected, np.float64), np.array(got, np.float64)
+    got = np.array(got, np.float64)
     assert expected.shape == got.shape
 
     # a norm within rounding of a bucket's edge may fall on either side of it: a bucket is 2 % wide
@@ -143,6 +153,26 @@ def test_compilers_keep_what_rounding_drops_from_the_sum_of_norms(jit_compile):
     assert snapshot.norm_sum == 1e8 + 10.0
 
 
+LISTENED = ("reach_known", "reach_any", "reach", "loss_known", "loss")
+
+
+@functools.cache  # one program for all that it is told
+def listening(jit_compile):
+    def update(xp, state, norms):
+        seen = {
+            "reach_known": xp.number(xp.is_finite(norms.reach)),
+            "reach_any": xp.number(norms.reach > 1e38),
+            "reach": xp.where(xp.is_finite(norms.reach), norms.reach, 0.0),
+            "loss_known": xp.number(xp.is_finite(norms.loss)),
+            "loss": xp.where(xp.is_finite(norms.loss), norms.loss, 0.0),
+        }
+        return seen, norms.total * 0.0 + 1.0, {}
+
+    zeros = dict.fromkeys(LISTENED, np.zeros((), np.float32))
+    guard = Guard(policies.Policy("listens()", lambda n: dict(zeros), update), ())
+    return FusedGuard(guard, guard.init(2), jit_compile=jit_compile), guard.init(2)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["tf.function", "XLA"])
 @pytest.mark.parametrize(
     ("signals", "reach", "loss"),
@@ -158,21 +188,7 @@ def test_compilers_keep_what_rounding_drops_from_the_sum_of_norms(jit_compile):
 def test_a_policy_on_the_device_gets_the_reach_and_the_loss_that_finite_codes_stand_for(
     signals, reach, loss, jit_compile
 ):
-    def update(xp, state, norms):
-        seen = {
-            "reach_known": xp.number(xp.is_finite(norms.reach)),
-            "reach_any": xp.number(norms.reach > 1e38),
-            "reach": xp.where(xp.is_finite(norms.reach), norms.reach, 0.0),
-            "loss_known": xp.number(xp.is_finite(norms.loss)),
-            "loss": xp.where(xp.is_finite(norms.loss), norms.loss, 0.0),
-        }
-        return seen, norms.total * 0.0 + 1.0, {}
-
-    names = ("reach_known", "reach_any", "reach", "loss_known", "loss")
-    zeros = dict.fromkeys(names, np.zeros((), np.float32))
-    guard = Guard(policies.Policy("listens()", lambda n: dict(zeros), update), ())
-    state = guard.init(2)
-    on_device = FusedGuard(guard, state, jit_compile=jit_compile)
+    on_device, state = listening(jit_compile)
     vector = tf.constant(on_device.layout.pack(NUMPY, state))
     rows = tf.ones([2])
     signals = None if signals is None else tf.constant([*signals, *fused.NO_SIGNALS[4:]])
@@ -180,4 +196,4 @@ def test_a_policy_on_the_device_gets_the_reach_and_the_loss_that_finite_codes_st
     seen = on_device.layout.unpack(NUMPY, vector.numpy())["policy"]
     expected = [math.isfinite(reach), reach == math.inf, reach if math.isfinite(reach) else 0.0]
     expected += [math.isfinite(loss), loss if math.isfinite(loss) else 0.0]
-    assert [float(seen[name]) for name in names] == [float(x) for x in expected]
+    assert [float(seen[name]) for name in LISTENED] == [float(x) for x in expected]

@@ -6,49 +6,49 @@ import subprocess
 import sys
 import threading
 
-import pytest
 import support
 import tensorflow as tf
 
-SCRIPT = """
+START = """
 import threading, tensorflow as tf, gradwatch
+from gradwatch.reading.reader import reader
 def readers():
     return [t.name for t in threading.enumerate() if t.name == "gradwatch-reader"]
-monitor = gradwatch.Monitor("run", gradwatch.policies.fixed(1.0), jit_compile=False{options})
-monitor.clip([tf.constant([1.0])])
-print("after a step", readers())
-{look}
-print("after a look", readers())
-monitor.clip([tf.constant([float("nan")])])
+def step(**options):
+    monitor = gradwatch.Monitor("run", gradwatch.policies.fixed(1.0), jit_compile=False, **options)
+    monitor.clip([tf.constant([1.0])])
+    return monitor
 """
 
-
-def run(options: str = "", look: str = "") -> subprocess.CompletedProcess[str]:
-    script = SCRIPT.format(options=options, look=look)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.parametrize(
-    "look",
-    [
-        "from gradwatch.telemetry import reader; reader.readings()",
-        "monitor.alert_sinks.append(print)",
-        "from gradwatch.telemetry import reader; reader.listen(lambda *a: None)",
-    ],
-    ids=["readings", "an alert sink", "an exporter"],
-)
-def test_the_readers_thread_starts_when_somebody_looks_and_not_at_the_first_step(look):
-    done = run(look=look)
-    assert done.stdout.startswith("after a step []\nafter a look ['gradwatch-reader']"), done.stdout + done.stderr
+LOOKS = {
+    "readings": "reader.readings()",
+    "an alert sink": "monitor.alert_sinks.append(print)",
+    "an exporter": "reader.listen(lambda *a: None)",
+}
 
 
-def test_the_readers_thread_starts_at_the_first_step_for_who_wants_alerts():
-    assert "after a step ['gradwatch-reader']" in run(options=", on_alert=lambda alert: None").stdout
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", START + program], capture_output=True, text=True, timeout=120)
+
+
+def test_the_readers_thread_starts_when_somebody_looks_and_not_at_the_first_step():
+    """One after the other in one process, each with a reader that was closed and so knows of nobody before."""
+    program = "".join(
+        f"reader.close()\nmonitor = step()\nbefore = readers()\n{look}\nprint({name!r}, before, readers())\n"
+        for name, look in LOOKS.items()
+    )
+    done = run(program + "reader.close()\nstep(on_alert=lambda alert: None)\nprint('alerts', readers())")
+    expected = [f"{name} [] ['gradwatch-reader']" for name in LOOKS]
+    # who wants alerts need not look
+    assert done.stdout.splitlines() == [*expected, "alerts ['gradwatch-reader']"], done.stdout + done.stderr
 
 
 def test_a_run_that_nobody_listens_to_says_its_alerts_when_it_ends():
-    done = run(', on_nonfinite="propagate"')  # harm: what is zeroed is a line of level INFO
-    assert "after a look []" in done.stdout
+    # harm: what is zeroed is a line of level INFO
+    done = run(
+        "monitor = step(on_nonfinite='propagate')\nmonitor.clip([tf.constant([float('nan')])])\nprint(readers())\n"
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr
     assert "NaN or Inf" in done.stderr
 
 

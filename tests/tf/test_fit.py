@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import pickle
 import warnings
@@ -83,31 +84,39 @@ def tiny(**options):
 DEATHS = ("on_train_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end", "on_train_end")
 
 
+def trained(eagerly, *fits):
+    """The weights after several fits, each with its callbacks; one that is interrupted leaves no trace in them."""
+    net = support.model()
+    net.compile(support.sgd(), "mse", jit_compile=False, run_eagerly=eagerly)
+    initial = net.get_weights()
+    for callbacks in fits:
+        try:
+            fit(net, *callbacks)
+        except KeyboardInterrupt:
+            net.set_weights(initial)
+    return support.weights(net)
+
+
+@functools.cache
+def trained_plainly(eagerly, fits):
+    return trained(eagerly, *[[]] * fits)
+
+
 @pytest.mark.parametrize("when", DEATHS)
 @pytest.mark.parametrize("eagerly", [False, True], ids=["function", "run_eagerly"])
 def test_nothing_is_left_of_a_callback_whose_fit_died_whoever_comes_next(when, eagerly):
-    def train(*fits):
-        net = support.model()
-        net.compile(support.sgd(), "mse", jit_compile=False, run_eagerly=eagerly)
-        for callbacks in fits:
-            try:
-                fit(net, *callbacks)
-            except KeyboardInterrupt:
-                net.set_weights(support.model().get_weights())
-        return support.weights(net)
-
     def dying():
         dead = tiny()
         # the one that ends the fit stands where ours has just heard of it, or has not heard of its end
         return dead, [Interrupt(when), dead] if when == "on_train_end" else [dead, Interrupt(when)]
 
     dead, callbacks = dying()
-    support.assert_close(train(callbacks, []), train([]))
+    support.assert_close(trained(eagerly, callbacks, []), trained_plainly(eagerly, 1))
     assert dead.monitor.snapshot().steps <= 6
     # a new callback ends well in between, and the fit after it is its own
     dead, callbacks = dying()
     second = gradwatch.KerasCallback(support.monitor(gradwatch.policies.observe()))
-    support.assert_close(train(callbacks, [second], []), train([], []))
+    support.assert_close(trained(eagerly, callbacks, [second], []), trained_plainly(eagerly, 2))
     assert second.monitor.snapshot().steps == 6
     assert dead.monitor.snapshot().steps <= 6
 

@@ -5,7 +5,7 @@
 
 All cost is in processor seconds: on a machine with other work the clock says little. Recording works beside the step,
 so its share is what the reader's and the writing thread spend on the record over what the whole process spends on the
-training. Keeping a batch works in the step; blocks of steps without and with it run in turn.
+training. What it does in the step, and keeping a batch, is measured in blocks of steps without and with it, in turn.
 """
 
 from __future__ import annotations
@@ -133,6 +133,40 @@ def recorded(model: str, mode: str, *, seconds: float) -> dict[str, Any]:
         return out
 
 
+def in_step(model: str, mode: str, *, rounds: int) -> dict[str, Any]:
+    """Microseconds of processor time that a recorded step takes beyond an unrecorded one, its threads at rest."""
+    from gradwatch.reading.reader import reader
+
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {"unrecorded": _step(model, mode), "recorded": _step(model, mode, record=folder)}
+        reader.set_interval(1000.0)
+        times = _in_turn(calls, rounds)
+        reader.set_interval(1.0)
+        reader.close()
+    base, with_it = (np.array(times[name]) for name in calls)
+    added = setting.median_interval(1e6 * (with_it - base))
+    return {"model": model, "mode": mode, "step_us": 1e6 * float(np.median(base)), "added_us": added}
+
+
+def _in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds a step: blocks of steps of each, in random order, as often as said."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names, rng = list(calls), random.Random(0)
+    began = time.process_time()
+    for _ in range(10):
+        calls[names[0]]().numpy()
+    block = max(3, min(100, round(0.03 / ((time.process_time() - began) / 10))))
+    for _ in range(rounds):
+        rng.shuffle(names)
+        for name in names:
+            began = time.process_time()
+            for _ in range(block):
+                result = calls[name]()
+            result.numpy()
+            times[name].append((time.process_time() - began) / block)
+    return times
+
+
 @contextlib.contextmanager
 def replaced(owner: Any, replace: Callable[[str], Any], names: tuple[str, ...]) -> Iterator[None]:
     """Inside, these methods of a class are others."""
@@ -166,20 +200,7 @@ def kept(model: str, mode: str, *, rounds: int) -> dict[str, Any]:
                 calls[name] = _step(model, mode, record=folder, **options)
         assert Keeper._needs_fixed_sizes is original
         reader.set_interval(1000.0)  # what the threads beside the step do is measured above
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        names, rng = list(calls), random.Random(0)
-        began = time.process_time()
-        for _ in range(10):
-            calls["recorded"]().numpy()
-        block = max(3, min(100, round(0.03 / ((time.process_time() - began) / 10))))
-        for _ in range(rounds):
-            rng.shuffle(names)
-            for name in names:
-                began = time.process_time()
-                for _ in range(block):
-                    result = calls[name]()
-                result.numpy()
-                times[name].append((time.process_time() - began) / block)
+        times = _in_turn(calls, rounds)
         reader.set_interval(1.0)
         reader.close()
     base = np.array(times.pop("recorded"))
@@ -217,16 +238,17 @@ def _step(model: str, mode: str, **options: Any) -> Callable[[], Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps, one model")
-    parser.add_argument("--part", choices=("size", "recorded", "kept"), action="append", help="only this")
+    parser.add_argument("--part", choices=("size", "recorded", "step", "kept"), action="append", help="only this")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     options = parser.parse_args()
-    parts, out = options.part or ["size", "recorded", "kept"], {}
+    parts, out = options.part or ["size", "recorded", "step", "kept"], {}
     models = ("quickstart",) if options.quick else ("quickstart", "mlp-2m", "transformer-5m")
     if "size" in parts:
         out["size"] = size(100_000 if options.quick else 1_000_000)
         print(json.dumps(out["size"], indent=1), flush=True)
     for part, measure, keywords in (
         ("recorded", recorded, {"seconds": 15.0 if options.quick else 60.0}),
+        ("step", in_step, {"rounds": 40 if options.quick else 200}),
         ("kept", kept, {"rounds": 40 if options.quick else 200}),
     ):
         out[part] = []

@@ -127,6 +127,12 @@ def diagnosis(found: dict[str, Any]) -> str:
     return "\n\n".join([_made_with(found), script.report(found), picture])
 
 
+def recovery(found: dict[str, Any]) -> str:
+    import recovery as script
+
+    return "\n\n".join([_made_with(found), script.report(found)])
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "mirrored": mirrored,
@@ -138,6 +144,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "harm": harm,
     "efficacy": efficacy,
     "longrun": longrun,
+    "recovery": recovery,
     "diagnosis": diagnosis,
 }
 

@@ -22,12 +22,13 @@ is wrong (arXiv 2301.11568 found chance to be comparable).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import setting
 
-ROOT = Path(__file__).parent
-RESULTS = ROOT / "results" / "recovery.json"
+RESULTS = setting.results_file("recovery", quick=False)
 
 INPUTS, CLASSES, BATCH, WIDTH = 64, 10, 32, 32
 BASE_RATE = {"sgd": 0.05, "adam": 0.003, "half": 0.05}
@@ -64,6 +65,15 @@ class Data:
         return x, np.where(wrong, rng.integers(0, CLASSES, size), y).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=2)
+def batches(seed: int, steps: int) -> list[tuple[np.ndarray, np.ndarray, Any, Any]]:
+    """All batches of a seed, made once for all of its runs: as arrays and as tensors; the first is of step 0."""
+    import tensorflow as tf
+
+    data = Data(seed)
+    return [(x, y, tf.constant(x), tf.constant(y)) for x, y in map(data.batch, range(steps + 1))]
+
+
 @dataclass(frozen=True)
 class Fault:
     """One kind of run.
@@ -76,7 +86,8 @@ class Fault:
       broken: step -> whether an operation of the loss gives NaN.
       damage: (step, weights) -> weights, or None to leave them; called between two steps.
       begins: the step at which the fault begins.
-      savable: whether a lower rate or cleaner data can save it.
+      right: the kind of the diagnosis that is right, of a fault that no lower rate and no cleaner data can mend; "" for
+        one that can be saved.
     """
 
     name: str
@@ -86,7 +97,7 @@ class Fault:
     broken: Callable[[int], bool] = lambda step: False
     damage: Callable[[int, list[np.ndarray]], list[np.ndarray] | None] = lambda step, weights: None
     begins: int = 0
-    savable: bool = True
+    right: str = ""
 
 
 def within(first: int, count: float) -> Callable[[int], bool]:
@@ -115,8 +126,14 @@ def faults(at: int) -> list[Fault]:
         found += [
             Fault(f"{optimizer}, a weight becomes 1e6", optimizer, damage=_flip(at, 1e6), begins=at),
             Fault(f"{optimizer}, a weight becomes NaN", optimizer, damage=_flip(at, math.nan), begins=at),
-            Fault(f"{optimizer}, NaN operation for good", optimizer, broken=forever, begins=at, savable=False),
-            Fault(f"{optimizer}, NaN in all batches", optimizer, data=_x(forever, math.nan), begins=at, savable=False),
+            Fault(f"{optimizer}, NaN operation for good", optimizer, broken=forever, begins=at, right="loss_operation"),
+            Fault(
+                f"{optimizer}, NaN in all batches",
+                optimizer,
+                data=_x(forever, math.nan),
+                begins=at,
+                right="nonfinite_input",
+            ),
         ]
     found += [
         Fault("half, 60 batches times 1e4", "half", data=_x(within(at, 60), 1e4), begins=at),
@@ -171,6 +188,7 @@ class Run:
     lost_steps: int = 0
     stopped_at: int | None = None
     verdict: str = ""
+    diagnosis: str = ""
     did: dict[str, int] = field(default_factory=dict)
     weights: list[np.ndarray] = field(default_factory=list)
 
@@ -183,7 +201,7 @@ class Trainer:
         import tensorflow as tf
 
         import gradwatch
-        from gradwatch import policies, recovery
+        from gradwatch import recovery
 
         self.tf, self.method, self.kind = tf, method, optimizer
         keras.mixed_precision.set_dtype_policy("mixed_float16" if optimizer == "half" else "float32")
@@ -210,9 +228,11 @@ class Trainer:
             return loss_of(y, net(x, training=False))
 
         self.judge, self.step, self.monitor = judge, step, None
+        self.test = Data(99).batch(0, 2000, clean=True)
+        self.calm, self.broken = tf.constant(0.0), tf.constant(1.0)
         if method not in ("nothing", "BackupAndRestore"):
             recover = recovery.ladder() if "ladder" in method else None
-            self.step = gradwatch.watch(step, name=method, policy=policies.percentile(90), recover=recover)
+            self.step = gradwatch.watch(step, name=method, recover=recover)
             self.monitor = self.step.monitor
         self.variables = [*net.variables, *outer.variables, *(made.variables if made is not outer else [])]
         self.first = [np.array(tf.convert_to_tensor(v)) for v in self.variables]
@@ -220,6 +240,7 @@ class Trainer:
     def run(self, fault: Fault, seed: int, steps: int, *, keep: bool = False) -> Run:
         import keras
 
+        import gradwatch
         from gradwatch.errors import TrainingStopped
 
         keras.utils.set_random_seed(seed)
@@ -233,7 +254,7 @@ class Trainer:
             self.monitor.reset()
             if self.method == "random ladder":
                 self._by_chance(random.Random(seed))
-        data, run, base = Data(seed), Run(math.nan), BASE_RATE[self.kind]
+        given, run, base = batches(seed, steps), Run(math.nan), BASE_RATE[self.kind]
         backup, restarts, lossless, rate = self._values(), 0, 0, math.nan
         restarting = self.method == "BackupAndRestore"
         for i in range(1, steps + 1):
@@ -247,11 +268,15 @@ class Trainer:
             if damaged is not None:
                 for v, value in zip(self.net.trainable_variables, damaged):
                     v.assign(value)
-            x, y = fault.data(i, *data.batch(i))
+            plain_x, plain_y, *tensors = given[i]
+            x, y = fault.data(i, plain_x, plain_y)
+            if x is plain_x and y is plain_y:
+                x, y = tensors
             try:
-                loss = float(self.step(x, y, self.tf.constant(1.0 if fault.broken(i) else 0.0)))
+                loss = float(self.step(x, y, self.broken if fault.broken(i) else self.calm))
             except TrainingStopped as stopped:
                 run.stopped_at, run.verdict = i, stopped.verdict
+                run.diagnosis = gradwatch.diagnose(self.monitor).kind
                 break
             if restarting and i % 100 == 0 and math.isfinite(loss):
                 backup = self._values()
@@ -266,7 +291,7 @@ class Trainer:
             lossless = 0 if math.isfinite(loss) else lossless + 1
             if lossless >= 300:
                 break  # it will not come back by itself
-        run.loss = float(self.judge(*Data(99).batch(0, 2000, clean=True)))
+        run.loss = float(self.judge(*self.test))
         if self.monitor is not None and self.monitor._healer is not None:
             seen = self.monitor.snapshot()
             run.did, run.lost_steps = dict(seen.recoveries), sum(seen.lost_steps.values())
@@ -321,9 +346,10 @@ def work(seeds: list[int], steps: int, methods: list[str], only: str, path: Path
                 line = {
                     "run": f.name, "seed": seed, "method": method, "steps": steps, "kind": kind,
                     "group": "reference" if f is reference else "healthy" if f in calm else "exploding",
-                    "savable": f.savable, "begins": f.begins, "loss": run.loss, "lost_steps": run.lost_steps,
-                    "stopped_at": run.stopped_at, "verdict": run.verdict, "did": run.did,
-                    "digest": _digest(run.weights), "cpu_seconds": round(time.process_time() - began, 2),
+                    "right": f.right, "begins": f.begins, "loss": run.loss, "lost_steps": run.lost_steps,
+                    "stopped_at": run.stopped_at, "verdict": run.verdict, "diagnosis": run.diagnosis,
+                    "did": run.did, "digest": _digest(run.weights),
+                    "cpu_seconds": round(time.process_time() - began, 2),
                 }  # fmt: skip
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.with_suffix(".jsonl").open("a") as file:
@@ -341,33 +367,72 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers that the goals are about."""
     floor = {(x["kind"], x["seed"], x["steps"]): x["loss"] for x in found if x["group"] == "reference"}
     rows: dict[str, Any] = {}
+    families: dict[str, dict[str, str]] = {}
     for method in METHODS:
         runs = [x for x in found if x["group"] == "exploding" and x["method"] == method]
-        savable = [x for x in runs if x["savable"]]
+        savable = [x for x in runs if not x["right"]]
+        others = [x for x in runs if x["right"]]
+        if not runs:
+            continue
         saved = [x for x in savable if _is_saved(x, floor)]
-        others = [x for x in runs if not x["savable"]]
         stopped = [x for x in others if x["stopped_at"] and x["stopped_at"] - x["begins"] <= STOP_WITHIN]
         rows[method] = {
+            "seeds": len({x["seed"] for x in runs}),
             "savable": len(savable),
             "saved": len(saved),
-            "not saved": sorted({x["run"] for x in savable} - {x["run"] for x in saved}),
-            "lost steps, median share": float(np.median([x["lost_steps"] / x["steps"] for x in savable]))
-            if savable
-            else None,
+            "saved, stopped by mistake": sum(x["stopped_at"] is not None for x in savable),
+            "steps lost, median": float(np.median([x["lost_steps"] for x in savable])),
+            "steps lost, median share": float(np.median([x["lost_steps"] / x["steps"] for x in savable])),
             "not savable": len(others),
             "stopped in time": len(stopped),
+            "and for the right cause": sum(x["diagnosis"] == x["right"] for x in stopped),
+            "not saved": _misses(savable, floor),
         }
+        for family in dict.fromkeys(map(_family, savable)):
+            mine = [x for x in savable if _family(x) == family]
+            done = sum(_is_saved(x, floor) for x in mine)
+            families.setdefault(family, {})[method] = f"{done} of {len(mine)}"
     pairs: dict[tuple[Any, ...], dict[str, Any]] = {}
     for x in found:
         if x["group"] == "healthy":
             pairs.setdefault((x["run"], x["seed"], x["steps"]), {})[x["method"]] = x
     both = [p for p in pairs.values() if {"clipping", "ladder"} <= set(p)]
     same = [p for p in both if p["clipping"]["digest"] == p["ladder"]["digest"] and not _acted(p["ladder"])]
-    return {"methods": rows, "healthy": len(both), "healthy and bit-identical": len(same)}
+    return {
+        "methods": rows,
+        "families": families,
+        "healthy": len(both),
+        "healthy and bit-identical": len(same),
+        "steps": sorted({x["steps"] for x in found}),
+    }
 
 
-def _median(shares: list[float]) -> float | None:
-    return float(np.median(shares)) if shares else None
+def _family(x: dict[str, Any]) -> str:
+    """What kind of fault it is, for a table."""
+    name = x["run"]
+    if " at " in name:
+        return f"a rate too high from the first step on, {x['kind']}"
+    for text, family in {
+        "from a step on": "a rate too high from the middle on",
+        "times for 60 steps": "a rate too high for 60 steps",
+        "NaN in": "5 or 60 batches of NaN",
+        "batches times": "5 or 60 batches times 1e4",
+        "NaN operation": "5 or 60 steps of a NaN operation",
+        "a weight": "a weight becomes 1e6 or NaN",
+    }.items():
+        if text in name:
+            return family
+    raise ValueError(name)
+
+
+def _misses(savable: list[dict[str, Any]], floor: dict[tuple[Any, ...], float]) -> dict[str, str]:
+    """Run -> in how many seeds it was not saved, and the worst loss of these over that without the fault."""
+    missed: dict[str, list[float]] = {}
+    for x in savable:
+        if not _is_saved(x, floor):
+            ratio = x["loss"] / floor.get((x["kind"], x["seed"], x["steps"]), math.nan)
+            missed.setdefault(x["run"], []).append(math.inf if x["stopped_at"] else ratio)
+    return {run: f"{len(ratios)} seeds, up to {max(ratios):.3f}" for run, ratios in sorted(missed.items())}
 
 
 def _is_saved(x: dict[str, Any], floor: dict[tuple[Any, ...], float]) -> bool:
@@ -379,34 +444,63 @@ def _acted(x: dict[str, Any]) -> bool:
     return any(x["did"].get(rung) for rung in ("lower", "rollback", "stop"))
 
 
-def report(found: list[dict[str, Any]]) -> Iterator[str]:
-    told = summary(found)
-    yield "| method | saved, of those that can be saved | steps lost, median | stopped in time, of those that cannot |"
-    yield "| --- | --- | --- | --- |"
-    for method, row in told["methods"].items():
-        if not row["savable"]:
-            continue
-        share = row["lost steps, median share"]
-        yield (
-            f"| {method} | {row['saved']} of {row['savable']} ({row['saved'] / row['savable']:.0%}) | {share:.1%} "
-            f"| {row['stopped in time']} of {row['not savable']} |"
+def report(told: dict[str, Any]) -> str:
+    rows = told["methods"]
+    same, all_healthy = told["healthy and bit-identical"], told["healthy"]
+    parts = [f"{', '.join(map(str, told['steps']))} steps a run"]
+    if "ladder" in rows:
+        row = rows["ladder"]
+        share, lost = row["saved"] / max(row["savable"], 1), row["steps lost, median share"]
+        in_time = row["and for the right cause"]
+        goals = [
+            ("runs that can be saved end within 5 % of the loss without the fault", "98 %",
+             f"{share:.1%} ({row['saved']} of {row['savable']})", share >= 0.98),
+            ("steps lost, median of these runs", "below 1 %",
+             f"{lost:.1%} ({row['steps lost, median']:.0f} steps)", lost < 0.01),
+            ("the others stop within 200 steps, for the right cause", "all",
+             f"{in_time} of {row['not savable']}", in_time == row["not savable"]),
+            ("healthy runs bit-identical with the ladder armed", "all",
+             f"{same} of {all_healthy}", same == all_healthy),
+        ]  # fmt: skip
+        for kind, cell in told.get("cost", {}).items():
+            low, middle, high = cell["added"]
+            text = f"{middle:+.1%} of {cell['us']:.0f} us ({low:+.1%} to {high:+.1%})"
+            goals.append((f"armed and idle, {kind}: CPU time added to a step", "at most 1 %", text, middle <= 0.01))
+        cells = [(goal, wanted, seen, "met" if met else "**missed**") for goal, wanted, seen, met in goals]
+        parts.append(setting.table(("the ladder", "goal", "measured", ""), cells))
+    parts.append(
+        setting.table(
+            ("method", "seeds", "saved", "stopped though savable", "steps lost, median", "the others stopped in time"),
+            [
+                (
+                    method,
+                    row["seeds"],
+                    f"{row['saved']} of {row['savable']} ({row['saved'] / max(row['savable'], 1):.0%})",
+                    row["saved, stopped by mistake"],
+                    f"{row['steps lost, median']:.0f}",
+                    f"{row['stopped in time']} of {row['not savable']}",
+                )
+                for method, row in rows.items()
+            ],
         )
-    same = told["healthy and bit-identical"]
-    yield f"\nHealthy runs, bit-identical with the ladder armed: {same} of {told['healthy']}"
-    for method in ("random ladder", "ladder"):
-        missed = told["methods"][method]["not saved"]
+    )
+    families = [(family, *(by.get(m, "") for m in rows)) for family, by in told["families"].items()]
+    parts.append(setting.table(("saved, by the fault", *rows), families))
+    for method in ("ladder",):
+        missed = rows.get(method, {}).get("not saved", {})
         if missed:
-            yield f"Not saved by the {method}: {', '.join(missed)}"
+            listed = "; ".join(f"{run} ({text})" for run, text in missed.items())
+            parts.append(f"Not saved by the {method}, with the loss over that without the fault: {listed}.")
+    return "\n\n".join(parts)
 
 
-def cost(blocks: int = 30, steps: int = 200) -> Iterator[str]:
+def cost(blocks: int = 30, steps: int = 200) -> dict[str, Any]:
     """CPU time of a step with the ladder armed over that of one without, in turns; snapshots and looks included."""
     data = [Data(0).batch(i) for i in range(50)]
-    yield "| optimizer | us a step | with the ladder | added | quartiles |"
-    yield "| --- | --- | --- | --- | --- |"
+    found = {}
     for kind in ("sgd", "adam"):
         pair = [Trainer(kind, "clipping"), Trainer(kind, "ladder")]
-        batches = [(pair[0].tf.constant(x), pair[0].tf.constant(y)) for x, y in data]
+        given = [(pair[0].tf.constant(x), pair[0].tf.constant(y)) for x, y in data]
         calm = pair[0].tf.constant(0.0)
         seconds = []
         for block in range(blocks + 2):
@@ -414,21 +508,38 @@ def cost(blocks: int = 30, steps: int = 200) -> Iterator[str]:
             for trainer in pair if block % 2 else pair[::-1]:
                 began = time.process_time()
                 for i in range(steps):
-                    trainer.step(*batches[i % len(batches)], calm)
+                    trainer.step(*given[i % len(given)], calm)
                 row.append((time.process_time() - began) / steps)
             seconds.append(row if block % 2 else row[::-1])
         plain, armed = np.array(seconds[2:]).T  # the first two compile
-        low, middle, high = np.quantile(armed / plain - 1.0, [0.25, 0.5, 0.75])
-        yield (
-            f"| {kind} | {1e6 * np.median(plain):.0f} | {1e6 * np.median(armed):.0f} | {middle:+.1%} "
-            f"| {low:+.1%} to {high:+.1%} |"
-        )
+        middle, low, high = setting.median_interval((armed / plain - 1.0).tolist())
+        found[kind] = {
+            "us": round(1e6 * float(np.median(plain)), 1),
+            "added": [round(x, 4) for x in (low, middle, high)],
+        }
+    return found
+
+
+def publish(path: Path, **changed: Any) -> str:
+    """Write the results into one small file, and the tables of them as text."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    found = lines(path)
+    told = {"machine": setting.machine(), **summary(found), "cost": before.get("cost", {}), **changed}
+    kept = ("run", "seed", "method", "steps", "loss", "lost_steps", "stopped_at", "diagnosis", "did")
+    runs = [json.dumps({key: x[key] for key in kept if x[key] not in (None, "")}) for x in found]
+    text = json.dumps(told, indent=1)[:-2] + ',\n "runs": [\n  ' + ",\n  ".join(runs) + "\n ]\n}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return report(told)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="0 to 4 are judged; for trying things out take others"
+    )
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--only", default="", help="runs whose name holds this text")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -437,23 +548,18 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true")
     options = parser.parse_args()
     if options.cost:
-        print("\n".join(cost()))
+        print(publish(options.output, cost=cost()))
         return
     if options.quick:
         options.seeds, options.steps, options.methods, options.only = 1, 1000, "ladder", "sgd"
-    if not options.report:
-        work(list(range(options.seeds)), options.steps, options.methods.split(","), options.only, options.output)
-    found = lines(options.output)
-    print("\n".join(report(found)))
-    if not options.report:
-        columns = [{k: v for k, v in x.items() if k != "digest"} for x in found]
-        told = {"summary": summary(found), "runs": columns}
-        options.output.write_text(
-            json.dumps(told["summary"], indent=1)[:-2]
-            + ',\n "runs": [\n  '
-            + ",\n  ".join(map(json.dumps, columns))
-            + "\n ]\n}\n"
-        )
+        if options.output == RESULTS:
+            options.output = setting.results_file("recovery", quick=True)
+    if options.report:
+        print(report({**json.loads(options.output.read_text()), **summary(lines(options.output))}))
+        return
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+    work(seeds, options.steps, options.methods.split(","), options.only, options.output)
+    print(publish(options.output))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from gradwatch.errors import MissingExtra
     help="Peak learning rate.  [default: one at which the unprotected run diverges]",
 )
 @click.option(
-    "--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True, help="SGD has momentum 0.9."
+    "--optimizer",
+    type=click.Choice(["sgd", "adam"]),
+    help="SGD has momentum 0.9.  [default: sgd, with --heal adam: the default policy holds SGD at any rate]",
 )
 @click.option(
     "--policy",
@@ -59,7 +61,7 @@ def demo(
     context: click.Context,
     steps: int | None,
     learning_rate: float | None,
-    optimizer: str,
+    optimizer: str | None,
     policy: str,
     port: int | None,
     seed: int,
@@ -90,7 +92,7 @@ def demo(
         policy=chosen,
         steps=steps or (800 if heal else 1500),
         learning_rate=learning_rate,
-        optimizer=optimizer,
+        optimizer=optimizer or ("adam" if heal else "sgd"),
         port=port,
         seed=seed,
         output=output,

@@ -23,7 +23,8 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], float]] = {
 }
 
 
-#: Optimizer -> peak learning rate at which the task is lost although its gradients are clipped.
+#: Optimizer -> peak learning rate at which the task is lost although its gradients are clipped: with `percentile(90)`;
+#: `auto` holds SGD.
 BEYOND_CLIPPING: dict[str, float] = {"sgd": 30.0, "adam": 1.0}
 
 

@@ -25,9 +25,11 @@ ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 #: In place of the table's row, where the diagnosis has a reason. A bad batch or a broken input is none to lower the
-#: rate, nor to go back again and again; a rate that is too high is one to lower it at once.
+#: rate, nor to go back again and again; a rate that is too high is one to lower it at once. No rate makes a single
+#: weight larger than all others together: that is damage.
 REASONS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
     ("lost", "data"): ((ROLLBACK,), *(_BACK_AND_LOWER,) * 4, (STOP,)),
+    ("lost", "damage"): ((ROLLBACK,), *(_BACK_AND_LOWER,) * 5, (STOP,)),
     ("nonfinite", "data"): ((ROLLBACK,), _BACK_AND_LOWER, (STOP,)),
     ("nonfinite", "rate"): (*(_BACK_AND_LOWER,) * 4, (STOP,)),
     ("saturated", "data"): ((), _BACK_AND_LOWER, (STOP,)),
@@ -133,6 +135,7 @@ class Course:
         self.answers: int = 0
         self._answered_at: int | None = None
         self._rollbacks: deque[int] = deque()
+        self._broken_since: int | None = None  # the first of the returns in a row after which nothing was well
         self._quiet_until = 0  # a lower rate needs some steps to show
 
     def scale(self, step: int) -> float:
@@ -167,9 +170,10 @@ class Course:
 
         Args:
           step: now.
-          reason: "rate" or "data", as far as the diagnosis is sure of it.
+          reason: "rate" or "data", as far as the diagnosis is sure of it, or "damage" of a single weight.
           update_ratio: see `Rate.lower`.
-          broken: healthy weights gave no finite gradient: what is broken is the data, or an operation.
+          broken: healthy weights gave no finite gradient, or no loss that is not wild, from the first step on: what is
+            broken is the data, or an operation.
           hurt: whether the weights show that something happened to them. Where they do not, no finite gradient is
             mostly a matter of the data, and no update is made meanwhile: going back would lose good steps.
           anew: see `Rate.lower`.
@@ -178,6 +182,7 @@ class Course:
             self.answers = 0
         if broken:
             return self._when_broken(step, trouble)
+        self._broken_since = None
         if step < self._quiet_until or (not hurt and trouble.lasted < UNHURT_STEPS):
             return None
         rows = REASONS.get((trouble.cause, reason or ""), ANSWERS[trouble.cause])
@@ -193,11 +198,20 @@ class Course:
         return None
 
     def _when_broken(self, step: int, trouble: Trouble) -> Answer | None:
-        """A stretch of bad data ends by itself, and no update is made meanwhile; what does not end is stopped."""
+        """A stretch of bad data ends by itself; what does not end is stopped.
+
+        Without a finite gradient no update is made meanwhile. With one, what the bad data did is taken back at each
+        look, which counts for none of the returns that the rung allows: they are one.
+        """
+        if self._broken_since is None:
+            self._broken_since = step - trouble.lasted
         stop = self._ladder.stop
-        if stop is None or trouble.lasted < stop.steps:
+        if stop is not None and step - self._broken_since >= stop.steps:
+            return self._take(step, trouble, (STOP,), None)
+        if trouble.cause == "nonfinite" or self._ladder.rollback is None:
             return None
-        return self._take(step, trouble, (STOP,), None)
+        self._answered_at = step
+        return Answer((ROLLBACK,), trouble, self.scale(step))
 
     def _possible(self, step: int, wanted: tuple[str, ...]) -> tuple[str, ...]:
         ladder = self._ladder

@@ -50,7 +50,8 @@ class lower:
     min(limit / R, 1) instead.
 
     s is the scale so far times `factor`. Where an update moves the weights by more than a tenth of their norm, the
-    factor is 0.01 / (that share) if that is smaller.
+    factor is 0.01 / (that share) if that is smaller. The share is measured every 50 steps; under Adam and its kin it is
+    also known from how far weights have grown that were thrown away.
 
     The optimizer sees the lowered rate within its update only: `optimizer.learning_rate` and a schedule stay as they
     are.

@@ -34,6 +34,13 @@ class SetRate:
         self.newest = newest
         self._highest.append((step, highest))
 
+    @property
+    def highest(self) -> float:
+        """The highest rate of the newest steps; NaN where none is known."""
+        newest = self._highest[-1][0] if self._highest else 0
+        known = [rate for step, rate in self._highest if step > newest - self._patience and rate > 0.0]
+        return max(known, default=math.nan)
+
     def is_below_limit(self, began: int, answered_at: int, share: float) -> bool:
         """Whether a trouble came at rates that the limit did not touch; False where no rate is known."""
         blamed = self._blamed(began, answered_at)

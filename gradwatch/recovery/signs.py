@@ -19,6 +19,7 @@ from gradwatch.reading.losses import SCALING_STREAK_STEPS, STREAK_STEPS
 _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
 _WILD_STEPS = 10  # far above everything before, after an explosion: whoever can go back need not wait
+_LASTING = 100  # losses at a rate that is on trial
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -70,7 +71,8 @@ class Signs:
     After the rate was lowered it is the rate that is on trial (`on_trial`): harm needs no anomaly and half the
     patience, nothing becomes a new normal, m and s are those of the lowest median since then, and the median of the
     last 25 losses is compared with m + max(2 s, 0.05 |m|): a run that falls back to the loss of a uniform guess has not
-    left the wider band.
+    left the wider band. A rise that lasts says more: it is harm too when the medians of the last 25 and of the last 100
+    are above m + max(0.5 s, 0.05 |m|), and while that of 25 is, the run is not calm.
 
     Args:
       patience: steps after which a harmed loss is lost.
@@ -90,7 +92,10 @@ class Signs:
         self._recent: deque[float] = deque(maxlen=_SMOOTHED_ON_TRIAL)
         self._drops: deque[tuple[int, bool]] = deque()  # step, and whether its gradient was finite
         self._nonfinite = self._wild = 0  # steps in a row
+        self.wild_since: int = 0  # the step of the first wild loss, 0: there was none
+        self._longer: deque[float] = deque(maxlen=_LASTING)  # while the rate is on trial
         self._harmed_since = self._exploding_since = self._saturated_since = 0
+        self._was_well = False
         self._harm_step = self.last_step
         self._began = self.last_step
 
@@ -114,6 +119,7 @@ class Signs:
                 self._add_calm(loss)
             self._recent.extend(rows.loss.tolist())
             self._nonfinite = self._wild = 0
+            self._was_well = True
         else:
             for row in zip(*(column.tolist() for column in rows)):
                 self._read_one(*row)
@@ -134,7 +140,7 @@ class Signs:
 
     def _is_plain(self, rows: Rows) -> bool:
         """Whether nothing stands out in any of them: the usual look, which must cost little."""
-        if self._harmed_since or self._drops or not self._band.is_known:
+        if self.on_trial or self._harmed_since or self._drops or not self._band.is_known:
             return False
         return bool(
             np.all(rows.loss <= self.band[0]) and np.all(rows.norm <= rows.threshold) and np.all(rows.verdict <= 1)
@@ -167,6 +173,13 @@ class Signs:
         smoothed = sorted(newest)[len(newest) // 2]
         harmed_from, wild_from = self.band
         self._wild = self._wild + 1 if loss > wild_from else 0
+        if self._wild:
+            self.wild_since = self.wild_since or step
+        if self.on_trial:
+            self._longer.append(loss)
+            if self._median_of_trial(_SMOOTHED_ON_TRIAL) > self._end_of_trial:
+                self._harm_step = step
+        self._was_well |= loss <= wild_from
         if smoothed > harmed_from:
             self._harmed_since = self._harmed_since or step
             self._harm_step = step
@@ -178,6 +191,21 @@ class Signs:
             self._harmed_since = 0
             if not exploding and finite and (self.on_trial or loss <= harmed_from):
                 self._add_calm(loss)
+
+    @property
+    def _end_of_trial(self) -> float:
+        """What a median of many losses must not be above, at a rate that is on trial."""
+        band = self._band
+        return band.usual + max(0.5 * band.spread, 0.05 * abs(band.usual)) if band.is_known else math.inf
+
+    def _median_of_trial(self, losses: int) -> float:
+        """Of so many of the newest losses at a rate that is on trial; -Inf before there are as many."""
+        newest = list(self._longer)[-losses:]
+        return sorted(newest)[losses // 2] if len(newest) == losses else -math.inf
+
+    @property
+    def _creeps_away(self) -> bool:
+        return self.on_trial and min(map(self._median_of_trial, (_SMOOTHED_ON_TRIAL, _LASTING))) > self._end_of_trial
 
     def _is_anomalous(self, since: int) -> bool:
         """Whether the gradients stood out shortly before this step, or after it."""
@@ -221,6 +249,11 @@ class Signs:
         """Whether no step since the weights were set back had a finite gradient."""
         return 0 < self._nonfinite == self.last_step - self._began
 
+    @property
+    def never_well(self) -> bool:
+        """Whether every loss since the weights were set back was wild: the first was that of the healthy weights."""
+        return self._wild > 0 and not self._was_well
+
     def trouble(self, *, loss_scaled: bool = False) -> Trouble | None:
         """The most severe trouble there is after the steps that were read; None for a run that is well enough.
 
@@ -239,6 +272,9 @@ class Signs:
         if harmed >= enough and (self.on_trial or self._is_anomalous(self._harmed_since)):
             text = f"the loss has not come back below {self.band[0]:.4g} for {harmed} steps"
             return self._since_text("lost", harmed, text)
+        if self._creeps_away:
+            text = f"the loss crept above {self._end_of_trial:.4g} while the learning rate came back"
+            return self._since_text("lost", _LASTING, text)
         return self._trouble_of_gradients() or self._dropping(loss_scaled=loss_scaled, streak=streak)
 
     def _trouble_of_gradients(self) -> Trouble | None:

@@ -13,6 +13,7 @@ def said(
     trouble: Trouble,
     *,
     back_to: int | None = None,
+    lost_steps: int = 0,
     scale: float | None = None,
     limit: float | None = None,
     stops: bool = False,
@@ -25,6 +26,7 @@ def said(
       step: now.
       trouble: what is answered.
       back_to: step of the snapshot, if it went back; 0 is before the first step.
+      lost_steps: that were not lost before.
       scale: of the learning rate, if it was lowered.
       limit: the highest rate from now on, where it is known.
       stops: whether the run is ended.
@@ -33,7 +35,7 @@ def said(
     done = []
     if back_to is not None:
         where = f"to the snapshot of step {back_to}" if back_to else "to before the first step"
-        done.append(f"went back {where}: {step - back_to} steps are lost")
+        done.append(f"went back {where}: {lost_steps} steps are lost")
     if scale is not None:
         if limit is None or limit == math.inf:
             done.append(f"lowered the learning rate to {scale:.3g} times what it is set to")

@@ -26,7 +26,7 @@ from gradwatch.tf.eager import EagerStep
 from gradwatch.tf.gradients import Gradient
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
-from gradwatch.tf.lowered_rate import Lowering
+from gradwatch.tf.lowered_rate import Lowering, as_it_is_set
 from gradwatch.tf.updates import tf_variable
 from gradwatch.tf.variables import VariableSet
 from gradwatch.tf.weights import Weights, looked_first
@@ -203,7 +203,8 @@ class Engine:
 
     def _told(self, optimizer: Any) -> list[Any]:
         """Learning rate, mean squares of input and target of this step; `NOT_KNOWN` where there is none."""
-        rate = None if optimizer is None else rates.learning_rate(optimizer)
+        with as_it_is_set():
+            rate = None if optimizer is None else rates.learning_rate(optimizer)
         return [NOT_KNOWN if rate is None else rate, *self.inputs.known()]
 
     def _step(

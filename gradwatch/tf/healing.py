@@ -30,6 +30,7 @@ from gradwatch.recovery.rungs import Ladder
 from gradwatch.recovery.signs import Trouble
 from gradwatch.tf import compat, devices, distribution, updates
 from gradwatch.tf.snapshots import Snapshots
+from gradwatch.tf.thrown import thrown
 from gradwatch.tf.training_state import TrainingState, variables_of
 from gradwatch.tf.watched import Watched
 
@@ -66,10 +67,9 @@ class Healer:
         self._optimizers: list[weakref.ref[Any]] = []
         self._lock = threading.RLock()
         self._under_way = 0
-        self._calls = self._next_look = 0
-        self._calls_at_look = 0
+        self._calls = self._next_look = self._calls_at_look = 0
         self._unsure = False  # a step without a finite gradient may have left a NaN where no gradient comes
-        self._went_back = False
+        self._went_back, self._went_back_at = False, 0  # at which step, the last time
         self._share = math.inf  # of the rate that was too high, as it is on the device
         self._rate_was_held = False  # whether the newest lowering has touched the rate that is set
         self._told_of_rate = False
@@ -107,6 +107,7 @@ class Healer:
         with self._lock:
             self.model = model
             self._unsure = self._went_back = False
+            self._went_back_at = 0
             if model is not None:
                 self._met.clear()
                 self._state = TrainingState(self._state.engines)
@@ -267,11 +268,12 @@ class Healer:
         if found:
             self._answer(step, *min(found, key=lambda pair: _SEVEREST.index(pair[1].cause)))
         elif self._snapshots is not None:
-            self._snapshots.look(step, self._calm_steps, self._facts())
+            self._snapshots.look(step, min(one.signs.calm_steps for one in self._watched), self._facts())
         self._set_scale(step)
 
     def _trouble(self, one: Watched) -> Trouble | None:
-        trouble = one.signs.trouble(loss_scaled=one.loss_scaled)
+        one.thrown = thrown(one.signs, self._state, self._target, self._alive_optimizers(), one.rate.highest)
+        trouble = one.signs.trouble(loss_scaled=one.loss_scaled) or (one.thrown.trouble if one.thrown else None)
         if trouble is None and self._unsure and not one.signs.steps_without_gradient:
             self._unsure = False
             broken = self._state.nonfinite() if self._snapshots is not None else []
@@ -281,8 +283,8 @@ class Healer:
         return trouble
 
     @property
-    def _calm_steps(self) -> int:
-        return min(one.signs.calm_steps for one in self._watched)
+    def _target(self) -> Generation | None:
+        return None if self._snapshots is None else self._snapshots.generations.target()
 
     def _facts(self) -> dict[str, Any]:
         one = self._watched[0]
@@ -293,7 +295,6 @@ class Healer:
     def _answer(self, step: int, one: Watched, trouble: Trouble) -> None:
         monitor = one.monitor()
         strategy = self._state.strategy
-        target = None if self._snapshots is None else self._snapshots.generations.target()
         alone = not distribution.has_several_workers(strategy)
         # each worker has its own record and its own batches: what is concluded from them may differ
         reason = reason_of(monitor) if alone and monitor is not None else Reason()
@@ -302,10 +303,10 @@ class Healer:
         answer = self._course.answer(
             step,
             trouble,
-            reason=reason.kind,
-            update_ratio=one.update_ratio,
-            broken=self._went_back and one.signs.never_finite,
-            hurt=trouble.cause != "nonfinite" or self._is_hurt(target, strategy),
+            reason="damage" if one.thrown and one.thrown.damaged else reason.kind,
+            update_ratio=one.largest_ratio,
+            broken=self._went_back and (one.signs.never_finite or one.signs.never_well),
+            hurt=trouble.cause != "nonfinite" or self._is_hurt(strategy),
             anew=anew,
         )
         if answer is None:
@@ -316,6 +317,8 @@ class Healer:
                 other.rate.blame(trouble.step, answered_at, anew=anew)
         back_to = self._go_back(answer) if ROLLBACK in answer.rungs else None
         rungs = tuple(r for r in answer.rungs if r != ROLLBACK or back_to is not None)
+        # what was made before it went back the last time was lost then
+        lost = 0 if back_to is None else step - max(back_to.step, self._went_back_at * (self._went_back_at < step))
         self._set_scale(step)
         if not rungs:
             return
@@ -326,26 +329,26 @@ class Healer:
             step,
             trouble,
             back_to=None if back_to is None else back_to.step,
+            lost_steps=lost,
             scale=answer.scale if LOWER in rungs else None,
             limit=one.rate.limit(self._share),
             stops=STOP in rungs,
             verdict=verdict,
         )
-        lost = 0 if back_to is None else step - back_to.step
         self.ledger.answered(rungs, step, trouble.cause, text, lost)
         if monitor is not None:
             monitor.note(text)
         logger.log(logging.ERROR if STOP in rungs else logging.WARNING, "%s", text)
         if back_to is not None:
-            self._went_back = True
+            self._went_back, self._went_back_at = True, step
             for other in self._watched:
                 other.signs.forget()
         if STOP in rungs:
             self._stop(step, text, reason.verdict or f"{trouble.text}. {words.ADVICE.get(trouble.cause, '')}".strip())
 
-    def _is_hurt(self, target: Generation | None, strategy: Any) -> bool:
+    def _is_hurt(self, strategy: Any) -> bool:
         """Whether the weights are not finite any more, or have grown far beyond those of the snapshot."""
-        then = None if target is None else target.facts.get("weight_norm")
+        then = None if self._target is None else self._target.facts.get("weight_norm")
         grown = then is None or self._state.weight_norm() > _GROWN * float(then)
         hurt = bool(self._state.nonfinite()) or grown
         return hurt and distribution.same_on_all(float(hurt), strategy)

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from gradwatch.tf import distribution
+
+_asking = threading.local()
+
+
+@contextlib.contextmanager
+def as_it_is_set() -> Iterator[None]:
+    """Whoever asks an optimizer for its learning rate in here, within an update too, gets what the person set."""
+    before, _asking.now = is_asked_as_set(), True
+    try:
+        yield
+    finally:
+        _asking.now = before
+
+
+def is_asked_as_set() -> bool:
+    """Whether this thread is within `as_it_is_set`."""
+    return getattr(_asking, "now", False)
 
 
 class Lowering(NamedTuple):

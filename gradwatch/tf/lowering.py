@@ -8,7 +8,6 @@ weight decay, its momentum and what it wraps, because all of them ask one method
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,14 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from gradwatch.tf import compat, legacy, rates, updates, watchers
-from gradwatch.tf.lowered_rate import Lowering
+from gradwatch.tf.lowered_rate import Lowering, as_it_is_set, is_asked_as_set
 from gradwatch.tf.skip import saved
 
 _lowerings: weakref.WeakKeyDictionary[Any, Lowering] = weakref.WeakKeyDictionary()
 #: (optimizer, gradients, variables) -> whatever the optimizer returns.
 Update = Callable[[Any, Any, Any], Any]
-
-_asking = threading.local()  # a class of the user's may ask its parent: the rate must not be scaled twice
 
 
 def attach(optimizer: Any, lowering: Lowering | None) -> None:
@@ -79,13 +76,10 @@ def _asked(original: Callable[..., Any]) -> Callable[..., Any]:
     @tf.autograph.experimental.do_not_convert
     def current(self: Any, *args: Any, **keywords: Any) -> Any:
         lowering = _lowerings.get(self)
-        if lowering is None or getattr(_asking, "now", False) or not watchers.is_updating():
+        if lowering is None or is_asked_as_set() or not watchers.is_updating():
             return original(self, *args, **keywords)
-        _asking.now = True
-        try:
+        with as_it_is_set():  # a class of the user's may ask its parent: the rate must not be scaled twice
             rate = tf.convert_to_tensor(original(self, *args, **keywords))
-        finally:
-            _asking.now = False
         return lowering.of(rate)
 
     current._gradwatch = True  # type: ignore[attr-defined]

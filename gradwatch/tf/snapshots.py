@@ -48,6 +48,9 @@ class Snapshots:
         try:
             for v in variables:
                 self._first.variables[id(v)] = value_of(v)
+            for generation in self.generations.kept:
+                if generation.token is self._first:
+                    generation.facts["weight_norm"] = self._state.weight_norm_of(self._first)
             if any(packed is None for packed in self._first.monitors) or not self._first.monitors:
                 first = self._first._replace(monitors=self._state.read_monitors())
                 for generation in self.generations.kept:
@@ -76,11 +79,12 @@ class Snapshots:
                 self._drop(generation)
         try:
             facts["weight_norm"] = self._state.weight_norm()
-            broken = self._state.nonfinite()
-            if broken:
+            # of a copy on the host it is cheaper to ask than of the device, variable by variable
+            copied: Any = self._state.read() if self.directory is None else None
+            if self._state.nonfinite(copied):
                 self.generations.tried(step)
                 return
-            token: Any = self._state.read() if self.directory is None else self.write(step, folder.CANDIDATE, facts)
+            token = self.write(step, folder.CANDIDATE, facts) if copied is None else copied
         except _FAILURES as error:
             self.generations.tried(step)
             self._failed(f"no snapshot could be taken at step {step}; the run goes on with the one before", error)

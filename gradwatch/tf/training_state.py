@@ -102,11 +102,17 @@ class TrainingState:
 
     # -- health -----------------------------------------------------------------------------------------
 
-    def nonfinite(self) -> list[str]:
-        """Names of the variables that hold a NaN or Inf."""
+    def nonfinite(self, values: Values | None = None) -> list[str]:
+        """Names of the variables that hold a NaN or Inf, now or in a copy of now."""
         found = []
         for v in self.variables():
-            if v.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(tf.cast(v, tf.float32)))):
+            if not v.dtype.is_floating:
+                continue
+            if values is not None:
+                finite = bool(np.all(np.isfinite(values.variables[id(v)])))
+            else:
+                finite = bool(tf.reduce_all(tf.math.is_finite(tf.cast(v, tf.float32))))
+            if not finite:
                 found.append(str(v.name))
         return found
 
@@ -116,9 +122,27 @@ class TrainingState:
         total = float(np.sqrt(2.0 * np.sum(squares))) if squares else 0.0
         return total if np.isfinite(total) else float("nan")
 
+    def number_of_weights(self) -> int:
+        """How many numbers gradients move."""
+        return sum(int(np.prod(v.shape)) for v in self.variables() if id(v) in self._weights)
+
+    def largest_share(self) -> float:
+        """The square of the largest weight over that of the global norm, in [0, 1]; NaN where one is not finite."""
+        found = [tf.cast(v, tf.float32) for v in self.variables() if id(v) in self._weights]
+        largest = max((float(tf.reduce_max(tf.abs(v))) for v in found), default=0.0)
+        norm = self.weight_norm()
+        return (largest / norm) ** 2 if norm else 0.0
+
+    def weight_norm_of(self, values: Values) -> float:
+        """The same of a copy."""
+        known = [np.asarray(value, np.float64) for key, value in values.variables.items() if key in self._weights]
+        return float(np.sqrt(sum(float(np.sum(np.square(value))) for value in known)))
+
 
 def value_of(variable: Any) -> np.ndarray:
     """A copy of a variable on the host, that nothing shares."""
+    if tf.executing_eagerly():
+        return np.array(tf.convert_to_tensor(variable))
     with tf.init_scope():
         return np.array(tf.convert_to_tensor(variable))
 

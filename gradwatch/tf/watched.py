@@ -10,6 +10,7 @@ from gradwatch.recovery.rungs import Ladder
 from gradwatch.recovery.set_rate import SetRate
 from gradwatch.recovery.signs import Signs
 from gradwatch.tf.peek import Look, Peek
+from gradwatch.tf.thrown import Thrown
 
 
 class Watched:
@@ -30,6 +31,7 @@ class Watched:
         self.peek = Peek(self.engine)
         self.rate = SetRate(self._ladder.patience)
         self.update_ratio: float | None = None
+        self.thrown: Thrown | None = None
         self.norm = self.loss = math.nan
 
     @property
@@ -37,6 +39,12 @@ class Watched:
         """Of the monitor; "" once it is gone."""
         monitor = self.monitor()
         return "" if monitor is None else str(monitor.name)
+
+    @property
+    def largest_ratio(self) -> float | None:
+        """By which share of their norm a step moves the weights, as far as it is known."""
+        speed = self.thrown.speed if self.thrown else None
+        return max((ratio for ratio in (self.update_ratio, speed) if ratio is not None), default=None)
 
     def take(self, look: Look) -> int:
         """Read new steps; how many of them the guard dropped."""

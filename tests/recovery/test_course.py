@@ -38,6 +38,7 @@ BACK, LOWER, BOTH, STOP = ("rollback",), ("lower",), ("rollback", "lower"), ("st
         ("lost", None, [BOTH] * 6 + [STOP, STOP]),
         ("lost", "rate", [BOTH] * 6 + [STOP]),
         ("lost", "data", [BACK, *[BOTH] * 4, STOP]),
+        ("lost", "damage", [BACK, *[BOTH] * 5, STOP]),
         ("nonfinite", None, [BACK, BOTH, BOTH, BOTH, STOP]),
         ("nonfinite", "data", [BACK, BOTH, STOP]),
         ("nonfinite", "rate", [BOTH] * 4 + [STOP]),
@@ -110,6 +111,22 @@ def test_broken_data_is_waited_for_and_then_stopped_and_never_answered_by_going_
     assert one.answer(1100, trouble("nonfinite", lasted=100), broken=True).rungs == STOP
     endless = Course(recovery.ladder(recovery.rollback(), recovery.lower()))
     assert endless.answer(9000, trouble("nonfinite", lasted=5000), broken=True) is None
+
+
+def test_data_that_hurt_healthy_weights_at_once_are_taken_back_at_each_look_and_lower_no_rate():
+    one = Course(recovery.ladder())
+    assert one.answer(1010, trouble(lasted=10), reason="data").rungs == BACK
+    found = [one.answer(step, trouble(step=step - 9, lasted=10), broken=True) for step in range(1020, 1110, 10)]
+    assert {a.rungs for a in found} == {BACK}, "nine more, though six are allowed: they are one"
+    assert not any(a.older for a in found), "the newer snapshot is not to blame"
+    assert one.scale(1110) == 1.0
+    assert one.answer(1110, trouble(step=1101, lasted=10), broken=True).rungs == STOP
+    # the data are well again for a while: another stretch is another one
+    other = Course(recovery.ladder())
+    other.answer(1020, trouble(lasted=10), broken=True)
+    other.answer(1100, trouble("saturated"))
+    assert other.answer(1130, trouble(lasted=10), broken=True).rungs == BACK
+    assert Course(recovery.ladder(recovery.lower())).answer(1020, trouble(lasted=10), broken=True) is None
 
 
 # -- the rate ---------------------------------------------------------------------------------------------
@@ -230,6 +247,17 @@ def test_a_loss_that_moves_without_an_anomaly_is_other_data_and_becomes_the_new_
     assert signs.usual_loss == pytest.approx(2.0)
 
 
+def test_other_data_whose_first_gradient_explodes_become_the_new_normal_too():
+    signs = healthy(Signs(50), 800)
+    rng = np.random.default_rng(2)
+    # within the wide band but for a few steps
+    signs.read(rows(801, [3.0, 2.5, 2.0, 1.8, 1.7, *[1.5] * 5], [12.0] + [1.0] * 9), {})
+    for _ in range(30):
+        signs.read(rows(signs.last_step + 1, 1.45 + 0.1 * rng.standard_normal(10)), {})
+        assert signs.trouble() is None
+    assert signs.usual_loss == pytest.approx(1.45, abs=0.05)
+
+
 def test_while_the_rate_is_on_trial_a_loss_that_creeps_away_is_lost_without_an_anomaly():
     signs = healthy(Signs(50), 300, loss=0.5)
     signs.on_trial = True
@@ -246,6 +274,30 @@ def test_while_the_rate_is_on_trial_a_loss_that_creeps_away_is_lost_without_an_a
         loss = 0.5 * 1.001 ** (10 * i)
         follows.read(rows(follows.last_step + 1, loss + 0.02 * np.random.default_rng(i).standard_normal(10)), {})
         assert follows.trouble() is None
+
+
+def test_while_the_rate_is_on_trial_a_rise_within_the_noise_is_lost_if_it_lasts():
+    signs = healthy(Signs(50), 300)
+    signs.on_trial = True
+    healthy(signs, 400, seed=1)
+    rng = np.random.default_rng(2)
+    while signs.last_step < 900:
+        # by 1.2 deviations of a single loss: 12 %
+        signs.read(rows(signs.last_step + 1, 1.12 + 0.1 * rng.standard_normal(10)), {})
+        if signs.trouble() is not None:
+            break
+    assert signs.trouble().cause == "lost"
+    assert 710 < signs.last_step <= 800
+    assert signs.calm_steps < 10
+
+
+def test_a_noisy_loss_at_a_rate_on_trial_that_falls_is_in_no_trouble():
+    rng = np.random.default_rng(3)
+    signs = healthy(Signs(50), 300)
+    signs.on_trial = True
+    for i in range(0, 3000, 10):
+        signs.read(rows(signs.last_step + 1, 0.5 + 0.5 * math.exp(-i / 1000) + 0.1 * rng.standard_normal(10)), {})
+        assert signs.trouble() is None, i
 
 
 def test_a_loss_far_above_the_first_one_is_lost_after_ten_steps_if_the_gradients_exploded():
@@ -339,6 +391,21 @@ def test_what_the_steps_said_before_the_weights_were_set_back_is_forgotten_and_t
     assert signs.never_finite
     signs.read(rows(326, [1.0] * 5), {})
     assert not signs.never_finite
+
+
+def test_losses_that_are_wild_from_the_first_one_on_are_none_that_the_weights_led_to():
+    signs = healthy(Signs(50), 300)
+    assert not signs.never_well
+    signs.read(rows(301, [1e5] * 20, 50.0), {})
+    signs.forget()
+    assert not signs.never_well, "nothing was seen yet"
+    signs.read(rows(321, [1e5] * 10, 50.0), {})
+    assert signs.never_well
+    signs.forget()
+    # the loss of the healthy weights is well, then the rate throws them away
+    signs.read(rows(331, [1.0] + [1e5] * 9, [1.0] + [50.0] * 9), {})
+    assert signs.trouble() is None
+    assert not signs.never_well
 
 
 def test_a_limit_goes_on_rising_beyond_the_rate_that_was_too_high():

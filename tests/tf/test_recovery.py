@@ -201,12 +201,13 @@ def test_a_second_explosion_right_after_the_rollback_goes_back_further():
     train(step, 75)
     assert [g.step for g in step.monitor._healer._snapshots.generations.kept if g.healthy] == [41, 61]
     wreck(net)
-    train(step, 20, 75)
+    train(step, 8, 75)
     wreck(net)
-    train(step, 20, 95)
+    train(step, 32, 83)
     first, second = step.monitor.snapshot().last_recoveries
     assert "snapshot of step 61:" in first.text
     assert "snapshot of step 41:" in second.text
+    assert "at most 0.005," in second.text, "with SGD, how far the weights went says nothing of the rate"
     assert train(step, 30, 115)[-1] < 1.0
 
 
@@ -294,6 +295,25 @@ def test_the_rate_is_lowered_shown_as_a_metric_and_comes_back(monkeypatch):
     assert step.monitor.snapshot().rate_scale == 1.0
 
 
+@pytest.mark.parametrize("optimizer", [support.sgd, keras.optimizers.Adam])
+@pytest.mark.parametrize("mode", ["eager", "function inside", "jit inside"])
+def test_a_lowered_rate_is_recorded_as_the_person_set_it(monkeypatch, optimizer, mode):
+    monkeypatch.setattr(healing, "reason_of", lambda monitor: Reason())
+    step = watched(support.model(), optimizer(0.05), recovery.lower(hold_steps=100), mode=mode)
+    train(step, 20)
+    healer = step.monitor._healer
+    for at in (20, 80):
+        healer._answer(at, healer._watched[0], Trouble("lost", at - 5, 5, "made"))
+        train(step, 60)
+        np.testing.assert_array_equal(step.monitor.history()["learning_rate"], np.float32(0.05))
+    # a rate that is held at its limit is one that the limit touches: what is found at it is not forgotten
+    first, second = (r.text.split("at most ")[1] for r in step.monitor.snapshot().last_recoveries)
+    first, second = float(first.split(",")[0]), float(second.split(",")[0])
+    assert second < 0.11 * first
+    assert healer._course.rate.ceiling == pytest.approx(second / 0.05, rel=0.01)
+    assert step.monitor.snapshot().rate_scale == pytest.approx(second / 0.05, rel=0.01)
+
+
 class Spike(keras.optimizers.schedules.LearningRateSchedule):
     """0.01, but 3 for updates 60 to 79."""
 
@@ -335,6 +355,57 @@ def test_a_rate_that_stays_lowered_though_nothing_is_wrong_is_told_once(monkeypa
         train(step, 100, 60)
     told = [r.getMessage() for r in caplog.records if "still held at 0.1 times" in r.getMessage()]
     assert len(told) == 1
+
+
+# -- what threw the weights away --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [100, 1e4])
+def test_a_rate_that_is_too_high_from_the_first_step_on_is_found_and_lowered_by_as_much(factor):
+    def run(rate, recover=None):
+        keras.utils.set_random_seed(0)
+        net = keras.Sequential(
+            [keras.layers.Input((5,)), *[keras.layers.Dense(32, "relu") for _ in range(2)], keras.layers.Dense(1)]
+        )
+        step = watched(net, keras.optimizers.Adam(rate), recover, policy=policies.auto())
+        return step, train(step, 1000)
+
+    _, alone = run(0.003 * factor)
+    step, losses = run(0.003 * factor, recovery.ladder())
+    assert np.mean(alone[-50:]) > 0.1, "the others never come back"
+    assert np.mean(losses[-50:]) < 0.02
+    first = step.monitor.snapshot().last_recoveries[0]
+    assert (first.step, first.rung) < (30, "s")
+    # by one answer, however much too high it is
+    assert 0.0005 < float(first.text.split("at most ")[1].split(",")[0]) < 0.03
+
+
+def test_a_single_weight_that_outgrows_all_others_is_no_reason_to_lower_the_rate(monkeypatch):
+    monkeypatch.setattr(healing, "reason_of", lambda monitor: Reason())
+    net = support.model()
+    step = watched(net, support.sgd(0.05), quick())
+    train(step, 75)
+    kernel = net.trainable_variables[0]
+    kernel.assign(tf.tensor_scatter_nd_update(tf.convert_to_tensor(kernel), [[2, 1]], [1e6]))
+    train(step, 40, 75)
+    seen = step.monitor.snapshot()
+    assert (seen.recoveries["rollback"], seen.recoveries["lower"]) == (1, 0)
+    assert train(step, 20, 115)[-1] < 1.0
+
+
+def test_batches_out_of_scale_are_taken_back_until_they_end_and_each_step_is_lost_once():
+    net = support.model()
+    step = watched(net, support.sgd(0.05), quick())
+    train(step, 75)
+    train(step, 65, 75, lambda i, x, y: (x * np.float32(1e4), y))
+    losses = train(step, 60, 140)
+    seen = step.monitor.snapshot()
+    assert seen.recoveries["rollback"] > 4
+    assert seen.recoveries["lower"] <= 1
+    assert seen.recoveries["stop"] == 0
+    # from the snapshot of step 61 to the look after the last of them, at 140
+    assert 70 <= seen.lost_steps["rollback"] <= 90
+    assert losses[-1] < 1.0
 
 
 # -- stop -------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ must = @echo '$(1)'; $(BIN)/$(1) || { printf '\nmake check stopped. To mend it: 
 demo: $(READY)  ## train unprotected, then protected, on real text; about two minutes
 	$(BIN)/gradwatch demo $(ARGS)
 
-test: $(READY)  ## all tests but the end-to-end ones: about 25 processor minutes, 13 on 2 free cores
+test: $(READY)  ## all tests but the end-to-end ones, about 16 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)  ## format, lint, spelling, types; says how to mend what it finds

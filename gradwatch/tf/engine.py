@@ -283,6 +283,8 @@ class Engine:
 
     def _put(self, built: DeviceState, packed: np.ndarray) -> None:
         built.put(packed)
+        if built.trail is not None:
+            built.trail.begin_anew(built.steps_of(packed))
         if self.keeper is not None:
             self.keeper.rebase(built.started)
 

@@ -117,15 +117,17 @@ class Trail:
           over: nothing more comes: an event whose last step is missing is given as it is.
         """
         now, *begun = map(whole, *self._vector().numpy()[self._places])
-        if now < self._given:  # it began anew, or went back to a checkpoint
-            self._event, self._given = None, 0
         if self._event is None:
             self._event = min((step for step in begun if step > self._given), default=None)
         if self._event is None or (now <= self._event + AFTER and not over):
             return None
         first, last, self._event = self._event - BEFORE, self._event + AFTER, None
-        self._given = last
+        self._given = min(last, now)
         return self._numbers(paths, np.arange(max(first, 1), last + 1)) or None
+
+    def begin_anew(self, step: int) -> None:
+        """The state is another one, of this step: what began before is not given."""
+        self._event, self._given = None, step
 
     def _numbers(self, paths: Sequence[str], steps: np.ndarray) -> dict[int, dict[str, Any]]:
         """Of those of these steps that are still there."""

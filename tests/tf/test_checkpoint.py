@@ -76,7 +76,7 @@ def clipped(monitor, *values):
 
 @pytest.mark.parametrize("name", ALL_POLICIES)
 def test_every_policy_taken_back_to_a_checkpoint_decides_the_same_again(name, tmp_path: Path):
-    monitor = support.monitor(ALL_POLICIES[name](), name="p")
+    monitor = gradwatch.Monitor("p", ALL_POLICIES[name](), detectors.default(), jit_compile=False)
     checkpoint = tf.train.Checkpoint(gradwatch=monitor)
     first, second = np.exp(np.random.default_rng(3).normal(size=(2, 20)))
     clipped(monitor, *first)

@@ -68,8 +68,7 @@ def test_a_long_run_neither_sinks_a_threshold_nor_locks_it_in(policy):
     assert lowest < low <= high < highest, "constant"
     assert np.all(np.isfinite(vector))
 
-    # a state that a silent step leaves as it was is left so by all that follow
-    silent, low, high = run(warm, tf.zeros(PERIOD), PERIOD)
+    silent, low, high = run(warm, tf.zeros(PERIOD), steps)
     assert low == high
     assert np.array_equal(silent, warm), "silent"
 

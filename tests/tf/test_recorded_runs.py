@@ -283,6 +283,19 @@ def test_the_ring_of_many_variables_keeps_fewer_steps(count, rows):
     assert rows == 64 or 4 * rows * (1 + 3 * count) <= 2**24
 
 
+def test_an_event_of_a_run_that_began_anew_is_kept_though_the_run_before_had_one_at_a_later_step(folder):
+    step, run_one = training(record=folder, detectors=[gradwatch.detectors.spike(warmup_steps=4)])
+    for i in range(1, 101):
+        run_one(1e6 if i == 60 else 1.0)
+    run = look(folder)
+    first = run.around(run.variables[0])["step"].tolist()
+    assert first == list(range(44, 76))
+    step.monitor.reset()
+    for i in range(1, 111):
+        run_one(1e6 if i == 50 else 1.0)
+    assert look(folder).around(run.variables[0])["step"][len(first) :].tolist() == list(range(34, 66))
+
+
 def test_an_event_at_the_very_end_keeps_the_steps_before_it(folder):
     _, run_one = training(record=folder, detectors=[gradwatch.detectors.spike(warmup_steps=4)])
     for i in range(40):

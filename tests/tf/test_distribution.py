@@ -258,7 +258,7 @@ def test_trap_35_two_training_threads_on_one_monitor_lose_no_step(mode):
 
     def train():
         try:
-            for _ in range(20):
+            for _ in range(40):
                 support.run(step, DATA[:5])
         except Exception as error:
             errors.append(error)
@@ -269,8 +269,8 @@ def test_trap_35_two_training_threads_on_one_monitor_lose_no_step(mode):
     for thread in threads:
         thread.join(120)
     assert not errors
-    assert monitor.snapshot().steps == 201
-    assert monitor.snapshot().norm_counts[-1] == 201
+    assert monitor.snapshot().steps == 401
+    assert monitor.snapshot().norm_counts[-1] == 401
 
 
 @pytest.mark.parametrize("mode", ["eager", "function inside", "function outside"])

@@ -69,7 +69,7 @@ class Healer:
         self._under_way = 0
         self._calls = self._next_look = self._calls_at_look = 0
         self._unsure = False  # a step without a finite gradient may have left a NaN where no gradient comes
-        self._went_back, self._went_back_at = False, 0  # at which step, the last time
+        self._went_back_at = 0  # the step at which it went back the last time
         self._share = math.inf  # of the rate that was too high, as it is on the device
         self._rate_was_held = False  # whether the newest lowering has touched the rate that is set
         self._told_of_rate = False
@@ -106,8 +106,7 @@ class Healer:
         """
         with self._lock:
             self.model = model
-            self._unsure = self._went_back = False
-            self._went_back_at = 0
+            self._unsure, self._went_back_at = False, 0
             if model is not None:
                 self._met.clear()
                 self._state = TrainingState(self._state.engines)
@@ -305,7 +304,7 @@ class Healer:
             trouble,
             reason="damage" if one.thrown and one.thrown.damaged else reason.kind,
             update_ratio=one.largest_ratio,
-            broken=self._went_back and (one.signs.never_finite or one.signs.never_well),
+            broken=self._went_back_at > 0 and (one.signs.never_finite or one.signs.never_well),
             hurt=trouble.cause != "nonfinite" or self._is_hurt(strategy),
             anew=anew,
         )
@@ -317,8 +316,9 @@ class Healer:
                 other.rate.blame(trouble.step, answered_at, anew=anew)
         back_to = self._go_back(answer) if ROLLBACK in answer.rungs else None
         rungs = tuple(r for r in answer.rungs if r != ROLLBACK or back_to is not None)
-        # what was made before it went back the last time was lost then
-        lost = 0 if back_to is None else step - max(back_to.step, self._went_back_at * (self._went_back_at < step))
+        # what was made before it went back the last time was lost then, unless the steps began anew since
+        counted = self._went_back_at if self._went_back_at < step else 0
+        lost = 0 if back_to is None else step - max(back_to.step, counted)
         self._set_scale(step)
         if not rungs:
             return
@@ -340,7 +340,7 @@ class Healer:
             monitor.note(text)
         logger.log(logging.ERROR if STOP in rungs else logging.WARNING, "%s", text)
         if back_to is not None:
-            self._went_back, self._went_back_at = True, step
+            self._went_back_at = step
             for other in self._watched:
                 other.signs.forget()
         if STOP in rungs:

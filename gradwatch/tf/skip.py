@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradwatch.tf import compat, devices, updates
+from gradwatch.tf import compat, devices, legacy, updates
 
 
 def apply_or_keep(
@@ -26,7 +26,9 @@ def apply_or_keep(
     with tf.init_scope():
         updates.build(optimizer, variables)
     if not (tf.distribute.has_strategy() or devices.has_accelerator() or devices.compiled_by_xla()):
-        return _branch(keep, lambda: update(optimizer, grads, variables))
+        _branch(keep, lambda: update(optimizer, grads, variables))
+        # what their methods return: Keras' nothing, those of tf-keras the number of updates
+        return optimizer.iterations if legacy.is_old(optimizer) else None
     targets = variables if variables is not None else compat.trainable_variables(optimizer)
     before = saved([*targets, *updates.slots(optimizer)])
     result = update(optimizer, grads, variables)
@@ -34,17 +36,17 @@ def apply_or_keep(
     return result
 
 
-def _branch(keep: tf.Tensor, update: Callable[[], Any]) -> Any:
-    """What `update` returns; None where the graph decides."""
+def _branch(keep: tf.Tensor, update: Callable[[], Any]) -> None:
     if tf.executing_eagerly():
-        return None if keep.numpy() else update()
+        if not keep.numpy():
+            update()
+        return
 
     def updated() -> tf.Tensor:
         update()
         return tf.constant(True)
 
     tf.cond(keep, lambda: tf.constant(False), updated)
-    return None
 
 
 def saved(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:

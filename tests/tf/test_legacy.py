@@ -94,6 +94,19 @@ def test_a_skipped_step_leaves_weights_slots_and_iterations_to_the_bit(make):
     assert step.monitor.snapshot().steps == 5
 
 
+@pytest.mark.parametrize("mode", ["eager", "function inside"])
+def test_with_skip_an_update_returns_the_number_of_updates_as_without(mode):
+    net, optimizer = model(), tf_keras.optimizers.SGD(0.01)
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(net(x) - y))
+        return optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables))
+
+    watched = support.MODES[mode](support.watch(on_nonfinite="skip"), step)
+    assert [int(watched(*DATA[0])), int(watched(*DATA[1]))] == [1, 2]
+
+
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=["fit", "jit", "eager"])
 def test_fit_counts_every_update_and_leaves_the_next_fit_alone(options):
     x, y = (np.concatenate([batch[i] for batch in DATA]) for i in (0, 1))

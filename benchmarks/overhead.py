@@ -228,6 +228,7 @@ def make_step(make_task: Callable[[], Task], contender: str, mode: str) -> Calla
         log.append(float(norm.numpy()))
         return loss
 
+    call.step, call.arguments = run, (task.x, task.y)  # type: ignore[attr-defined]
     call.monitor = getattr(run, "monitor", None)  # type: ignore[attr-defined]
     call.variables = len(task.model.trainable_variables)  # type: ignore[attr-defined]
     call.parameters = task.model.count_params()  # type: ignore[attr-defined]

@@ -432,7 +432,7 @@ def _misses(savable: list[dict[str, Any]], floor: dict[tuple[Any, ...], float]) 
         if not _is_saved(x, floor):
             ratio = x["loss"] / floor.get((x["kind"], x["seed"], x["steps"]), math.nan)
             missed.setdefault(x["run"], []).append(math.inf if x["stopped_at"] else ratio)
-    return {run: f"{len(ratios)} seeds, up to {max(ratios):.3f}" for run, ratios in sorted(missed.items())}
+    return {run: f"seeds: {len(ratios)}, up to {max(ratios):.3f}" for run, ratios in sorted(missed.items())}
 
 
 def _is_saved(x: dict[str, Any], floor: dict[tuple[Any, ...], float]) -> bool:
@@ -486,11 +486,10 @@ def report(told: dict[str, Any]) -> str:
     )
     families = [(family, *(by.get(m, "") for m in rows)) for family, by in told["families"].items()]
     parts.append(setting.table(("saved, by the fault", *rows), families))
-    for method in ("ladder",):
-        missed = rows.get(method, {}).get("not saved", {})
-        if missed:
-            listed = "; ".join(f"{run} ({text})" for run, text in missed.items())
-            parts.append(f"Not saved by the {method}, with the loss over that without the fault: {listed}.")
+    missed = rows.get("ladder", {}).get("not saved", {})
+    if missed:
+        listed = "; ".join(f"{run} ({text})" for run, text in missed.items())
+        parts.append(f"Not saved by the ladder, with the loss over that without the fault: {listed}.")
     return "\n\n".join(parts)
 
 

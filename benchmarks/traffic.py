@@ -21,10 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import setting
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-WAYS = ("none", "clip", "gradwatch", 'gradwatch, on_nonfinite="skip"')
+#: Contenders of overhead.py.
+WAYS = ("none", "clip", "gradwatch", 'on_nonfinite="skip"')
 
 #: Instructions that move nothing.
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota")
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _LINE = re.compile(r"^\s+(?:ROOT )?(%[\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
@@ -89,33 +90,13 @@ def moved(text: str, *, most: bool) -> int:
 
 
 def program(model: str, way: str) -> tuple[str, int]:
-    """(optimized HLO of a jitted train step, bytes of its gradients)."""
-    import keras
+    """(optimized HLO of a jitted train step of overhead.py, bytes of its gradients)."""
     import overhead
-    import tensorflow as tf
 
-    import gradwatch
-
-    keras.utils.set_random_seed(0)
-    task = overhead.MODELS[model][0]()
-    optimizer = task.optimizer()
-    optimizer.build(task.model.trainable_variables)
-
-    def step(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = task.loss(y, task.model(x, training=True))
-        grads = tape.gradient(loss, task.model.trainable_variables)
-        if way == "clip":
-            grads, _ = tf.clip_by_global_norm(grads, 1.0)
-        optimizer.apply_gradients(zip(grads, task.model.trainable_variables))
-        return loss
-
-    run: Any = tf.function(step, jit_compile=True)
-    if way.startswith("gradwatch"):
-        run = gradwatch.watch(run, on_nonfinite="skip" if "skip" in way else "zero")
-    run(task.x, task.y)
-    ir = run.experimental_get_compiler_ir(task.x, task.y)
-    return ir(stage="optimized_hlo"), 4 * sum(int(tf.size(v)) for v in task.model.trainable_variables)
+    call: Any = overhead.make_step(overhead.MODELS[model][0], way, "jit")
+    call()
+    ir = call.step.experimental_get_compiler_ir(*call.arguments)
+    return ir(stage="optimized_hlo"), 4 * call.parameters
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ _BACK_AND_LOWER = (ROLLBACK, LOWER)
 #: of which nothing is left is passed over.
 ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dropping": ((LOWER,), ()),
+    "held": ((LOWER,),),
     "saturated": ((LOWER,), (LOWER,), _BACK_AND_LOWER, _BACK_AND_LOWER, (STOP,)),
     "exploding": ((LOWER,), _BACK_AND_LOWER, _BACK_AND_LOWER, (STOP,)),
     "lost": (_BACK_AND_LOWER,) * 6 + ((STOP,),),
@@ -48,6 +49,8 @@ UNHURT_STEPS = 30
 
 _LARGEST_LOG = 80.0  # float32 ends at e^88
 
+_MEASURED = 0.5  # of a rate at which half of the gradients would be clipped
+
 _LARGE_RATIO, _GOOD_RATIO = 0.1, 0.01  # shares of the weights' norm that an update moves
 
 
@@ -75,6 +78,7 @@ class Rate:
         self.ceiling: float = math.inf
         self._scale: float = 1.0  # at `_since`
         self._since: int | None = None  # the step at which it was lowered last
+        self._is_measured = False  # the clipping said how much too high it was
 
     def at(self, step: int) -> float:
         """The scale at this step, in [least, 1]."""
@@ -96,7 +100,19 @@ class Rate:
 
     def is_on_trial(self, step: int) -> bool:
         """Whether it was lowered not long ago, so that new trouble is likely to be the rate's."""
-        return self._since is not None and step - self._since < REMEMBERED_STEPS
+        return self._since is not None and not self._is_measured and step - self._since < REMEMBERED_STEPS
+
+    def lower_to_what_was_kept(self, step: int, kept: float, *, anew: bool = False) -> float:
+        """Lower it at this step, for good, to half of what clipping held it to; the new scale.
+
+        Args:
+          kept: median share of the gradients' norm that clipping left.
+          anew: see `lower`.
+        """
+        now = 1.0 if anew else self.at(step)
+        self.ceiling = self._scale = max(now * kept * _MEASURED, self._rung.least)
+        self._since, self._is_measured = step, True
+        return self._scale
 
     def lower(self, step: int, update_ratio: float | None, *, anew: bool = False) -> float:
         """Lower it at this step; the new scale.
@@ -114,7 +130,7 @@ class Rate:
             # it came again on the way back, or soon after: it must not go so far again
             self.ceiling = max(min(self.ceiling, now * self._rung.factor), self._rung.least)
         self._scale = min(max(now * factor, self._rung.least), self.ceiling)
-        self._since = step
+        self._since, self._is_measured = step, False
         return self._scale
 
 
@@ -239,7 +255,10 @@ class Course:
             return None
         older = ROLLBACK in rungs and bool(self._rollbacks) and step - self._rollbacks[-1] <= 2 * self._ladder.patience
         if LOWER in rungs and self.rate is not None:
-            self.rate.lower(step, update_ratio, anew=anew)
+            if trouble.kept is not None:
+                self.rate.lower_to_what_was_kept(step, trouble.kept, anew=anew)
+            else:
+                self.rate.lower(step, update_ratio, anew=anew)
         if ROLLBACK in rungs:
             self._rollbacks.append(step)
         else:

@@ -20,6 +20,7 @@ _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
 _WILD_STEPS = 10  # far above everything before, after an explosion: whoever can go back need not wait
 _LASTING = 100  # losses at a rate that is on trial
+_HELD, _HELD_STEPS = 0.1, 100  # share of the norm that clipping leaves, and the steps whose median it is
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -32,6 +33,7 @@ class Rows(NamedTuple):
       threshold: the norm beyond which the step is an explosion.
       verdict: index into `VERDICTS`.
       loss: of the step; NaN where it was NaN or is not known.
+      kept: share of the norm that clipping left, in [0, 1], where the update is linear in the gradient; 1 elsewhere.
     """
 
     step: np.ndarray
@@ -39,22 +41,25 @@ class Rows(NamedTuple):
     threshold: np.ndarray
     verdict: np.ndarray
     loss: np.ndarray
+    kept: np.ndarray
 
 
 class Trouble(NamedTuple):
     """Something that a rung should answer.
 
     Attributes:
-      cause: "dropping", "saturated", "exploding", "lost" or "nonfinite".
+      cause: "dropping", "held", "saturated", "exploding", "lost" or "nonfinite".
       step: at which it began.
       lasted: steps since then.
       text: what was seen, a sentence.
+      kept: of "held", the median share of the gradients' norm that clipping left.
     """
 
     cause: str
     step: int
     lasted: int
     text: str
+    kept: float | None = None
 
 
 class Signs:
@@ -74,13 +79,20 @@ class Signs:
     left the wider band. A rise that lasts says more: it is harm too when the medians of the last 25 and of the last 100
     are above m + max(0.5 s, 0.05 |m|), and while that of 25 is, the run is not calm.
 
+    A run is held when the median of the share of the norm that clipping left is below a tenth, over 100 steps, and its
+    policy is one that clips every gradient where the rate is too high.
+
     Args:
       patience: steps after which a harmed loss is lost.
       most_drops, window: of the rung skip; None where there is none.
+      holds_rate: of the policy.
     """
 
-    def __init__(self, patience: int, most_drops: int | None = 10, window: int = 100) -> None:
+    def __init__(
+        self, patience: int, most_drops: int | None = 10, window: int = 100, *, holds_rate: bool = False
+    ) -> None:
         self._patience, self._most_drops, self._window = patience, most_drops, window
+        self._holds_rate = holds_rate
         self.last_step: int = 0
         self._band = LossBand()
         self._anomaly = self._explosion = -(10**9)  # the step of the last one
@@ -94,10 +106,15 @@ class Signs:
         self._nonfinite = self._wild = 0  # steps in a row
         self.wild_since: int = 0  # the step of the first wild loss, 0: there was none
         self._longer: deque[float] = deque(maxlen=_LASTING)  # while the rate is on trial
+        self.lowered()
         self._harmed_since = self._exploding_since = self._saturated_since = 0
         self._was_well = False
         self._harm_step = self.last_step
         self._began = self.last_step
+
+    def lowered(self) -> None:
+        """The rate is another one from here on."""
+        self._kept: deque[float] = deque(maxlen=_HELD_STEPS)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -111,17 +128,19 @@ class Signs:
         if not len(rows.step):
             return
         rows = rows._replace(loss=_filled(rows))
+        if self._holds_rate:
+            self._kept.extend(rows.kept.tolist())
         if math.isnan(self.first_loss):
             known = rows.loss[np.isfinite(rows.loss)]
             self._band.first = float(known[0]) if len(known) else math.nan
         if self._is_plain(rows):
-            for loss in rows.loss.tolist():
-                self._add_calm(loss)
-            self._recent.extend(rows.loss.tolist())
+            losses = rows.loss.tolist()
+            self._add_calm(*losses)
+            self._recent.extend(losses)
             self._nonfinite = self._wild = 0
             self._was_well = True
         else:
-            for row in zip(*(column.tolist() for column in rows)):
+            for row in zip(*(column.tolist() for column in rows[:-1])):
                 self._read_one(*row)
         self.last_step = int(rows.step[-1])
         if any(active.get(kind, False) for kind in ("explosion", "trend", "saturated", "nonfinite")):
@@ -223,9 +242,9 @@ class Signs:
         """(harmed from, wild from): losses above."""
         return self._band.ends
 
-    def _add_calm(self, loss: float) -> None:
+    def _add_calm(self, *losses: float) -> None:
         far, share = (2.0, 0.05) if self.on_trial else (6.0, 0.2)
-        self._band.add(loss, anchored=self.on_trial, far=far, share=share)
+        self._band.add(*losses, anchored=self.on_trial, far=far, share=share)
 
     @property
     def usual_loss(self) -> float:
@@ -275,7 +294,9 @@ class Signs:
         if self._creeps_away:
             text = f"the loss crept above {self._end_of_trial:.4g} while the learning rate came back"
             return self._since_text("lost", _LASTING, text)
-        return self._trouble_of_gradients() or self._dropping(loss_scaled=loss_scaled, streak=streak)
+        return (
+            self._trouble_of_gradients() or self._dropping(loss_scaled=loss_scaled, streak=streak) or self._held_back()
+        )
 
     def _trouble_of_gradients(self) -> Trouble | None:
         """What lasts for the patience while the loss says nothing."""
@@ -297,6 +318,17 @@ class Signs:
             return None
         text = f"{len(drops)} updates were dropped in the last {self._window} steps"
         return Trouble("dropping", drops[0], self.last_step - drops[0] + 1, text)
+
+    def _held_back(self) -> Trouble | None:
+        """A rate at which the run lives by clipping alone."""
+        kept = self._kept
+        if len(kept) < _HELD_STEPS or kept[-1] >= _HELD:
+            return None
+        middle = sorted(kept)[_HELD_STEPS // 2]
+        if middle >= _HELD:
+            return None
+        text = f"clipping leaves {middle:.2g} of the gradients' norm"
+        return self._since_text("held", _HELD_STEPS, text)._replace(kept=middle)
 
     def _since_text(self, cause: str, lasted: int, text: str) -> Trouble:
         return Trouble(cause, self.last_step - lasted + 1, lasted, text)

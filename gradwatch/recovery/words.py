@@ -53,7 +53,7 @@ def still_lowered(name: str, step: int, scale: float, answered_at: int) -> str:
     """One line about a rate that stays lowered though nothing is wrong any more."""
     return (
         f"monitor {name!r}, step {step}: the learning rate is still held at {scale:.3g} times what it is set to, "
-        f"{step - answered_at} steps after the last trouble. That rate led into trouble more than once. Set it lower, "
+        f"{step - answered_at} steps after the last trouble. A higher one led into trouble. Set it lower, "
         "and nothing is held any more, or start again without recovery.lower()."
     )
 

@@ -39,7 +39,7 @@ logger: logging.Logger = logging.getLogger("gradwatch")
 #: Weights that have grown so much since the snapshot are hurt.
 _GROWN = 2.0
 
-_SEVEREST = ("nonfinite", "poisoned", "lost", "exploding", "saturated", "dropping")
+_SEVEREST = ("nonfinite", "poisoned", "lost", "exploding", "saturated", "dropping", "held")
 
 
 class Healer:
@@ -314,6 +314,7 @@ class Healer:
             self._rate_was_held = False
             for other in self._watched:
                 other.rate.blame(trouble.step, answered_at, anew=anew)
+                other.signs.lowered()
         back_to = self._go_back(answer) if ROLLBACK in answer.rungs else None
         rungs = tuple(r for r in answer.rungs if r != ROLLBACK or back_to is not None)
         # what was made before it went back the last time was lost then, unless the steps began anew since
@@ -322,10 +323,9 @@ class Healer:
         self._set_scale(step)
         if not rungs:
             return
-        name = monitor.name if monitor is not None else ""
         verdict = reason.verdict or (words.ADVICE.get(trouble.cause, "") if STOP in rungs else "")
         text = words.said(
-            name,
+            one.name,
             step,
             trouble,
             back_to=None if back_to is None else back_to.step,

@@ -98,6 +98,7 @@ class Peek:
                 threshold=table[:, _COLUMN["threshold"]],
                 verdict=verdict,
                 loss=decode.losses(kept),
+                kept=_kept(norm, table[:, _COLUMN["applied_norm"]], table[:, _COLUMN["reach"]]),
             ),
             active={kind: bool(vector[at] > 0.5) for kind, at in self._active.items()},
             update_ratio=None if ratio < 0.0 else ratio,
@@ -106,3 +107,9 @@ class Peek:
             rate=float(known[-1]) if len(known) else math.nan,
             highest_rate=float(known.max()) if len(known) else math.nan,
         )
+
+
+def _kept(norm: np.ndarray, applied: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Share of each norm that was applied; 1 where it is not finite, and where the update is not linear in it."""
+    sound = (norm > 0.0) & (norm < BEYOND) & (reach > 0.0) & (reach < BEYOND)
+    return np.asarray(np.where(sound, applied / np.where(sound, norm, 1.0), 1.0))

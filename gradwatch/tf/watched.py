@@ -27,7 +27,7 @@ class Watched:
         """Nothing was seen yet."""
         skip = self._ladder.skip
         bound = (None, 100) if skip is None else (skip.most, skip.window)
-        self.signs = Signs(self._ladder.patience, *bound)
+        self.signs = Signs(self._ladder.patience, *bound, holds_rate=self.engine.guard.policy.holds_rate)
         self.peek = Peek(self.engine)
         self.rate = SetRate(self._ladder.patience)
         self.update_ratio: float | None = None

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradwatch import recovery
+from gradwatch import policies, recovery
 from gradwatch.core.snapshot import RUNGS
 from gradwatch.recovery import course
 from gradwatch.recovery.course import ANSWERS, REASONS, Course, Rate
@@ -33,6 +33,7 @@ BACK, LOWER, BOTH, STOP = ("rollback",), ("lower",), ("rollback", "lower"), ("st
     ("cause", "reason", "expected"),
     [
         ("dropping", None, [LOWER, None, None]),
+        ("held", None, [LOWER, None, None]),
         ("saturated", None, [LOWER, LOWER, BOTH, BOTH, STOP]),
         ("exploding", None, [LOWER, BOTH, BOTH, STOP]),
         ("lost", None, [BOTH] * 6 + [STOP, STOP]),
@@ -184,7 +185,7 @@ def test_a_rate_at_its_least_is_not_lowered_further_and_the_next_rung_answers():
 # -- whole streams ----------------------------------------------------------------------------------------
 
 
-def rows(first, losses, norms=1.0, threshold=10.0, verdict=0):
+def rows(first, losses, norms=1.0, threshold=10.0, verdict=0, kept=1.0):
     count = len(losses)
     return Rows(
         np.arange(first, first + count),
@@ -192,6 +193,7 @@ def rows(first, losses, norms=1.0, threshold=10.0, verdict=0):
         np.full(count, threshold),
         np.broadcast_to(np.asarray(verdict), (count,)),
         np.asarray(losses, float),
+        np.broadcast_to(np.asarray(kept, float), (count,)),
     )
 
 
@@ -354,6 +356,58 @@ def test_a_saturated_run_that_learns_nothing_after_an_explosion_is_in_trouble():
 def test_a_run_that_is_clipped_hard_on_purpose_is_left_alone():
     assert saturated(loss=2.3, norm=1.0) is None, "it never exploded"
     assert saturated(loss=1.9) is None, "it learns"
+
+
+def held(kept, *, holds_rate=True, steps=100):
+    """What is said of a run whose loss falls while clipping leaves so much of each norm."""
+    signs, rng = Signs(50, holds_rate=holds_rate), np.random.default_rng(0)
+    for i in range(0, steps, 10):
+        shares = np.minimum(kept * np.exp(0.5 * rng.standard_normal(10)), 1.0)
+        signs.read(rows(i + 1, 2.0 - 0.001 * (i + np.arange(10)), kept=shares), {})
+    return signs
+
+
+def test_a_rate_at_which_a_run_lives_by_clipping_alone_is_told_with_the_share_that_is_left():
+    trouble = held(0.04).trouble()
+    assert (trouble.cause, trouble.step, trouble.lasted) == ("held", 1, 100)
+    assert trouble.kept == pytest.approx(0.04, rel=0.2)
+
+
+def test_clipping_that_leaves_more_or_was_asked_for_or_has_just_begun_holds_nothing():
+    assert held(0.3).trouble() is None
+    assert held(0.04, holds_rate=False).trouble() is None, "the person set that bound"
+    assert held(0.04, steps=90).trouble() is None
+    signs = held(0.04)
+    signs.lowered()
+    assert signs.trouble() is None, "the rate is another one now"
+
+
+def test_only_a_policy_that_finds_the_rate_by_itself_holds_it():
+    assert policies.auto().holds_rate
+    assert policies.bounded(policies.auto(), maximum=5.0).holds_rate
+    assert policies.after(10, policies.auto()).holds_rate
+    assert policies.smallest(policies.auto(), policies.fixed(1.0)).holds_rate
+    assert not policies.fixed(1.0).holds_rate
+    assert not policies.smallest(policies.percentile(90), policies.fixed(1.0)).holds_rate
+
+
+def test_a_held_rate_is_lowered_for_good_to_half_of_what_the_clipping_left_of_it():
+    rate = Rate(recovery.lower())
+    assert rate.lower_to_what_was_kept(100, 0.04) == pytest.approx(0.02)
+    assert rate.at(100) == rate.at(200) == rate.at(100_000) == pytest.approx(0.02)
+    assert not rate.is_on_trial(200), "it is known how much too high it was"
+    # held once more, at the rate as it is now
+    assert rate.lower_to_what_was_kept(900, 0.05) == pytest.approx(0.02 * 0.025)
+    # what is worse is answered as ever, and does not come back further than this
+    assert rate.lower(1000, None) == pytest.approx(0.02 * 0.025 * 0.1)
+    assert rate.at(100_000) == pytest.approx(0.02 * 0.025)
+
+
+def test_an_answer_to_a_held_rate_uses_what_was_left():
+    one = Course(recovery.ladder())
+    answer = one.answer(100, trouble("held", lasted=100)._replace(kept=0.04))
+    assert (answer.rungs, answer.scale) == (LOWER, pytest.approx(0.02))
+    assert one.share(5000) == pytest.approx(0.02)
 
 
 def test_without_a_loss_a_lasting_explosion_is_what_tells():

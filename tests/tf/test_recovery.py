@@ -380,6 +380,29 @@ def test_a_rate_that_is_too_high_from_the_first_step_on_is_found_and_lowered_by_
     assert 0.0005 < float(first.text.split("at most ")[1].split(",")[0]) < 0.03
 
 
+@pytest.mark.parametrize("factor", [300.0, 1e5])
+def test_a_rate_that_the_default_policy_holds_down_is_lowered_to_what_it_was_held_to(factor):
+    net, optimizer = support.model(), keras.optimizers.SGD(0.1 * factor)
+    step = watched(net, optimizer, quick(), policy=policies.auto())
+    losses = train(step, 400)
+    seen, history = step.monitor.snapshot(), step.monitor.history()
+    assert dict(seen.recoveries) == {"skip": 0, "lower": 1, "rollback": 0, "stop": 0}
+    before = np.median(history["applied_norm"][:100] / history["norm"][:100])
+    assert before < 0.1
+    assert seen.rate_scale == pytest.approx(0.5 * before, rel=0.05)
+    after = np.median(history["applied_norm"][-100:] / history["norm"][-100:])
+    assert after > 0.9, "most gradients are as they came"
+    assert np.median(losses[-50:]) < 0.5 * np.median(losses[50:100])
+
+
+def test_under_adam_gradients_that_are_clipped_hard_say_nothing_of_the_rate():
+    step = watched(support.model(), keras.optimizers.Adam(0.01), quick(), policy=policies.auto(first=0.003))
+    train(step, 300)
+    history = step.monitor.history()
+    assert np.median(history["applied_norm"][-100:] / history["norm"][-100:]) < 0.1
+    assert step.monitor.snapshot().recoveries["lower"] == 0
+
+
 def test_a_single_weight_that_outgrows_all_others_is_no_reason_to_lower_the_rate(monkeypatch):
     monkeypatch.setattr(healing, "reason_of", lambda monitor: Reason())
     net = support.model()

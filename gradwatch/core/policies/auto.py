@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -243,6 +243,8 @@ class auto(Policy):
     backoff: float = field(default=0.5, kw_only=True)
     minimum: float | None = field(default=None, kw_only=True)
     maximum: float | None = field(default=None, kw_only=True)
+
+    holds_rate: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         share = checks.number("share", self.share, above=0, most=1, hint="it is a share of the reach, 0.1 and not 10")

@@ -44,6 +44,9 @@ class Policy(Value):
       expected_clip_ratio: share of steps in [0, 1] that it clips at most on stationary norms, None if it
         makes no such claim.
 
+    Attributes:
+      holds_rate: whether it clips every gradient where the learning rate is too high, as `auto` does.
+
     Raises:
       ConfigError: an argument is not what it should be.
 
@@ -58,6 +61,7 @@ class Policy(Value):
     scope: str = GLOBAL
     limit: float = math.inf
     expected_clip_ratio: float | None = None
+    holds_rate: bool = False
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class smallest(Policy):
         # whichever clips: at most the sum of their shares
         ratio = None if None in ratios else min(1.0, math.fsum(ratio for ratio in ratios if ratio is not None))
         self._store(policies=policies, scope=scopes.pop(), expected_clip_ratio=ratio)
+        self._store(holds_rate=any(policy.holds_rate for policy in policies))
 
     def _texts(self) -> list[str]:
         return [literal(policy) for policy in self.policies]
@@ -106,6 +107,7 @@ class bounded(Policy):
             raise ConfigError("bounded takes minimum, maximum or both, got neither")
         ratio = policy.expected_clip_ratio if maximum is None else None
         self._store(minimum=minimum, maximum=maximum, scope=policy.scope, expected_clip_ratio=ratio)
+        self._store(holds_rate=policy.holds_rate)
 
     def init(self, num_variables: int) -> State:
         return self.policy.init(num_variables)
@@ -139,6 +141,7 @@ class after(Policy):
         policy = _with_clip_norm("after", self.policy)
         steps = checks.count("steps", self.steps)
         self._store(steps=steps, scope=policy.scope, expected_clip_ratio=policy.expected_clip_ratio)
+        self._store(holds_rate=policy.holds_rate)
 
     def init(self, num_variables: int) -> State:
         return {"policy": self.policy.init(num_variables), "seen": np.zeros((), np.float32)}

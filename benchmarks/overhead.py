@@ -56,6 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     'on_nonfinite="skip"': {"on_nonfinite": "skip"},
     "update_limit=0.5": {"update_limit": 0.5},
     'record="runs"': {"record": "runs"},
+    "recover=ladder()": {"recover": gradwatch.recovery.ladder()},
 }
 BLOCK_SECONDS = 0.03  # a block of steps lasts at least this long: a training repeats one step, its caches are warm
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
-
-import numpy as np
 
 _CALM_LOSSES = 200  # losses that the band is made of
 _LEAST_CALM = 20  # below it, the first loss of the run takes the place of the band
@@ -81,13 +80,12 @@ class LossBand:
         self._since += len(losses)
         self._block.extend(losses)
         while len(self._block) >= _BLOCK:
-            self._take_block(float(np.median(self._block[:_BLOCK])))
+            self._take_block(statistics.median(self._block[:_BLOCK]))
             del self._block[:_BLOCK]
         if len(self._calm) < _LEAST_CALM or (self._end is not None and self._since < _BAND_EVERY):
             return
-        known = np.array(self._calm)
-        middle = float(np.median(known))
-        spread = 1.4826 * float(np.median(np.abs(known - middle)))
+        middle = statistics.median(self._calm)
+        spread = 1.4826 * statistics.median([abs(loss - middle) for loss in self._calm])
         if not anchored or middle < self._lowest[0]:
             self._lowest = middle, spread
         self.usual, self.spread = self._lowest

@@ -14,6 +14,7 @@ from gradwatch.core.rewind import rewound
 from gradwatch.core.xp import NUMPY
 from gradwatch.tf import distribution, fingerprints, fused
 from gradwatch.tf.fused import FusedGuard
+from gradwatch.tf.host_copies import copy_of
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
 from gradwatch.tf.trail import Trail
@@ -69,6 +70,11 @@ class DeviceState:
     def pack(self) -> tf.Tensor:
         """All that a checkpoint needs, as one vector."""
         return tf.concat([self.vector(), tf.convert_to_tensor(self.weights.state), self.loss.value()[None]], 0)
+
+    def packed(self) -> np.ndarray:
+        """`pack`, on the host; waits for the device."""
+        parts = [copy_of(v) for v in (self.state, self.weights.state, self.loss.variable)]
+        return np.concatenate([*parts[:2], parts[2][None]])
 
     def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""

@@ -271,7 +271,7 @@ class Healer:
         self._set_scale(step)
 
     def _trouble(self, one: Watched) -> Trouble | None:
-        one.thrown = thrown(one.signs, self._state, self._target, self._alive_optimizers(), one.rate.highest)
+        one.thrown = thrown(one.signs, self._state, self._target, self._alive_optimizers(), one.rate)
         trouble = one.signs.trouble(loss_scaled=one.loss_scaled) or (one.thrown.trouble if one.thrown else None)
         if trouble is None and self._unsure and not one.signs.steps_without_gradient:
             self._unsure = False

@@ -13,6 +13,7 @@ from gradwatch.core.counters import COUNTERS, LIMB
 from gradwatch.core.guard import BEYOND, COLUMNS
 from gradwatch.core.snapshot import KINDS, VERDICTS
 from gradwatch.recovery.signs import Rows
+from gradwatch.tf.host_copies import read
 
 _COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 _ZERO = VERDICTS.index("zero")
@@ -62,7 +63,7 @@ class Peek:
             return None
         if built is not self._of:
             self._place(built)
-        newest = (built.vector(), built.loss.value())
+        newest = (read(built.state), read(built.loss.variable))
         state, self._waiting = (newest, None) if now else (self._waiting, newest)
         return None if state is None else self._decode(state[0].numpy(), float(state[1]))
 

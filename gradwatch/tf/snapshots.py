@@ -14,7 +14,8 @@ from gradwatch.recovery import folder
 from gradwatch.recovery.generations import Generation, Generations
 from gradwatch.recovery.rungs import rollback
 from gradwatch.tf import distribution
-from gradwatch.tf.training_state import TrainingState, Values, value_of, variables_of
+from gradwatch.tf.host_copies import copy_of
+from gradwatch.tf.training_state import TrainingState, Values, variables_of
 from gradwatch.tf.updates import tf_variable
 
 #: What a full disk, a full memory or a device that is gone raise.
@@ -47,7 +48,7 @@ class Snapshots:
         """These variables come in, with values that no update has touched."""
         try:
             for v in variables:
-                self._first.variables[id(v)] = value_of(v)
+                self._first.variables[id(v)] = copy_of(v)
             for generation in self.generations.kept:
                 if generation.token is self._first:
                     generation.facts["weight_norm"] = self._state.weight_norm_of(self._first)
@@ -78,9 +79,9 @@ class Snapshots:
             for generation in old:
                 self._drop(generation)
         try:
-            facts["weight_norm"] = self._state.weight_norm()
             # of a copy on the host it is cheaper to ask than of the device, variable by variable
             copied: Any = self._state.read() if self.directory is None else None
+            facts["weight_norm"] = self._state.weight_norm() if copied is None else self._state.weight_norm_of(copied)
             if self._state.nonfinite(copied):
                 self.generations.tried(step)
                 return
@@ -148,8 +149,8 @@ class Snapshots:
           keep: variables that stay as they are.
         """
         if isinstance(generation.token, Path):
-            kept = [(v, value_of(v)) for v in keep]
-            now = [e.on_device.pack().numpy().copy() if e.on_device is not None else None for e in self._state.engines]
+            kept = [(v, copy_of(v)) for v in keep]
+            now = self._state.read_monitors()
             self._checkpoint().read(str(generation.token)).assert_existing_objects_matched()
             then = self._state.read_monitors()
             for engine, packed in zip(self._state.engines, now):

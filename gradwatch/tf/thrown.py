@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gradwatch.recovery.generations import Generation
+from gradwatch.recovery.set_rate import SetRate
 from gradwatch.recovery.signs import Signs, Trouble
 from gradwatch.tf import distribution, rates, updates
 from gradwatch.tf.training_state import TrainingState
@@ -32,7 +33,7 @@ class Thrown(NamedTuple):
 
 
 def thrown(
-    signs: Signs, state: TrainingState, target: Generation | None, optimizers: Sequence[Any], rate: float
+    signs: Signs, state: TrainingState, target: Generation | None, optimizers: Sequence[Any], rate: SetRate
 ) -> Thrown | None:
     """Whether the loss was wild, whatever it is now, and the weights are far beyond those of the snapshot.
 
@@ -44,7 +45,7 @@ def thrown(
       target: the newest healthy snapshot.
       optimizers: of the training. Where twice the gradient moves the weights twice as far they grow by a power of the
         rate, and their growth does not say how much too high it is. The steps of all others are as long as the rate.
-      rate: the highest one that was set lately, NaN where none is known.
+      rate: those that were set lately.
     """
     since = signs.wild_since
     if not since:
@@ -59,7 +60,7 @@ def thrown(
     lasted = signs.last_step - since + 1
     text = f"the loss was far above everything before, and the weights have grown to {grown:.3g} times their norm"
     linear = not optimizers or any(rates.row([*updates.chain(one)][-1]).kind == rates.LINEAR for one in optimizers)
-    possible = _MARGIN * rate * math.sqrt(state.number_of_weights()) * (lasted + _BEFORE)
+    possible = _MARGIN * rate.highest * math.sqrt(state.number_of_weights()) * (lasted + _BEFORE)
     damaged = state.largest_share() > _ONE or (not linear and (grown - 1.0) * then > possible)
     # the update that led to the first wild loss came before it
     speed = None if damaged or linear else (grown - 1.0) / (lasted + 1)

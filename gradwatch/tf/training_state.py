@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.tf import updates
+from gradwatch.tf.host_copies import copy_of, squares_of
 
 
 class Values(NamedTuple):
@@ -77,12 +78,11 @@ class TrainingState:
 
     def read(self) -> Values:
         """All of it, as it is now; waits for the device."""
-        return Values({id(v): value_of(v) for v in self.variables()}, self.read_monitors())
+        return Values({id(v): copy_of(v) for v in self.variables()}, self.read_monitors())
 
     def read_monitors(self) -> tuple[np.ndarray | None, ...]:
         """The states of the monitors."""
-        with tf.init_scope():
-            return tuple(None if e.on_device is None else e.on_device.pack().numpy().copy() for e in self.engines)
+        return tuple(None if e.on_device is None else e.on_device.packed() for e in self.engines)
 
     def write(self, values: Values) -> None:
         """Go back to a copy. What was not there yet when it was taken stays."""
@@ -109,7 +109,7 @@ class TrainingState:
             if not v.dtype.is_floating:
                 continue
             if values is not None:
-                finite = bool(np.all(np.isfinite(values.variables[id(v)])))
+                finite = bool(np.isfinite(squares_of(values.variables[id(v)])))
             else:
                 finite = bool(tf.reduce_all(tf.math.is_finite(tf.cast(v, tf.float32))))
             if not finite:
@@ -135,16 +135,8 @@ class TrainingState:
 
     def weight_norm_of(self, values: Values) -> float:
         """The same of a copy."""
-        known = [np.asarray(value, np.float64) for key, value in values.variables.items() if key in self._weights]
-        return float(np.sqrt(sum(float(np.sum(np.square(value))) for value in known)))
-
-
-def value_of(variable: Any) -> np.ndarray:
-    """A copy of a variable on the host, that nothing shares."""
-    if tf.executing_eagerly():
-        return np.array(tf.convert_to_tensor(variable))
-    with tf.init_scope():
-        return np.array(tf.convert_to_tensor(variable))
+        total = sum(squares_of(value) for key, value in values.variables.items() if key in self._weights)
+        return float(np.sqrt(total)) if np.isfinite(total) else float("nan")
 
 
 def variables_of(thing: Any) -> list[Any]:

@@ -20,7 +20,7 @@ _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
 _WILD_STEPS = 10  # far above everything before, after an explosion: whoever can go back need not wait
 _LASTING = 100  # losses at a rate that is on trial
-_HELD, _HELD_STEPS = 0.1, 100  # share of the norm that clipping leaves, and the steps whose median it is
+_HELD, _HELD_STEPS, _HELD_OF_THEM = 0.1, 100, 90  # share of the norm that is left; steps; so many of them
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -79,8 +79,8 @@ class Signs:
     left the wider band. A rise that lasts says more: it is harm too when the medians of the last 25 and of the last 100
     are above m + max(0.5 s, 0.05 |m|), and while that of 25 is, the run is not calm.
 
-    A run is held when the median of the share of the norm that clipping left is below a tenth, over 100 steps, and its
-    policy is one that clips every gradient where the rate is too high.
+    A run is held when clipping left less than a tenth of the norm in 90 of the last 100 steps, and its policy is one that
+    clips every gradient where the rate is too high.
 
     Args:
       patience: steps after which a harmed loss is lost.
@@ -324,9 +324,10 @@ class Signs:
         kept = self._kept
         if len(kept) < _HELD_STEPS or kept[-1] >= _HELD:
             return None
-        middle = sorted(kept)[_HELD_STEPS // 2]
-        if middle >= _HELD:
+        ascending = sorted(kept)
+        if ascending[_HELD_OF_THEM - 1] >= _HELD:
             return None
+        middle = ascending[_HELD_STEPS // 2]
         text = f"clipping leaves {middle:.2g} of the gradients' norm"
         return self._since_text("held", _HELD_STEPS, text)._replace(kept=middle)
 

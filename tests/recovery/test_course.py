@@ -377,6 +377,10 @@ def test_clipping_that_leaves_more_or_was_asked_for_or_has_just_begun_holds_noth
     assert held(0.3).trouble() is None
     assert held(0.04, holds_rate=False).trouble() is None, "the person set that bound"
     assert held(0.04, steps=90).trouble() is None
+    signs = held(1.0, steps=200)
+    for i in range(200, 260, 10):
+        signs.read(rows(i + 1, [1.8] * 10, kept=0.01), {})
+        assert signs.trouble() is None, "a jump of sixty steps may end by itself"
     signs = held(0.04)
     signs.lowered()
     assert signs.trouble() is None, "the rate is another one now"

@@ -44,7 +44,7 @@ class TrainingState:
         Args:
           weights: whether gradients move them.
         """
-        own = {id(v) for engine in self.engines for v in engine.own_variables()}
+        own = {id(part) for engine in self.engines for v in engine.own_variables() for part in _parts(v)}
         new = []
         for variable in map(updates.tf_variable, variables):
             key = id(variable)
@@ -137,6 +137,11 @@ class TrainingState:
         """The same of a copy."""
         total = sum(squares_of(value) for key, value in values.variables.items() if key in self._weights)
         return float(np.sqrt(total)) if np.isfinite(total) else float("nan")
+
+
+def _parts(variable: Any) -> tuple[Any, ...]:
+    """The variable, and what each replica has of it, as a graph captures it."""
+    return (variable, *getattr(variable, "values", ()))
 
 
 def variables_of(thing: Any) -> list[Any]:

@@ -25,15 +25,19 @@ class Reason(NamedTuple):
     """Attributes:
     kind: "rate", "data" or None.
     verdict: a sentence, "" where there is none.
+    likeliest: the same where it is not sure.
     """
 
     kind: str | None = None
     verdict: str = ""
+    likeliest: str = ""
 
 
 def reason_of(monitor: Any) -> Reason:
     """The likeliest cause of a monitor's trouble. Where there is no diagnosis, there is no reason either."""
     found = judge(monitor, monitor.snapshot())
-    if found is None or found.healthy or found.confidence < _SURE:
+    if found is None or found.healthy:
         return Reason()
-    return Reason(_KINDS.get(found.kind), found.verdict)
+    if found.confidence < _SURE:
+        return Reason(likeliest=found.verdict)
+    return Reason(_KINDS.get(found.kind), found.verdict, found.verdict)

@@ -323,7 +323,7 @@ class Healer:
         self._set_scale(step)
         if not rungs:
             return
-        verdict = reason.verdict or (words.ADVICE.get(trouble.cause, "") if STOP in rungs else "")
+        last_word = reason.likeliest or words.ADVICE.get(trouble.cause, "")
         text = words.said(
             one.name,
             step,
@@ -333,7 +333,7 @@ class Healer:
             scale=answer.scale if LOWER in rungs else None,
             limit=one.rate.limit(self._share),
             stops=STOP in rungs,
-            verdict=verdict,
+            verdict=last_word if STOP in rungs else reason.verdict,
         )
         self.ledger.answered(rungs, step, trouble.cause, text, lost)
         if monitor is not None:
@@ -344,7 +344,7 @@ class Healer:
             for other in self._watched:
                 other.signs.forget()
         if STOP in rungs:
-            self._stop(step, text, reason.verdict or f"{trouble.text}. {words.ADVICE.get(trouble.cause, '')}".strip())
+            self._stop(step, text, reason.likeliest or f"{trouble.text}. {last_word}".strip())
 
     def _is_hurt(self, strategy: Any) -> bool:
         """Whether the weights are not finite any more, or have grown far beyond those of the snapshot."""

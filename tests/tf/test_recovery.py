@@ -452,6 +452,29 @@ def test_a_run_whose_data_stay_broken_is_stopped_with_the_verdict_within_200_ste
     assert any("stops the training" in record.getMessage() for record in caplog.records)
 
 
+def test_a_run_that_is_stopped_says_the_likeliest_cause_though_it_is_not_sure():
+    net, optimizer = support.model(), support.sgd(0.05)
+
+    @support.watch(policy=policies.percentile(90), recover=quick())
+    @tf.function
+    def step(x, y, broken):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(net(x, training=True) - y)) * (1.0 + tf.sqrt(-broken))
+        optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables))
+        return loss
+
+    def go_on():
+        for i in range(460):
+            step(*map(tf.constant, batch(i)), tf.constant(float(i >= 60)))
+
+    with pytest.raises(TrainingStopped) as caught:
+        go_on()
+    found = gradwatch.diagnose(step.monitor)
+    assert found.kind == "loss_operation"
+    assert found.confidence < 0.7
+    assert caught.value.verdict == found.verdict
+
+
 def test_without_the_rung_stop_the_training_goes_on():
     net = support.model()
     step = watched(net, support.sgd(0.05), recovery.rollback(every=20, calm_steps=10))
@@ -558,6 +581,26 @@ def test_replicas_go_back_together(mirrored):
         assert first.tobytes() == second.tobytes()
     assert int(optimizer.iterations.numpy()) < kept + 30
     assert train(step, 20, 80)[-1] < 1.0
+
+
+def test_replicas_that_go_back_to_before_the_first_step_go_on_counting(mirrored):
+    with mirrored.scope():
+        net, optimizer = support.model(), support.sgd(50.0)
+    replica = support.train_step(net, optimizer)
+    start = support.weights(net)
+
+    @support.watch(policy=policies.percentile(90), recover=recovery.ladder(recovery.rollback(), look_every=1))
+    @tf.function
+    def step(x, y):
+        return mirrored.reduce(tf.distribute.ReduceOp.MEAN, mirrored.run(replica, args=(x, y)), axis=None)
+
+    for i in range(60):
+        train(step, 1, i)
+        if step.monitor.snapshot().recoveries["rollback"]:
+            break
+    support.assert_same(support.weights(net), start)
+    assert step.monitor.snapshot().steps == i + 1
+    assert step.monitor.history()["step"][-1] == i + 1
 
 
 # -- faults of our own ------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ class Signs:
     left the wider band. A rise that lasts says more: it is harm too when the medians of the last 25 and of the last 100
     are above m + max(0.5 s, 0.05 |m|), and while that of 25 is, the run is not calm.
 
-    A run is held when clipping left less than a tenth of the norm in 90 of the last 100 steps, and its policy is one that
-    clips every gradient where the rate is too high.
+    A run is held when clipping left less than a tenth of the norm in 90 of the last 100 steps, and its policy is one
+    that clips every gradient where the rate is too high.
 
     Args:
       patience: steps after which a harmed loss is lost.

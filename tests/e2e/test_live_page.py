@@ -49,6 +49,17 @@ DRAWN = """
     ]))
 """
 
+#: The plots below the norm: scale and range of their newest figure, and how many are on the page.
+BELOW = """
+    Object.fromEntries(["loss", "learning_rate"].map((name) => {
+        const height = {loss: 170, learning_rate: 120}[name];
+        const figures = Bokeh.documents.map((one) => one.roots()[0]).filter((one) => one && one.height === height);
+        const made = figures.at(-1);
+        const scale = made.y_scale.type, range = [made.y_range.start, made.y_range.end];
+        return [name, {scale, range, figures: document.getElementById(name).querySelectorAll(".bk-Figure").length}];
+    }))
+"""
+
 
 class Training:
     """A small real training, run step by step by the test."""
@@ -69,11 +80,12 @@ class Training:
 
         @gradwatch.watch(name=name)
         @tf.function
-        def step(x: tf.Tensor, factor: tf.Tensor) -> None:
+        def step(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 loss = factor * tf.reduce_mean((model(x) - tf.reduce_sum(x, axis=1, keepdims=True)) ** 2)
             gradients = tape.gradient(loss, model.trainable_variables)
             optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+            return loss
 
         self._step, self._data = step, tf.random.Generator.from_seed(1)
         self.monitor = step.monitor
@@ -195,6 +207,14 @@ def test_the_page_shows_a_running_training_as_its_snapshot_has_it(browser, tmp_p
         marks = browser.run("Array.from(Bokeh.documents[0].roots()[0].renderers[0].data_source.data.step)")
         assert {event.step for event in snapshot.last_events.values() if event} <= set(marks)
         assert str(snapshot.last_explosion.step) in browser.run("document.getElementById('alerts').textContent")
+
+        below = browser.run(BELOW)
+        low, high = below["loss"]["range"]
+        assert (below["loss"]["scale"], below["loss"]["figures"]) == ("LogScale", 1), "it rose by four decades"
+        assert 0 < low < min(history["loss"][np.isfinite(history["loss"])])
+        assert high > max(history["loss"][np.isfinite(history["loss"])])
+        assert below["learning_rate"]["scale"] == "LinearScale"
+        assert below["learning_rate"]["range"] == pytest.approx([0.5e-5, 1.5e-5]), "around a rate that is level"
 
         layers = browser.run("[...document.querySelectorAll('#layer-rows td.name')].map((cell) => cell.textContent)")
         assert layers == sorted(snapshot.layer_norms, key=lambda name: -snapshot.layer_norms[name])[:10]

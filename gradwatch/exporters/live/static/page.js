@@ -110,11 +110,20 @@
     return made;
   }
 
+  /** Whether a linear axis would show the largest of these numbers and nothing else. */
+  function spansDecades(values) {
+    const finite = values.filter(Number.isFinite);
+    const low = finite.reduce((a, b) => Math.min(a, b), Infinity), high = finite.reduce((a, b) => Math.max(a, b), 0);
+    return low > 0 && high > 1000 * low;
+  }
+
   /** A plot below the norm, over the same steps: it follows what is zoomed and panned there. */
   function makeBelow(name) {
     const B = Bokeh, lead = plots.curves.x_range;
     const {step} = plots.kept[name];  // what leads has no ends before it is drawn
+    const log = plots.logs.has(name);
     const made = figure({
+      y_axis_type: log ? "log" : "linear",
       height: name === "loss" ? 170 : 120, x_range: new B.Range1d({start: step[0], end: step[step.length - 1] + 1}), ...FRAME,
     });
     plots[name + "Events"] = new B.ColumnDataSource({data: {step: [], kind: [], color: []}});
@@ -134,7 +143,8 @@
     lead.connect(lead.properties.end.change, follow);
     follow();
     for (const axis of made.xaxis) axis.formatter = new B.NumeralTickFormatter({format: "0,0"});
-    for (const axis of made.yaxis) {
+    if (log) tickDecades([...made.yaxis][0], made.y_range, 5);
+    else for (const axis of made.yaxis) {
       axis.ticker.desired_num_ticks = name === "loss" ? 5 : 3;
       if (name === "learning_rate") axis.formatter = new B.BasicTickFormatter({precision: 1});
     }
@@ -359,7 +369,7 @@
       for (const name of Object.keys(BELOW)) {
         const there = plots[name] || data.curves[name].step.length > 0;
         $(name + "-part").hidden = !there;
-        if (there) showPlot(name, () => { plots[name + "Source"].data = plots.kept[name]; });
+        if (there) showBelow(name);
       }
       showEvents(data);
     }
@@ -367,9 +377,24 @@
     if (data.layers.length) showPlot("layers", () => showLayers(data));
   }
 
+  function showBelow(name) {
+    const {value} = plots.kept[name];
+    if (spansDecades(value) && !plots.logs.has(name)) {
+      plots.logs.add(name);
+      plots[name] = null;  // made anew, with a log axis
+      $(name).replaceChildren();
+    }
+    showPlot(name, () => {
+      // of a curve that is level, so that its axis is around it and not around zero
+      if (value.length) plots[name].y_range.default_span = Math.abs(value[value.length - 1]) || 1;
+      plots[name + "Source"].data = plots.kept[name];
+    });
+  }
+
   function showCurves(data) {
     const whole = data.key !== shown.key || data.from === 0;
     plots.kept = plots.kept || {};
+    plots.logs = plots.logs || new Set();  // of the plots below that need a log axis
     for (const name of [...Object.keys(CURVES), ...Object.keys(BELOW)]) {
       const fresh = data.curves[name];
       if (whole || !plots.kept[name]) {
@@ -384,9 +409,9 @@
     }
     // thousands of steps in a few hundred pixels are a band: it steps back behind the limits
     const band = data.width > 1 || plots.kept.norm.step.length > 600;
-    plots.lines.norm.glyph.line_width = band ? 1 : CURVES.norm.width;
-    plots.lines.norm.glyph.line_alpha = band ? 0.4 : CURVES.norm.alpha;
-    plots.lines.applied_norm.glyph.line_alpha = band ? 0.35 : CURVES.applied_norm.alpha;
+    plots.lines.norm.glyph.line_width = band ? 1.4 : CURVES.norm.width;
+    plots.lines.norm.glyph.line_alpha = band ? 0.8 : CURVES.norm.alpha;
+    plots.lines.applied_norm.glyph.line_alpha = band ? 0.5 : CURVES.applied_norm.alpha;
     plots.lines.clip_norm.glyph.line_width = plots.lines.threshold.glyph.line_width = band ? 2.6 : 1.8;
     shown.key = data.key;
     shown.next = data.next;

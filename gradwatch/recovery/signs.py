@@ -21,6 +21,7 @@ _SMOOTHED_ON_TRIAL = 25
 _WILD_STEPS = 10  # far above everything before, after an explosion: whoever can go back need not wait
 _LASTING = 100  # losses at a rate that is on trial
 _HELD, _HELD_STEPS, _HELD_OF_THEM = 0.1, 100, 90  # share of the norm that is left; steps; so many of them
+_LEARNS, _LEARNS_STEPS = 0.15, 200  # deviations by which the median of so many losses falls while a run learns
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -79,8 +80,9 @@ class Signs:
     left the wider band. A rise that lasts says more: it is harm too when the medians of the last 25 and of the last 100
     are above m + max(0.5 s, 0.05 |m|), and while that of 25 is, the run is not calm.
 
-    A run is held when clipping left less than a tenth of the norm in 90 of the last 100 steps, and its policy is one
-    that clips every gradient where the rate is too high.
+    A run is held when clipping left less than a tenth of the norm in 90 of the last 100 steps, its policy is one that
+    clips every gradient where the rate is too high, and it learns no more: the median of the last 200 losses is not
+    below that of the 200 before by more than 0.15 of their scaled median absolute deviation.
 
     Args:
       patience: steps after which a harmed loss is lost.
@@ -115,6 +117,7 @@ class Signs:
     def lowered(self) -> None:
         """The rate is another one from here on."""
         self._kept: deque[float] = deque(maxlen=_HELD_STEPS)
+        self._course: deque[float] = deque(maxlen=2 * _LEARNS_STEPS)  # losses
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -130,6 +133,7 @@ class Signs:
         rows = rows._replace(loss=_filled(rows))
         if self._holds_rate:
             self._kept.extend(rows.kept.tolist())
+            self._course.extend(rows.loss[np.isfinite(rows.loss)].tolist())
         if math.isnan(self.first_loss):
             known = rows.loss[np.isfinite(rows.loss)]
             self._band.first = float(known[0]) if len(known) else math.nan
@@ -325,11 +329,21 @@ class Signs:
         if len(kept) < _HELD_STEPS or kept[-1] >= _HELD:
             return None
         ascending = sorted(kept)
-        if ascending[_HELD_OF_THEM - 1] >= _HELD:
+        if ascending[_HELD_OF_THEM - 1] >= _HELD or self._learns:
             return None
         middle = ascending[_HELD_STEPS // 2]
-        text = f"clipping leaves {middle:.2g} of the gradients' norm"
+        text = f"clipping leaves {middle:.2g} of the gradients' norm, and the loss does not fall any more"
         return self._since_text("held", _HELD_STEPS, text)._replace(kept=middle)
+
+    @property
+    def _learns(self) -> bool:
+        """Whether the loss still falls, or is not known for long enough to say."""
+        if len(self._course) < 2 * _LEARNS_STEPS:
+            return True
+        before, now = np.array(self._course).reshape(2, _LEARNS_STEPS)
+        middle = np.median(now)
+        spread = 1.4826 * np.median(np.abs(now - middle))
+        return bool(middle < np.median(before) - _LEARNS * spread)
 
     def _since_text(self, cause: str, lasted: int, text: str) -> Trouble:
         return Trouble(cause, self.last_step - lasted + 1, lasted, text)

@@ -48,6 +48,11 @@ def train(step, steps, start=0, change=lambda i, x, y: (x, y)):
     return [float(step(*map(tf.constant, change(i, *batch(i))))) for i in range(start, start + steps)]
 
 
+def noisy(i, x, y):
+    """Labels of which a part cannot be learned: the loss ends at 0.25."""
+    return x, (y + 0.5 * np.random.default_rng(i).normal(size=y.shape)).astype(np.float32)
+
+
 def wreck(net, factor=1e3):
     """What an update that went wrong leaves behind."""
     for v in net.trainable_variables:
@@ -381,23 +386,24 @@ def test_a_rate_that_is_too_high_from_the_first_step_on_is_found_and_lowered_by_
 
 
 @pytest.mark.parametrize("factor", [300.0, 1e5])
-def test_a_rate_that_the_default_policy_holds_down_is_lowered_to_what_it_was_held_to(factor):
+def test_a_rate_that_the_default_policy_holds_is_lowered_once_the_run_learns_no_more(factor):
     net, optimizer = support.model(), keras.optimizers.SGD(0.1 * factor)
     step = watched(net, optimizer, quick(), policy=policies.auto())
-    losses = train(step, 400)
+    losses = train(step, 1000, change=noisy)
     seen, history = step.monitor.snapshot(), step.monitor.history()
     assert dict(seen.recoveries) == {"skip": 0, "lower": 1, "rollback": 0, "stop": 0}
-    before = np.median(history["applied_norm"][:100] / history["norm"][:100])
+    lowered = seen.last_recoveries[-1].step
+    kept = history["applied_norm"] / history["norm"]
+    before = np.median(kept[lowered - 100 : lowered])
     assert before < 0.1
     assert seen.rate_scale == pytest.approx(0.5 * before, rel=0.05)
-    after = np.median(history["applied_norm"][-100:] / history["norm"][-100:])
-    assert after > 0.9, "most gradients are as they came"
-    assert np.median(losses[-50:]) < 0.5 * np.median(losses[50:100])
+    assert np.median(kept[-100:]) > 0.9, "most gradients are as they came"
+    assert np.median(losses[-200:]) < 0.95 * np.median(losses[lowered - 200 : lowered])
 
 
 def test_under_adam_gradients_that_are_clipped_hard_say_nothing_of_the_rate():
     step = watched(support.model(), keras.optimizers.Adam(0.01), quick(), policy=policies.auto(first=0.003))
-    train(step, 300)
+    train(step, 700, change=noisy)
     history = step.monitor.history()
     assert np.median(history["applied_norm"][-100:] / history["norm"][-100:]) < 0.1
     assert step.monitor.snapshot().recoveries["lower"] == 0

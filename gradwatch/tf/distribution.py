@@ -112,18 +112,24 @@ def meeting() -> Iterator[None]:
         ) from error
 
 
-def mean_over_replicas(x: tf.Tensor) -> tf.Tensor:
-    """The mean of what the replicas have, as one of them sees it."""
+def sum_of(x: Any) -> Any:
+    """The sum of what the replicas have, tensors or a list of them, as one replica sees it."""
     with meeting():
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, x)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
-def summed(gradients: Sequence[Gradient]) -> list[Gradient]:
-    """The gradients summed over the replicas: what the optimizer will apply."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return list(gradients)
-    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients)))
+def summed(gradients: Sequence[Gradient], numbers: tf.Tensor) -> tuple[list[Gradient], tf.Tensor]:
+    """The gradients summed over the replicas, which is what the optimizer will apply, and some numbers of float32 too.
+
+    The numbers cost no meeting of their own where they can travel with the gradients. Those of one list become one
+    array, so that it has one dtype; and where more than two are summed, the place in it says in which order, which
+    changes how the sum is rounded: then the gradients go alone, as without a monitor.
+    """
+    if replicas() == 2 and all(g.dtype == numbers.dtype for g in gradients):
+        # first in the list is last in the array
+        total, *whole = sum_of([numbers, *gradients])
+        return whole, total
+    return list(sum_of(list(gradients))), sum_of(numbers)
 
 
 # -- several workers --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from gradwatch.core.guard import NOT_KNOWN, Decision, Guard
 from gradwatch.errors import NothingToWatch
 from gradwatch.reading import reader
 from gradwatch.record.recorder import Recorder
-from gradwatch.tf import compat, distribution, facts, fingerprints, inputs, rates, turns
+from gradwatch.tf import compat, distribution, facts, fingerprints, inputs, rates, replicas, turns
 from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.device_state import DeviceState
 from gradwatch.tf.eager import EagerStep
@@ -218,10 +218,9 @@ class Engine:
         """norms -> guard -> scaled gradients, with one read and one write of the state."""
         built, policy = self.on_device, self.guard.policy
         assert built is not None
-        whole = grads if sums == distribution.DONE else distribution.summed(grads)
-        if sums != distribution.DONE and distribution.replicas() > 1:
-            odd = inputs.odd_replica(_gradients.norms(grads))
-            signals = tf.stack([*tf.unstack(signals)[: -len(odd)], *odd])
+        whole = grads
+        if distribution.replicas() > 1:
+            whole, signals = replicas.met(grads, signals, summed_already=sums == distribution.DONE)
         if sums == distribution.HAND_ON:
             grads = whole
         norms = applied = _gradients.norms(whole)

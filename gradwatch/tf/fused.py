@@ -32,6 +32,8 @@ _HISTORY = ("history",)
 NO_REACH, NO_LOSS, NO_RATIO = 0.0, 3e38, -1.0
 #: The weights' norm of an optimizer for which reach does not apply.
 ANY_REACH = 3e38
+#: Where the loss of the step before stands in them.
+LOSS = 2
 NO_SIGNALS = (NO_REACH, 1.0, NO_LOSS, NO_RATIO, *[NOT_KNOWN] * len(TOLD))
 
 

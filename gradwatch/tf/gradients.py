@@ -12,6 +12,7 @@ operation then costs more than what it computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -30,6 +31,9 @@ _COLUMNS, _ROWS = (64, 1024), 64
 
 # A gradient of so many numbers at most is a small one; so many of them at least are treated as one array.
 _SMALL, _MANY = 512, 16
+
+# About so many numbers of a gradient tell about how long it is.
+_SAMPLE = 1 << 11
 
 # Between these the plain sum of squares of float32 neither overflowed nor lost everything to underflow.
 _TRUSTED = (1e-30, 3e38)
@@ -110,6 +114,38 @@ def _by_size(arrays: Sequence[tf.Tensor]) -> tuple[list[int], list[int]]:
         small = []
     others = set(small)
     return small, [i for i in range(len(arrays)) if i not in others]
+
+
+def length_of_sample(gradients: Sequence[Gradient]) -> tf.Tensor:
+    """About the L2 norm of all gradients together, float32, shape []: from some thousand numbers of each.
+
+    Gradients of fewer numbers count whole, and so do the rows of IndexedSlices. Of a longer one every k-th number
+    counts k times, k such that they stand in all columns. NaN or Inf where one of these numbers is.
+    """
+    arrays = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    strides = tuple(_stride(x.shape) for x in arrays)
+    return (_sampled_compiled if has_accelerator() else _sampled)(arrays, strides)
+
+
+def _sampled(arrays: Sequence[tf.Tensor], strides: tuple[int, ...]) -> tf.Tensor:
+    parts = []
+    for x, stride in zip(arrays, strides):
+        part = tf.reshape(x, [-1])[::stride]
+        if part.dtype != tf.float32:
+            part = tf.cast(tf.abs(part), tf.float32)
+        parts.append(part if stride == 1 else part * stride**0.5)
+    return tf.cast(tf.norm(tf.cast(tf.concat(parts, 0), tf.float64)), tf.float32)
+
+
+def _stride(shape: tf.TensorShape) -> int:
+    """Between the numbers of a sample; 1 for a shape that is not known."""
+    stride = max((shape.num_elements() or 0) // _SAMPLE, 1)
+    while stride > 1 and math.gcd(stride, shape[-1]) > 1:
+        stride += 1
+    return stride
+
+
+_sampled_compiled = tf.function(_sampled, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
 def _side_by_side(arrays: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -7,7 +7,6 @@ number of the array is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,6 @@ class Inputs:
             self._found = None, [_mean_square_at_hand(of_first[0]), of_target]
             return
         pair = tf.stack([_mean_square(of_first[0]), NOT_KNOWN if target is None else _mean_square(target)])
-        if distribution.replicas() > 1:
-            pair = distribution.mean_over_replicas(pair)
         # a comparison with NaN is false
         found = _graph(), tf.where(pair <= HUGE, pair, BEYOND)
         if distribution.replicas() > 1:
@@ -66,7 +63,7 @@ class Inputs:
         self._here.found = self._found = None
 
     def known(self) -> list[Any]:
-        """Of this step: mean squares of input and target, each `NOT_KNOWN` where it is not."""
+        """Of this step: mean squares of input and target, each `NOT_KNOWN` where it is not. A replica knows its own."""
         for found in (getattr(self._here, "found", None), self._found):
             if found is None:
                 continue
@@ -136,25 +133,3 @@ def _mean_square_at_hand(x: Any) -> float:
 
 def _graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-
-
-def odd_replica(norms: Sequence[Any] | tf.Tensor) -> list[tf.Tensor]:
-    """(ratio, replica): the replica whose own gradient is the least like the others', and how many times it is longer.
-
-    ratio = n_r / exp(mean(log n_i, i != r)) for the r where |log ratio| is largest, the longer one of two.
-
-    Args:
-      norms: L2 norms of the variables' gradients on this replica, shape [num_variables].
-    """
-    context = tf.distribute.get_replica_context()
-    count = context.num_replicas_in_sync
-    own = tf.norm(tf.convert_to_tensor(norms))
-    own = tf.where(own <= HUGE, tf.maximum(own, 1e-30), BEYOND)
-    mine = tf.one_hot(context.replica_id_in_sync_group, count, dtype=tf.float32)
-    everyone = context.all_reduce(tf.distribute.ReduceOp.SUM, mine * own)
-    logs = tf.math.log(everyone)
-    apart = (count * logs - tf.reduce_sum(logs)) / (count - 1)
-    # 1e-3: of two, which lie equally far apart, the longer one
-    odd = tf.argmax(tf.abs(apart) + 1e-3 * tf.sign(apart))
-    ratio = tf.where(everyone[odd] > HUGE, BEYOND, tf.exp(tf.minimum(apart[odd], 80.0)))
-    return [ratio, tf.cast(odd, tf.float32)]

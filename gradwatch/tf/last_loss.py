@@ -1,4 +1,8 @@
-"""The loss of the newest step, on the device: a policy gets it at the next step, as `norms.loss`."""
+"""The loss of the newest step, on the device: a policy gets it at the next step, as `norms.loss`.
+
+Under a strategy each replica keeps its own. Their mean is made when it is asked for: in the next step, with what is
+summed over the replicas there anyway. Where other processes share the steps it is made at once, since the hosts see it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,14 @@ import tensorflow as tf
 from gradwatch.core.xp import HUGE
 from gradwatch.tf import compat, devices, distribution
 from gradwatch.tf.fused import NO_LOSS
+
+#: Numbers in what `part` gives.
+PARTS = 4
+
+# of a loss as it is kept: finite, not known, Inf, -Inf; each lies between two numbers
+_INF, _LARGEST = np.nextafter(np.float32(HUGE), np.float32(0.0)), np.finfo(np.float32).max
+_ABOVE = np.array([-HUGE, 1e37, _INF, -_LARGEST], np.float32)
+_BELOW = np.array([HUGE, _LARGEST, 1e37, -_INF], np.float32)
 
 
 class LastLoss:
@@ -31,9 +43,13 @@ class LastLoss:
             lambda: distribution.state_variable(np.float32(NO_LOSS), "gradwatch_loss")
         )
 
+    @compat.hidden_from_debuggers
     def value(self) -> tf.Tensor:
-        """As this replica has it."""
-        return tf.convert_to_tensor(self.variable)
+        """The mean over the replicas of this process; for a replica its own."""
+        copies = () if distribution.replicas() > 1 else getattr(self.variable, "values", ())
+        if len(copies) < 2:
+            return tf.convert_to_tensor(self.variable)
+        return of_sums(tf.add_n([part(tf.convert_to_tensor(copy)) for copy in copies]), len(copies))
 
     def put(self, value: float) -> None:
         assert self.variable is not None
@@ -62,8 +78,12 @@ class LastLoss:
     def tell(self, loss: Any) -> None:
         """The step that was judged last had this loss."""
         if self.variable is not None and loss is not None:
-            code = _code(loss, getattr(self.variable, "distribute_strategy", None))
-            self.variable.assign(code, read_value=not tf.executing_eagerly())
+            strategy = getattr(self.variable, "distribute_strategy", None)
+            several = isinstance(loss, tf.distribute.DistributedValues)
+            if several and strategy is not None and not distribution.has_several_workers(strategy):
+                strategy.extended.update(self.variable, lambda copy, own: copy.assign(_code(own)), args=(loss,))
+                return
+            self.variable.assign(_code(loss, strategy), read_value=not tf.executing_eagerly())
 
     def expect(self, loss: Any) -> None:
         """The step that is judged next, here, has this loss."""
@@ -93,7 +113,7 @@ class LastLoss:
 
 
 def _code(loss: Any, strategy: Any = None) -> Any:
-    """A loss as the finite number that stands for it; of several replicas the mean, so that all decide alike."""
+    """A loss as the finite number that stands for it; the mean where several processes share the steps."""
     if tf.executing_eagerly() and distribution.replicas() == 1:
         at_hand = devices.at_hand(loss)
         if isinstance(at_hand, (np.ndarray, np.generic, float)):
@@ -103,9 +123,25 @@ def _code(loss: Any, strategy: Any = None) -> Any:
     x = tf.convert_to_tensor(loss)
     x = x if x.dtype == tf.float32 else tf.cast(x, tf.float32)
     x = x if x.shape.rank == 0 else tf.reshape(x, [])
-    if distribution.replicas() > 1:
-        x = distribution.mean_over_replicas(x)
+    if distribution.replicas() > 1 and distribution.has_several_workers(tf.distribute.get_strategy()):
+        x = distribution.sum_of(x) / float(distribution.replicas())
     return tf.where(tf.math.is_nan(x), NO_LOSS, tf.minimum(tf.maximum(x, -HUGE), HUGE))
+
+
+def part(code: tf.Tensor) -> tf.Tensor:
+    """What is to be summed over the replicas for the mean of their losses, shape [PARTS], finite.
+
+    The loss where it is finite, then three numbers that are 1 or 0: it is not known, it is Inf, it is -Inf.
+    """
+    kinds = tf.cast((code > _ABOVE) & (code < _BELOW), tf.float32)
+    return kinds * tf.stack([code, 1.0, 1.0, 1.0])
+
+
+def of_sums(sums: tf.Tensor, count: int) -> tf.Tensor:
+    """The mean as it is kept, of the sum of `part` over so many replicas."""
+    loss, unknown, above, below = tf.unstack(sums)
+    mean = tf.where(above > 0.0, HUGE, tf.where(below > 0.0, -HUGE, loss / float(count)))
+    return tf.where((unknown > 0.0) | ((above > 0.0) & (below > 0.0)), NO_LOSS, mean)
 
 
 def _code_at_hand(loss: Any) -> np.float32:

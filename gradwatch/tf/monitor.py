@@ -257,8 +257,9 @@ class Monitor(Shown, tf.Module):
         Keys: step, norm, applied_norm, clip_norm, threshold, score, verdict (0 pass, 1 clip, 2 zero, 3 skip), reach,
         update_ratio (the newest that was known before the step), loss, learning_rate, input_rms and target_rms (root
         mean squares of the first and the last array that the step was given, Inf where one held a NaN or Inf), replica
-        and replica_ratio (whose own gradient was the least like the others', and how many times it was longer); those
-        from reach on are NaN where they are not known. The newest step has its loss once it has returned it.
+        and replica_ratio (whose own gradient was the least like the others', and how many times it was longer, from a
+        sample of it); those from reach on are NaN where they are not known. The newest step has its
+        loss once it has returned it.
         """
         return self._engine.history_of(self._engine.tree())
 

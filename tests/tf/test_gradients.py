@@ -56,3 +56,46 @@ def test_equal_guards_over_as_many_variables_share_one_program():
     assert fused.program(one, 3, jit_compile=False) is fused.program(other, 3, jit_compile=False)
     assert fused.program(one, 3, jit_compile=False) is not fused.program(one, 4, jit_compile=False)
     assert fused.program(one, 3, jit_compile=False) is not fused.program(Guard(fixed(2.0), ()), 3, jit_compile=False)
+
+
+SAMPLED = {
+    "small": [(3,), (2, 2), (0, 4), ()],
+    "large": [(300, 400), (50_000,), (7, 11, 13, 17)],
+    "columns of a power of two": [(2048, 64), (4, 32768)],
+}
+
+
+@pytest.mark.parametrize("accelerator", [False, True])
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_a_sample_of_the_gradients_is_about_as_long_as_they_are(kind, accelerator, monkeypatch):
+    monkeypatch.setattr(gradients, "has_accelerator", lambda: accelerator)
+    rng = np.random.default_rng(0)
+    for size in (1e-30, 1.0, 1e20, 1e35):
+        arrays = [np.asarray(rng.normal(size=shape) * size, np.float32) for shape in SAMPLED[kind]]
+        whole = np.linalg.norm(np.concatenate([x.astype(np.float64).ravel() for x in arrays]))
+        rtol = 1e-6 if kind == "small" else 0.1
+        np.testing.assert_allclose(gradients.length_of_sample([tf.constant(x) for x in arrays]), whole, rtol=rtol)
+
+
+@pytest.mark.parametrize("columns", [32, 45, 49, 64, 97, 1000, 1024])
+def test_a_sample_misses_no_column(columns):
+    x = np.zeros((400_000 // columns, columns), np.float32)
+    for column in {0, 1, columns // 2, columns - 1}:
+        x[:, column] = 1.0
+        np.testing.assert_allclose(gradients.length_of_sample([tf.constant(x)]), np.linalg.norm(x), rtol=0.25)
+        x[:, column] = 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64"])
+def test_a_sample_is_made_of_numbers_of_every_kind(dtype):
+    x = tf.cast(np.linspace(-300.0, 300.0, 20_000), dtype)
+    rows = tf.IndexedSlices(tf.reshape(x, [-1, 4]), tf.zeros([5000], tf.int64))
+    for gradient in (x, rows):
+        np.testing.assert_allclose(gradients.length_of_sample([gradient]), 24497.9, rtol=0.02)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_of_nan_or_inf_makes_the_length_of_a_sample_so(bad):
+    for shape in [(3,), (300, 400)]:
+        got = gradients.length_of_sample([tf.ones([4]), tf.fill(shape, np.float32(bad))])
+        assert not np.isfinite(got)

@@ -409,8 +409,12 @@ def test_under_a_strategy_the_norm_of_the_weights_is_counted_once_and_the_loss_i
     moved = [a - b for a, b in zip(arrays(net), before)]
     assert snapshot.update_ratio == pytest.approx(norm(moved) / length(before), rel=1e-4)
     mean = np.mean([float(x) for x in losses.values])
-    kept = replica.monitor._engine.loss.variable
-    assert [float(x) for x in kept.values] == pytest.approx([mean, mean], rel=1e-6)
+    assert replica.monitor.history()["loss"] == pytest.approx([mean], rel=1e-6)
+    step(*halves(mirrored, DATA[1]))
+    assert replica.monitor.history()["loss"][0] == pytest.approx(mean, rel=1e-6)
+    # the policies of both replicas were told the same
+    first, second = (x.numpy() for x in replica.monitor._engine.on_device.state.values)
+    np.testing.assert_array_equal(first, second)
 
 
 # -- the weights' norms -------------------------------------------------------------------------------------

@@ -73,8 +73,7 @@ class DeviceState:
 
     def packed(self) -> np.ndarray:
         """`pack`, on the host; waits for the device."""
-        parts = [copy_of(v) for v in (self.state, self.weights.state, self.loss.variable)]
-        return np.concatenate([*parts[:2], parts[2][None]])
+        return np.concatenate([copy_of(self.state), copy_of(self.weights.state), [self.loss.read().numpy()]])
 
     def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.core.xp import HUGE
-from gradwatch.tf import compat, devices, distribution
+from gradwatch.tf import compat, devices, distribution, host_copies
 from gradwatch.tf.fused import NO_LOSS
 
 #: Numbers in what `part` gives.
@@ -50,6 +50,13 @@ class LastLoss:
         if len(copies) < 2:
             return tf.convert_to_tensor(self.variable)
         return of_sums(tf.add_n([part(tf.convert_to_tensor(copy)) for copy in copies]), len(copies))
+
+    def read(self) -> tf.Tensor:
+        """`value` as the host reads it between two steps."""
+        if not hasattr(self.variable, "values"):
+            return host_copies.read(self.variable)
+        with tf.init_scope():
+            return self.value()
 
     def put(self, value: float) -> None:
         assert self.variable is not None

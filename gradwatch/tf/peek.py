@@ -63,7 +63,7 @@ class Peek:
             return None
         if built is not self._of:
             self._place(built)
-        newest = (read(built.state), read(built.loss.variable))
+        newest = (read(built.state), built.loss.read())
         state, self._waiting = (newest, None) if now else (self._waiting, newest)
         return None if state is None else self._decode(state[0].numpy(), float(state[1]))
 

@@ -92,6 +92,7 @@ def test_the_mean_of_the_losses_survives_a_checkpoint(mirrored):
     step(parts(mirrored, [[9.0] * 4, [9.0] * 4]))
     monitor._engine.restore(fingerprint_and_state)
     assert monitor.history()["loss"].tolist() == [2.5]
+    assert monitor._engine.on_device.packed()[-1] == 2.5, "what a snapshot of a ladder keeps"
     step(parts(mirrored, [[7.0] * 4, [8.0] * 4]))
     assert monitor.history()["loss"].tolist() == [2.5, 7.5]
 

@@ -16,8 +16,9 @@ import tensorflow as tf
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
 from gradwatch.core.xp import HUGE, TINY
-from gradwatch.tf import compat, devices, distribution, gradients, rates
+from gradwatch.tf import devices, distribution, gradients, rates
 from gradwatch.tf.fused import ANY_REACH, NO_REACH
+from gradwatch.tf.hidden import hidden_from_debuggers
 from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.places import UNKNOWN, concat, lengths, places_of
 from gradwatch.tf.reach import initial_norm, motion, weight_norm
@@ -207,7 +208,7 @@ class Weights:
 
     # -- after the update ---------------------------------------------------------------------------------
 
-    @compat.hidden_from_debuggers
+    @hidden_from_debuggers
     def settle(self, variables: Sequence[Any] | None) -> None:
         """The update that `look(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)

@@ -23,7 +23,7 @@ from gradwatch.core.guard import COLUMNS, NOT_KNOWN, TOLD, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.sketch import BUCKETS
 from gradwatch.core.xp import HUGE, NUMPY, TINY
-from gradwatch.tf import devices, stablehlo
+from gradwatch.tf import devices, once, stablehlo
 from gradwatch.tf.ops import TENSORFLOW, Fused, Traced
 
 logger = logging.getLogger("gradwatch")
@@ -137,6 +137,7 @@ class FusedGuard:
         self._written: dict[
             Any, tuple[Callable[..., Any], int] | None
         ] = {}  # by the sizes of what comes in beside the state
+        self._whole = tf.function(self._step, autograph=False)
         self._traced = tf.function(self._trace, jit_compile=jit_compile or None, autograph=False)
 
     def step(
@@ -151,9 +152,18 @@ class FusedGuard:
         """
         if signals is None:
             signals = tf.constant(NO_SIGNALS)
+        same = applied is norms
+        if once.inline():
+            return self._step(vector, norms, None if same else applied, signals)
+        # traced once for all monitors: a step that is traced holds one call
+        return self._whole(vector, norms, None if same else applied, signals)
+
+    def _step(
+        self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None, signals: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         first, *pieces = tf.split(vector, [self._count, *self._sizes[len(self._small) :]])
         big = dict(zip(self._big, pieces))
-        others = [self._read(vector, big), norms, None if applied is norms else applied, signals]
+        others = [self._read(vector, big), norms, applied, signals]
         small, told, *several = self._scalars(first, others)
         scale, numbers, row, *entries = tf.split(told, [1, 8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
         scale = several[0] if several else tf.reshape(scale, [])

@@ -131,7 +131,7 @@ def rows_of(variables, steps=60):
 
 @pytest.mark.parametrize("text", policies.POLICIES)
 def test_every_policy_is_written_down_and_decides_as_numpy_does(text):
-    guard, rows = Guard(text, detectors.default()), rows_of(3)
+    guard, rows = Guard(policies.POLICIES[text](), detectors.default()), rows_of(3)
     got, written = walked(guard, rows)
     assert written == [True]
     check(got, offline(guard, rows))

@@ -351,7 +351,7 @@ def _xla_of_tensorflow() -> Any:
     return xla
 
 
-def call_module(given: tf.Tensor, module: str, shape: Sequence[int]) -> Any:
+def run_module(given: tf.Tensor, module: str, shape: Sequence[int]) -> Any:
     """Runs a module of StableHLO, a text, inside of what XLA compiles; its result, float32 of this shape."""
     require("call_module")
     # a step that was saved may be loaded where there is a GPU

@@ -8,6 +8,7 @@ compiles as a single kernel (docs/decisions/0018).
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.tf import compat
+
+logger = logging.getLogger("gradwatch")
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -385,15 +388,13 @@ def function(
     writer = Writer(count)
     result = writer.value(body(namespace(writer), writer.given))
     module, shape = writer.text(result), result.shape
-    made = tf.function(lambda given: compat.call_module(given, module, shape), jit_compile=True, autograph=False)
+    made = tf.function(lambda given: compat.run_module(given, module, shape), jit_compile=True, autograph=False)
     return made, math.prod(shape)
 
 
 @functools.cache
 def works() -> bool:
     """Whether this TensorFlow runs such a program, and to the right result; tried once in a process."""
-    if not compat.PRIVATE_NAMES["call_module"].present():
-        return False
 
     def body(xp: StableHLO, given: Value) -> Value:
         x, y = given[:4], given[4:]
@@ -409,5 +410,6 @@ def works() -> bool:
                 return False
             made, _ = function(body, given.size)
             return bool(np.array_equal(made(tf.constant(given)), expected))
-    except Exception:  # whatever it is, the training goes on with a traced program
+    except Exception as error:  # whatever it is, the training goes on with a traced program
+        logger.debug("programs are traced, not written down: %s", error)
         return False

@@ -170,7 +170,7 @@ def test_a_version_that_cannot_run_it_traces(monkeypatch):
 
 
 def test_a_wrong_result_is_noticed_before_a_training_meets_it(monkeypatch):
-    monkeypatch.setattr(compat, "call_module", lambda given, module, shape: tf.zeros(shape))
+    monkeypatch.setattr(compat, "run_module", lambda given, module, shape: tf.zeros(shape))
     stablehlo.works.cache_clear()
     try:
         assert not stablehlo.works()

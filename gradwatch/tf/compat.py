@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,9 +18,6 @@ import tensorflow as tf
 from tensorflow.python.eager import context as _eager
 
 from gradwatch.errors import UnsupportedError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: Of Keras' optimizers: sums the gradients over the replicas, between the optimizer's own clipping and the update.
 SUM_OVER_REPLICAS = "_all_reduce_sum_gradients"
@@ -130,6 +125,11 @@ PRIVATE_NAMES: dict[str, PrivateName] = {
         "tensorflow.python.ops.control_flow_util",
         lambda: _xla_probe() is not None,
         "steps of several threads in one plain tf.function are not kept apart: some may be lost from the statistics",
+    ),
+    "call_module": PrivateName(
+        "tensorflow.compiler.tf2xla.python.xla",
+        lambda: hasattr(_xla_of_tensorflow(), "call_module"),
+        "the guard is traced instead of written down, and the first call of a step takes two seconds longer",
     ),
     "invoking_op_callbacks": PrivateName(
         "tensorflow.python.eager.context",
@@ -343,6 +343,22 @@ def _xla_probe() -> Callable[[Any], bool] | None:
     return getattr(control_flow_util, "GraphOrParentsInXlaContext", None)
 
 
+def _xla_of_tensorflow() -> Any:
+    try:
+        from tensorflow.compiler.tf2xla.python import xla
+    except ImportError:
+        return None
+    return xla
+
+
+def run_module(given: tf.Tensor, module: str, shape: Sequence[int]) -> Any:
+    """Runs a module of StableHLO, a text, inside of what XLA compiles; its result, float32 of this shape."""
+    require("call_module")
+    # a step that was saved may be loaded where there is a GPU
+    how = {"version": 9, "platforms": ("CPU",), "disabled_checks": ("platform",)}
+    return _xla_of_tensorflow().call_module([given], module=module, Tout=[tf.float32], Sout=[shape], **how)[0]
+
+
 @contextlib.contextmanager
 def unseen_by_debuggers() -> Iterator[None]:
     """What is run or traced inside is hidden from `tf.debugging.enable_check_numerics` and its like.
@@ -361,19 +377,6 @@ def unseen_by_debuggers() -> Iterator[None]:
         here.invoking_op_callbacks = False
 
 
-def hidden_from_debuggers(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that runs within `unseen_by_debuggers`."""
-
-    # AutoGraph takes all functions that a context manager decorates for one and the same
-    @functools.wraps(function)
-    @tf.autograph.experimental.do_not_convert
-    def hidden(*args: P.args, **kwargs: P.kwargs) -> R:
-        with unseen_by_debuggers():
-            return function(*args, **kwargs)
-
-    return hidden
-
-
 def outside_of_graphs(read: Callable[[], tf.Tensor]) -> np.ndarray:
     """The value of `read()`, run outside of the graph that is being built."""
     require("eager_mode")
@@ -385,11 +388,6 @@ def outside_of_graphs(read: Callable[[], tf.Tensor]) -> np.ndarray:
 
 #: What a callback of Keras holds of the fit it runs in.
 RUN_OF_A_CALLBACK: Mapping[str, None] = {"_model": None, "params": None}
-
-
-def is_single_batch() -> bool:
-    """Whether who called the caller of this is `train_on_batch`, which calls the same train function as `fit`."""
-    return sys._getframe(2).f_code.co_name == "train_on_batch"
 
 
 def new_train_function(model: Any) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from gradwatch.tf import gradients as _gradients
 from gradwatch.tf.device_state import DeviceState
 from gradwatch.tf.eager import EagerStep
 from gradwatch.tf.gradients import Gradient
+from gradwatch.tf.hidden import hidden_from_debuggers
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
 from gradwatch.tf.lowered_rate import Lowering, as_it_is_set
@@ -144,7 +145,7 @@ class Engine:
 
     # -- one step ---------------------------------------------------------------------------------------
 
-    @compat.hidden_from_debuggers
+    @hidden_from_debuggers
     def clip(
         self,
         grads: list[Gradient | None],

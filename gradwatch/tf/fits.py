@@ -8,6 +8,7 @@ it next gets the plain one back. Both are kept beside the model, so that neither
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ class TrainFunction:
         self._made_for: list[tuple[Any, Scope]] = []
 
     def __call__(self, *args: Any) -> Any:
-        if not self._announced or self._model_history() is not self._history or compat.is_single_batch():
+        if not self._announced or self._model_history() is not self._history or _is_single_batch():
             # a fit, or train_on_batch, of somebody else, after a fit that died, perhaps between announcement and batch
             self._watchers.clear()
             self._announced = False
@@ -122,6 +123,11 @@ def watched_train_function(model: Any) -> TrainFunction:
         object.__setattr__(model, _ATTRIBUTE, kept)
     model.train_function = kept
     return kept
+
+
+def _is_single_batch() -> bool:
+    """Whether who called the caller of this is `train_on_batch`, which calls the same train function as `fit`."""
+    return sys._getframe(2).f_code.co_name == "train_on_batch"
 
 
 def _settings(model: Any) -> list[Any]:

@@ -8,6 +8,8 @@ in as numbers, what it wants done to them comes out as numbers. docs/decisions/0
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -21,7 +23,10 @@ from gradwatch.core.guard import COLUMNS, NOT_KNOWN, TOLD, Guard
 from gradwatch.core.layout import Layout
 from gradwatch.core.sketch import BUCKETS
 from gradwatch.core.xp import HUGE, NUMPY, TINY
+from gradwatch.tf import devices, once, stablehlo
 from gradwatch.tf.ops import TENSORFLOW, Fused, Traced
+
+logger = logging.getLogger("gradwatch")
 
 Path = tuple[str, ...]
 Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of count_below)
@@ -58,8 +63,8 @@ class _Outside:
         return new
 
 
-def _without_big(namespace: type) -> Any:
-    """A namespace of this class, for a state whose big arrays are `_Outside`."""
+def _without_big(namespace: type, *given: Any) -> Any:
+    """A namespace of this class, made with `given`, for a state whose big arrays are `_Outside`."""
 
     class WithoutBig(namespace):
         def count_below(self, ascending: _Outside, fraction: float) -> Any:
@@ -71,7 +76,7 @@ def _without_big(namespace: type) -> Any:
         def push(self, ring: _Outside, row: Any) -> _Outside:
             return ring.after(row)
 
-    return WithoutBig()
+    return WithoutBig(*given)
 
 
 def _at(tree: Any, path: Path) -> Any:
@@ -128,9 +133,14 @@ class FusedGuard:
         # the vector's order: small fields group by group, then the big ones
         self._sizes = [sum(field.size for field in group) for group in self._small]
         self._sizes += [field.size for field in (*sketches, history)]
+        self._count = sum(self._sizes[: len(self._small)])  # numbers in the small fields
         self._reads = self._find_reads(initial)
-        self._namespace = Fused if jit_compile else Traced
-        self._scalars = tf.function(self._scalar_part, jit_compile=jit_compile or None, autograph=False)
+        self._jit_compile = jit_compile
+        self._written: dict[
+            Any, tuple[Callable[..., Any], int] | None
+        ] = {}  # by the sizes of what comes in beside the state
+        self._whole = tf.function(self._step, autograph=False)
+        self._traced = tf.function(self._trace, jit_compile=jit_compile or None, autograph=False)
 
     def step(
         self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor, signals: tf.Tensor | None = None
@@ -144,15 +154,24 @@ class FusedGuard:
         """
         if signals is None:
             signals = tf.constant(NO_SIGNALS)
-        pieces = tf.split(vector, self._sizes)
-        small, big = pieces[: len(self._small)], dict(zip(self._big, pieces[len(self._small) :]))
-        reads = self._read(vector, big)
-        small, told, *several = self._scalars(small, reads, norms, None if applied is norms else applied, signals)
+        same = applied is norms
+        if once.inline():
+            return self._step(vector, norms, None if same else applied, signals)
+        # traced once for all monitors: a step that is traced holds one call
+        return self._whole(vector, norms, None if same else applied, signals)
+
+    def _step(
+        self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None, signals: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        first, *pieces = tf.split(vector, [self._count, *self._sizes[len(self._small) :]])
+        big = dict(zip(self._big, pieces))
+        others = [self._read(vector, big), norms, applied, signals]
+        small, told, *several = self._scalars(first, others)
         scale, numbers, row, *entries = tf.split(told, [1, 8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
         scale = several[0] if several else tf.reshape(scale, [])
         indices, factors = entries[::2], entries[1::2]
         entered = [TENSORFLOW.enter(big[p], at, keep) for p, at, keep in zip(self._sketches, indices, factors)]
-        return tf.concat([*small, *entered, TENSORFLOW.push(big[_HISTORY], row)], 0), scale, numbers
+        return tf.concat([small, *entered, TENSORFLOW.push(big[_HISTORY], row)], 0), scale, numbers
 
     def _read(self, vector: tf.Tensor, big: Mapping[Path, tf.Tensor]) -> tf.Tensor:
         """The numbers of `self._reads`: all indices, then all counts."""
@@ -161,24 +180,61 @@ class FusedGuard:
         counts = [TENSORFLOW.count_below(big[path], what) for path, what in self._reads if isinstance(what, float)]
         return tf.concat([tf.gather(vector, places), *[count[None] for count in counts]], 0)
 
+    def _scalars(self, small: tf.Tensor, others: Sequence[tf.Tensor | None]) -> tuple[Any, ...]:
+        """`_scalar_part`, compiled: (small fields, numbers [, a scale for each variable])."""
+        program = self._program_of([None if x is None else x.shape.num_elements() for x in others])
+        if program is None:
+            pieces = tf.split(small, self._sizes[: len(self._small)])
+            small, *more = self._traced(pieces, *others)
+            return (tf.concat(small, 0), *more)
+        run, size = program
+        rest = 9 + len(COLUMNS) + 2 * len(self._sketches)
+        sizes = [self._count, rest, size - self._count - rest]
+        made = run(tf.concat([small, *(x for x in others if x is not None)], 0))
+        return tuple(tf.split(made, sizes[: 3 if sizes[2] else 2]))
+
+    def _program_of(self, sizes: Sequence[int | None]) -> tuple[Callable[..., Any], int] | None:
+        """What `stablehlo.function` made of the scalar part; None where it cannot be written down."""
+        if not self._jit_compile or devices.has_accelerator() or not stablehlo.works():
+            return None
+        key = tuple(sizes)
+        if key not in self._written:
+            self._written[key] = self._write(key)
+        return self._written[key]
+
+    def _write(self, sizes: Sequence[int | None]) -> tuple[Callable[..., Any], int] | None:
+        small = self._sizes[: len(self._small)]
+
+        def body(xp: Any, given: Any) -> Any:
+            ends = np.cumsum([0, *small, *(size or 0 for size in sizes)]).tolist()
+            pieces = [given[a:b] for a, b in itertools.pairwise(ends)]
+            others = [piece if size else None for piece, size in zip(pieces[len(small) :], sizes)]
+            packed, *more = self._scalar_part(xp, pieces[: len(small)], *others)
+            return xp.concat([*packed, *more])
+
+        try:
+            size = self._count + sum(size or 0 for size in sizes)
+            return stablehlo.function(body, size, lambda writer: _without_big(stablehlo.StableHLO, writer))
+        except Exception as error:  # a policy of somebody's own may call TensorFlow
+            logger.debug("the guard is traced, not written down: %s", error)
+            return None
+
+    def _trace(self, small: Sequence[tf.Tensor], *others: tf.Tensor | None) -> tuple[Any, ...]:
+        return self._scalar_part(_without_big(Fused if self._jit_compile else Traced), small, *others)
+
     def _scalar_part(
-        self,
-        small: Sequence[tf.Tensor],
-        reads: tf.Tensor,
-        norms: tf.Tensor,
-        applied: tf.Tensor | None,
-        signals: tf.Tensor,
+        self, xp: Any, small: Sequence[Any], reads: Any, norms: Any, applied: Any, signals: Any
     ) -> tuple[Any, ...]:
         """(small fields, numbers [, a scale for each variable]), all of them used: TensorFlow compiles a program anew
         for a caller that leaves an output unused or gives a constant."""
-        xp, known = _without_big(self._namespace), dict(zip(self._reads, tf.unstack(reads)))
+        known = dict(zip(self._reads, xp.parts(reads, len(self._reads), ())))
         leaves: dict[Path, Any] = {path: _Outside(path, known.__getitem__) for path in self._big}
         for group, vector in zip(self._small, small):
             # one operation for a group, not one for each field
-            fields = tf.unstack(tf.reshape(vector, [len(group), *group[0].shape]))
+            fields = xp.parts(vector, len(group), group[0].shape)
             leaves.update({field.path: value for field, value in zip(group, fields)})
         applied = norms if applied is None else applied
-        weights, rate, loss, ratio, *told = tf.unstack(signals)
+        weights, rate, loss, ratio, *told = xp.parts(signals, len(NO_SIGNALS), ())
         state, decision = self._guard.step(
             xp,
             self.layout.build(leaves),
@@ -192,9 +248,9 @@ class FusedGuard:
         )
         [row] = _at(state, _HISTORY).written
         entries = [number for path in self._sketches for number in _at(state, path).written]
-        several = [decision.scale] if decision.scale.shape.rank else []
+        several = [decision.scale] if len(decision.scale.shape) else []
         # few outputs: each is an allocation
-        told = xp.stack([1.0 if several else decision.scale, *decision[1:], *tf.unstack(row), *entries])
+        told = xp.stack([1.0 if several else decision.scale, *decision[1:], *xp.parts(row, len(COLUMNS), ()), *entries])
         return [self.layout.pack_group(xp, state, group) for group in self._small], told, *several
 
     def _find_reads(self, initial: Any) -> list[Read]:

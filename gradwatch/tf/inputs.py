@@ -15,6 +15,7 @@ import tensorflow as tf
 from gradwatch.core.guard import BEYOND, NOT_KNOWN
 from gradwatch.core.xp import HUGE
 from gradwatch.tf import compat, devices, distribution
+from gradwatch.tf.hidden import hidden_from_debuggers
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -31,7 +32,7 @@ class Inputs:
         self._here = threading.local()  # of a replica, each of which has a thread of its own
         self._found: tuple[Any, Any] | None = None  # the graph, and two numbers: a tensor, or those of the host
 
-    @compat.hidden_from_debuggers
+    @hidden_from_debuggers
     def expect(self, first: Any, last: Any) -> None:
         """The step that is judged next was given these, of any structure; its arrays that are no numbers do not count.
 

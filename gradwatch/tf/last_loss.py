@@ -17,6 +17,7 @@ import tensorflow as tf
 from gradwatch.core.xp import HUGE
 from gradwatch.tf import compat, devices, distribution, host_copies
 from gradwatch.tf.fused import NO_LOSS
+from gradwatch.tf.hidden import hidden_from_debuggers
 
 #: Numbers in what `part` gives.
 PARTS = 4
@@ -81,7 +82,7 @@ class LastLoss:
         self.variable.assign(own())
         return loss
 
-    @compat.hidden_from_debuggers
+    @hidden_from_debuggers
     def tell(self, loss: Any) -> None:
         """The step that was judged last had this loss."""
         if self.variable is not None and loss is not None:

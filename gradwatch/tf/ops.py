@@ -63,6 +63,10 @@ class _TensorFlow:
     def reshape(self, x: Any, shape: tuple[int, ...]) -> tf.Tensor:
         return tf.reshape(x, shape)
 
+    def parts(self, x: Any, count: int, shape: tuple[int, ...]) -> list[tf.Tensor]:
+        """So many arrays of one shape that lie side by side in a vector: one operation for all of them."""
+        return list(tf.unstack(x if shape == () else tf.reshape(x, [count, *shape])))
+
     def count_below(self, ascending: Any, fraction: float) -> tf.Tensor:
         return tf.reduce_sum(tf.cast(ascending < ascending[-1] * fraction, tf.float32))
 

@@ -42,13 +42,14 @@ def _place_of(size: int, share: int) -> Place:
     return Place(-(-size // stride), stride, size)
 
 
-def pick(x: tf.Tensor, place: Place) -> tf.Tensor:
-    flat = tf.reshape(x, [-1])
-    return flat if place.stride == 1 else flat[:: place.stride]
+def pick(x: tf.Tensor, place: Place, flat: Any = (-1,)) -> tf.Tensor:
+    x = x if x.shape.rank == 1 else tf.reshape(x, flat)
+    return x if place.stride == 1 else x[:: place.stride]
 
 
 def concat(arrays: Sequence[tf.Tensor], places: Sequence[Place]) -> tf.Tensor:
-    return tf.concat([tf.cast(pick(x, p), tf.float32) for x, p in zip(arrays, places)], 0)
+    flat = tf.constant([-1])  # once: a model has hundreds of variables
+    return tf.concat([tf.cast(pick(x, p, flat), tf.float32) for x, p in zip(arrays, places)], 0)
 
 
 def lengths(arrays: Sequence[tf.Tensor], places: Sequence[Place] | None = None, *, picked: bool = False) -> tf.Tensor:

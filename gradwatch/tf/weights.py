@@ -16,8 +16,10 @@ import tensorflow as tf
 from gradwatch.core import norms as _norms
 from gradwatch.core.guard import LIMB
 from gradwatch.core.xp import HUGE, TINY
-from gradwatch.tf import compat, devices, distribution, gradients, rates
+from gradwatch.tf import devices, distribution, gradients, rates
 from gradwatch.tf.fused import ANY_REACH, NO_REACH
+from gradwatch.tf.hidden import hidden_from_debuggers
+from gradwatch.tf.once import numbers, once_for_all
 from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.places import UNKNOWN, concat, lengths, places_of
 from gradwatch.tf.reach import initial_norm, motion, weight_norm
@@ -146,7 +148,7 @@ class Weights:
     def _rest(self, variables: Sequence[Any], follow: bool) -> tuple[Any, ...]:
         """`_look` where it is known that it is not time."""
         state = tf.convert_to_tensor(self.state)
-        norms, _, _, (_, ratio, total, *_) = self._split(state)
+        norms, _, _, (_, ratio, total, *_) = _split(state)
         one = np.zeros(self.initial.size, np.float32)
         one[3 * self.count + SCALARS.index("rest")] = 1.0
         self.state.assign(state - one)
@@ -154,26 +156,11 @@ class Weights:
 
     def _look(self, variables: Sequence[Any], follow: bool) -> tuple[Any, ...]:
         state = tf.convert_to_tensor(self.state)
-        rest = self._scalar(state, "rest")
-        due = rest < 0.5 if self.hurries is None else (rest < 0.5) | self.hurries()
-        places = places_of(variables)
+        hurried = None if self.hurries is None else self.hurries()
         hold = follow and self.limit is None
-
-        norms, ratios, first, (_, ratio, total, *limited) = self._split(state)
-
-        def look() -> tuple[tf.Tensor, ...]:
-            x = [gradients.values(tf.convert_to_tensor(v)) for v in variables]
-            now = lengths(x, places if self.limit is None and _predicates_travel() else None)
-            length = weight_norm(TENSORFLOW, now, _initial(variables, range(self.count)))
-            return now, tf.where(first < 0.0, now, first), length, concat(x, places) if hold else tf.zeros([0])
-
-        def keep() -> tuple[tf.Tensor, ...]:
-            return norms, first, total, tf.zeros([sum(p.size for p in places) if hold else 0])
-
-        always = self.limit is not None or _predicates_travel()
-        # only what is measured leaves the branch: with the whole state in it, XLA compiles the step around it otherwise
-        norms, first, total, before = look() if always else tf.cond(due, look, keep)
-        state = self._join(norms, ratios, first, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, total, *limited])
+        everything = self.limit is not None or not _predicates_travel()
+        function = once_for_all(_looked, variables, hold, self.limit is not None or _predicates_travel(), everything)
+        total, norms, ratio, due, before, state = function(state, hurried)
         if self.limit is not None and follow:
             before = [tf.identity(tf.convert_to_tensor(v)) for v in variables]
         if not follow:
@@ -196,18 +183,9 @@ class Weights:
     def _scalar(self, state: tf.Tensor, name: str) -> tf.Tensor:
         return state[3 * self.count + SCALARS.index(name)]
 
-    def _split(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-        """Norms, ratios and first norms of the variables, and `SCALARS`."""
-        norms, ratios, first, scalars = tf.split(state, [*[self.count] * 3, len(SCALARS)])
-        return norms, ratios, first, tf.unstack(scalars)
-
-    @staticmethod
-    def _join(norms: tf.Tensor, ratios: tf.Tensor, first: tf.Tensor, scalars: Sequence[Any]) -> tf.Tensor:
-        return tf.concat([norms, ratios, first, tf.stack(scalars)], 0)
-
     # -- after the update ---------------------------------------------------------------------------------
 
-    @compat.hidden_from_debuggers
+    @hidden_from_debuggers
     def settle(self, variables: Sequence[Any] | None) -> None:
         """The update that `look(..., follow=True)` began has been made: measure it, hold it within the limit."""
         update = getattr(self._here, "update", None)
@@ -233,22 +211,14 @@ class Weights:
         if self.limit is not None:
             self.state.assign(self._limited(variables, present, before, state))
             return
-        places = places_of(variables)
-
-        def measure() -> tf.Tensor:
-            norms, _, first, (rest, _, *others) = self._split(state)
-            now = concat([gradients.values(tf.convert_to_tensor(v)) for v in variables], places)
-            moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
-            ratios, ratio = _shares(variables, present, norms, moved)
-            return self._join(norms, ratios, first, [rest, ratio, *others])
-
-        self.state.assign(measure() if _predicates_travel() else tf.cond(due, measure, lambda: tf.identity(state)))
+        function = once_for_all(_settled, variables, present, _predicates_travel())
+        self.state.assign(function(state, due, before))
 
     def _limited(
         self, variables: list[Any], present: tuple[int, ...], before: Sequence[tf.Tensor], state: tf.Tensor
     ) -> tf.Tensor:
         """Scale an update that was too long back to the limit; the state after it."""
-        norms, _, first, (rest, _, total, low, high) = self._split(state)
+        norms, _, first, (rest, _, total, low, high) = _split(state)
         after = [tf.convert_to_tensor(v) for v in variables]
         moved = lengths([gradients.values(a - b) for a, b in zip(after, before)])
         ratios, ratio = _shares(variables, present, norms, moved)
@@ -259,7 +229,7 @@ class Weights:
             v.assign(tf.where(over, b + tf.cast(factor, a.dtype) * (a - b), a))
         low = low + tf.cast(over, tf.float32)
         carry = tf.cast(low >= LIMB, tf.float32)
-        return self._join(norms, ratios, first, [rest, ratio, total, low - carry * LIMB, high + carry])
+        return _join(norms, ratios, first, [rest, ratio, total, low - carry * LIMB, high + carry])
 
     # -- from the host ----------------------------------------------------------------------------------------
 
@@ -287,6 +257,71 @@ class Weights:
     def put(self, packed: np.ndarray) -> None:
         with tf.init_scope():
             self.state.assign(packed)
+
+
+# -- what all monitors over such variables share ------------------------------------------------------------
+
+
+def _split(state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """Norms, ratios and first norms of the variables, and `SCALARS`."""
+    count = (state.shape[0] - len(SCALARS)) // 3
+    norms, ratios, first, scalars = tf.split(state, [*[count] * 3, len(SCALARS)])
+    return norms, ratios, first, tf.unstack(scalars)
+
+
+def _join(norms: tf.Tensor, ratios: tf.Tensor, first: tf.Tensor, scalars: Sequence[Any]) -> tf.Tensor:
+    return tf.concat([norms, ratios, first, tf.stack(scalars)], 0)
+
+
+def _looked(
+    hold: bool, always: bool, everything: bool, state: tf.Tensor, hurried: tf.Tensor | None, variables: Sequence[Any]
+) -> tuple[tf.Tensor, ...]:
+    """(norm of the weights, norms of the variables, newest ratio, whether it is time, what is held, state after it).
+
+    Args:
+      hold: keep what `_settled` needs.
+      always: look without a branch.
+      everything: look at all numbers of the variables, not at their places alone.
+      hurried: whether to look although it is not time.
+    """
+    norms, ratios, first, (rest, ratio, total, *limited) = _split(state)
+    due = rest < 0.5 if hurried is None else (rest < 0.5) | hurried
+    places = places_of(variables)
+
+    def look() -> tuple[tf.Tensor, ...]:
+        x = [numbers(v) for v in variables]
+        now = lengths(x, None if everything else places)
+        length = weight_norm(TENSORFLOW, now, _initial(variables, range(len(variables))))
+        return now, tf.where(first < 0.0, now, first), length, concat(x, places) if hold else tf.zeros([0])
+
+    def keep() -> tuple[tf.Tensor, ...]:
+        return norms, first, total, tf.zeros([sum(p.size for p in places) if hold else 0])
+
+    # only what is measured leaves the branch: with the whole state in it, XLA compiles the step around it otherwise
+    norms, first, total, before = look() if always else tf.cond(due, look, keep)
+    state = _join(norms, ratios, first, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, total, *limited])
+    return total, norms, ratio, due, before, state
+
+
+def _settled(
+    present: tuple[int, ...],
+    always: bool,
+    state: tf.Tensor,
+    due: tf.Tensor,
+    before: tf.Tensor,
+    variables: Sequence[Any],
+) -> tf.Tensor:
+    """The state after the update, whose way is measured where it was time to look."""
+    places = places_of(variables)
+
+    def measure() -> tf.Tensor:
+        norms, _, first, (rest, _, *others) = _split(state)
+        now = concat([numbers(v) for v in variables], places)
+        moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
+        ratios, ratio = _shares(variables, present, norms, moved)
+        return _join(norms, ratios, first, [rest, ratio, *others])
+
+    return measure() if always else tf.cond(due, measure, lambda: tf.identity(state))
 
 
 def _shares(

@@ -44,7 +44,7 @@ class LastLoss:
             lambda: distribution.state_variable(np.float32(NO_LOSS), "gradwatch_loss")
         )
 
-    @compat.hidden_from_debuggers
+    @hidden_from_debuggers
     def value(self) -> tf.Tensor:
         """The mean over the replicas of this process; for a replica its own."""
         copies = () if distribution.replicas() > 1 else getattr(self.variable, "values", ())

@@ -26,7 +26,7 @@ from gradwatch.core.xp import HUGE, NUMPY, TINY
 from gradwatch.tf import devices, once, stablehlo
 from gradwatch.tf.ops import TENSORFLOW, Fused, Traced
 
-logger = logging.getLogger("gradwatch")
+logger: logging.Logger = logging.getLogger("gradwatch")
 
 Path = tuple[str, ...]
 Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of count_below)

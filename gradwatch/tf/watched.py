@@ -18,8 +18,8 @@ class Watched:
 
     def __init__(self, monitor: Any, ladder: Ladder) -> None:
         self.monitor: weakref.ref[Any] = weakref.ref(monitor)
-        self.engine = monitor._engine
-        self.loss_scaled = False
+        self.engine: Any = monitor._engine
+        self.loss_scaled: bool = False
         self._ladder = ladder
         self.reset()
 
@@ -27,12 +27,13 @@ class Watched:
         """Nothing was seen yet."""
         skip = self._ladder.skip
         bound = (None, 100) if skip is None else (skip.most, skip.window)
-        self.signs = Signs(self._ladder.patience, *bound, holds_rate=self.engine.guard.policy.holds_rate)
-        self.peek = Peek(self.engine)
-        self.rate = SetRate(self._ladder.patience)
+        self.signs: Signs = Signs(self._ladder.patience, *bound, holds_rate=self.engine.guard.policy.holds_rate)
+        self.peek: Peek = Peek(self.engine)
+        self.rate: SetRate = SetRate(self._ladder.patience)
         self.update_ratio: float | None = None
         self.thrown: Thrown | None = None
-        self.norm = self.loss = math.nan
+        self.norm: float = math.nan
+        self.loss: float = math.nan
 
     @property
     def name(self) -> str:

@@ -14,6 +14,8 @@ from gradwatch.report import figures, page
 from gradwatch.report.facts import duration, number, settings
 from gradwatch.report.material import Curve, Material
 
+_NOTHING = "·"
+_CURVES = f"Curves, each from its lowest to its highest value; {_NOTHING} is none that is finite"
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 24
 _LEAST_WIDTH = 34  # characters of a cell in a terminal that is too narrow for more
@@ -140,7 +142,7 @@ def text(found: Comparison, width: int | None = None) -> str:
         if any(name in material.curves for material in found.materials):
             curves.append((figures.COLOURS[name][1], *(_spark(m.curves.get(name)) for m in found.materials)))
     if curves:
-        parts += ["", "Curves, each from its lowest to its highest value", *_table(head, curves)]
+        parts += ["", _CURVES, *_table(head, curves)]
     parts += ["", "Verdicts"]
     for label, material in zip(found.labels, found.materials):
         verdict = "none" if material.diagnosis is None else str(material.diagnosis).replace("\n", "\n  ")
@@ -155,7 +157,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _spark(curve: Curve | None) -> str:
     """The highest values of a curve as a line of bars, on a log axis where all are above zero."""
-    if curve is None:
+    if curve is None or not np.isfinite(curve.high).any():
         return "-"
     with np.errstate(all="ignore"):
         logs = bool(np.nanmin(curve.high) > 0)
@@ -165,7 +167,8 @@ def _spark(curve: Curve | None) -> str:
     tops = np.array([part.max() if len(part) else math.nan for part in parts])
     low, span = np.nanmin(tops), np.nanmax(tops) - np.nanmin(tops)
     return "".join(
-        " " if np.isnan(top) else _BARS[int((top - low) / span * (len(_BARS) - 1)) if span > 0 else 0] for top in tops
+        _NOTHING if np.isnan(top) else _BARS[int((top - low) / span * (len(_BARS) - 1)) if span > 0 else 0]
+        for top in tops
     )
 
 

@@ -51,6 +51,16 @@ def test_compare_says_first_what_differs_in_the_settings_and_only_that(two):
     assert rest.count("Verdict: ") == 2
 
 
+def test_a_curve_that_ends_in_nan_is_drawn_to_its_end(tmp_path):
+    calm = record(tmp_path / "calm.sqlite", norms(240))
+    lost = record(tmp_path / "lost.sqlite", np.where(np.arange(240) >= 120, np.nan, norms(240)))
+    [line] = [line for line in invoke("compare", calm, lost).output.splitlines() if line.strip().startswith("norm")]
+    first, second = line.split()[-2:]
+    assert len(first) == len(second) == 24
+    assert "·" not in first
+    assert second.strip("·") == second[:12], "the second half"
+
+
 def test_compare_as_json_has_the_same(two):
     told = json.loads(invoke("compare", *two, "--json").output)
     assert told["differing_settings"] == ["Optimizer: learning rate"]

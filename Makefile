@@ -46,7 +46,7 @@ demo: $(READY)  ## train unprotected, then protected, on real text; about two mi
 	$(BIN)/gradwatch demo $(ARGS)
 
 test: $(READY)  ## all tests but the end-to-end ones, about 16 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not e2e" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python tests/in_parts.py -n $(WORKERS) $(ARGS)
 
 check: $(READY)  ## format, lint, spelling, types; says how to mend what it finds
 	$(call must,ruff format --check .,make format)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_parts
 import pytest
 import seconds
 
@@ -269,6 +270,13 @@ def test_constraints_are_exact_versions_and_nothing_else():
     for path in ROOT.glob("constraints*.txt"):
         for line in path.read_text().splitlines():
             assert re.fullmatch(r"(#.*|[A-Za-z0-9_.-]+==[A-Za-z0-9.!+]+|)", line.split("  #")[0].strip()), line
+
+
+def test_make_test_runs_every_test_file_in_one_of_its_parts():
+    files = [path for part in in_parts.parts() for path in part]
+    everything = {path for path in (ROOT / "tests").rglob("test_*.py") if "e2e" not in path.parts}
+    assert len(files) == len(set(files))
+    assert set(files) == everything
 
 
 def test_the_test_files_that_are_known_to_take_long_exist():

@@ -30,6 +30,7 @@ logger: logging.Logger = logging.getLogger("gradwatch")
 
 Path = tuple[str, ...]
 Read = tuple[Path, "int | float"]  # (sketch, index) or (sketch, fraction of count_below)
+Program = tuple[Callable[..., Any], int]  # vector -> vector, and how many numbers that has
 
 _HISTORY = ("history",)
 
@@ -136,9 +137,7 @@ class FusedGuard:
         self._count = sum(self._sizes[: len(self._small)])  # numbers in the small fields
         self._reads = self._find_reads(initial)
         self._jit_compile = jit_compile
-        self._written: dict[
-            Any, tuple[Callable[..., Any], int] | None
-        ] = {}  # by the sizes of what comes in beside the state
+        self._written: dict[Any, Program | None] = {}  # by the sizes of what comes in beside the state
         self._whole = tf.function(self._step, autograph=False)
         self._traced = tf.function(self._trace, jit_compile=jit_compile or None, autograph=False)
 
@@ -193,7 +192,7 @@ class FusedGuard:
         made = run(tf.concat([small, *(x for x in others if x is not None)], 0))
         return tuple(tf.split(made, sizes[: 3 if sizes[2] else 2]))
 
-    def _program_of(self, sizes: Sequence[int | None]) -> tuple[Callable[..., Any], int] | None:
+    def _program_of(self, sizes: Sequence[int | None]) -> Program | None:
         """What `stablehlo.function` made of the scalar part; None where it cannot be written down."""
         if not self._jit_compile or devices.has_accelerator() or not stablehlo.works():
             return None
@@ -202,7 +201,7 @@ class FusedGuard:
             self._written[key] = self._write(key)
         return self._written[key]
 
-    def _write(self, sizes: Sequence[int | None]) -> tuple[Callable[..., Any], int] | None:
+    def _write(self, sizes: Sequence[int | None]) -> Program | None:
         small = self._sizes[: len(self._small)]
 
         def body(xp: Any, given: Any) -> Any:

@@ -51,7 +51,8 @@ DRAWN = """
 
 #: The plots below the norm: scale and range of their newest figure, and how many are on the page.
 BELOW = """
-    Object.fromEntries(["loss", "learning_rate"].map((name) => {
+    Object.fromEntries(["loss", "learning_rate"].filter((name) => document.getElementById(name).firstElementChild)
+      .map((name) => {
         const height = {loss: 170, learning_rate: 120}[name];
         const figures = Bokeh.documents.map((one) => one.roots()[0]).filter((one) => one && one.height === height);
         const made = figures.at(-1);
@@ -233,6 +234,36 @@ def test_the_page_shows_a_running_training_as_its_snapshot_has_it(browser, tmp_p
 
     assert browser.complaints == []
     assert all(url.startswith((server.url, "data:", "about:")) for url in browser.requests), browser.requests
+
+
+class Losing(Run):
+    """Its losses are known: those from the step `below` on are below zero."""
+
+    def __init__(self, name: str, below: int) -> None:
+        super().__init__(name)
+        self.losses = np.logspace(0, 6, 100_000)
+        self.losses[::2] = 1e6
+        self.losses[below - 1 :] = -1.0
+
+    def history(self) -> dict[str, np.ndarray]:
+        known = super().history()
+        return {**known, "loss": self.losses[known["step"] - 1]}
+
+
+def test_a_loss_has_a_log_axis_only_while_that_can_show_it(browser):
+    with serve(0) as server:
+        run = Losing("losing", below=150)
+        reader_module.register(run)
+        run.leap(100)
+        browser.open(server.url + "/")
+        shown(browser, 100)
+        assert browser.run(BELOW)["loss"]["scale"] == "LogScale"
+        run.leap(100)
+        shown(browser, 200)
+        below = browser.run(BELOW)["loss"]
+        assert (below["scale"], below["figures"]) == ("LinearScale", 1)
+        assert below["range"][0] < -1.0
+    assert browser.complaints == []
 
 
 def test_it_goes_on_by_itself_while_the_training_runs(browser):

@@ -121,7 +121,7 @@
   function makeBelow(name) {
     const B = Bokeh, lead = plots.curves.x_range;
     const {step} = plots.kept[name];  // what leads has no ends before it is drawn
-    const log = plots.logs.has(name);
+    const log = plots[name + "IsLog"];
     const made = figure({
       y_axis_type: log ? "log" : "linear",
       height: name === "loss" ? 170 : 120, x_range: new B.Range1d({start: step[0], end: step[step.length - 1] + 1}), ...FRAME,
@@ -378,12 +378,12 @@
   }
 
   function showBelow(name) {
-    const {value} = plots.kept[name];
-    if (spansDecades(value) && !plots.logs.has(name)) {
-      plots.logs.add(name);
-      plots[name] = null;  // made anew, with a log axis
+    const {value} = plots.kept[name], log = spansDecades(value);
+    if (plots[name] && plots[name + "IsLog"] !== log) {
+      plots[name] = null;  // made anew, with the other axis
       $(name).replaceChildren();
     }
+    plots[name + "IsLog"] = log;
     showPlot(name, () => {
       // of a curve that is level, so that its axis is around it and not around zero
       if (value.length) plots[name].y_range.default_span = Math.abs(value[value.length - 1]) || 1;
@@ -394,7 +394,6 @@
   function showCurves(data) {
     const whole = data.key !== shown.key || data.from === 0;
     plots.kept = plots.kept || {};
-    plots.logs = plots.logs || new Set();  // of the plots below that need a log axis
     for (const name of [...Object.keys(CURVES), ...Object.keys(BELOW)]) {
       const fresh = data.curves[name];
       if (whole || !plots.kept[name]) {

@@ -99,7 +99,7 @@ class Rate:
         return self._since is not None and self._scale <= self._rung.least
 
     def is_on_trial(self, step: int) -> bool:
-        """Whether it was lowered not long ago, so that new trouble is likely to be the rate's."""
+        """Whether it was lowered not long ago, and by a guess, so that new trouble is likely to be the rate's."""
         return self._since is not None and not self._is_measured and step - self._since < REMEMBERED_STEPS
 
     def lower_to_what_was_kept(self, step: int, kept: float, *, anew: bool = False) -> float:

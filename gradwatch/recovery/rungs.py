@@ -53,6 +53,9 @@ class lower:
     factor is 0.01 / (that share) if that is smaller. The share is measured every 50 steps; under Adam and its kin it is
     also known from how far weights have grown that were thrown away.
 
+    A rate that is held by a policy such as `auto` is known better: it is limited to half of the share of the gradients'
+    norm that clipping left, and the limit stays.
+
     The optimizer sees the lowered rate within its update only: `optimizer.learning_rate` and a schedule stay as they
     are.
 

@@ -20,8 +20,8 @@ _SMOOTHED = 7  # losses whose median is compared with the band
 _SMOOTHED_ON_TRIAL = 25
 _WILD_STEPS = 10  # far above everything before, after an explosion: whoever can go back need not wait
 _LASTING = 100  # losses at a rate that is on trial
-_HELD, _HELD_STEPS, _HELD_OF_THEM = 0.1, 100, 90  # share of the norm that is left; steps; so many of them
-_LEARNS, _LEARNS_STEPS = 0.15, 200  # deviations by which the median of so many losses falls while a run learns
+_HELD, _HELD_STEPS, _STEPS = 0.1, 90, 100  # less than this share of the norm is left, in 90 of 100 steps
+_LEARNS, _LEARNS_STEPS = 0.15, 200  # deviations by which the median of 200 losses falls while a run learns
 _DROPPED = (VERDICTS.index("zero"), VERDICTS.index("skip"))
 
 
@@ -116,8 +116,8 @@ class Signs:
 
     def lowered(self) -> None:
         """The rate is another one from here on."""
-        self._kept: deque[float] = deque(maxlen=_HELD_STEPS)
-        self._course: deque[float] = deque(maxlen=2 * _LEARNS_STEPS)  # losses
+        self._kept: deque[float] = deque(maxlen=_STEPS)
+        self._losses: deque[float] = deque(maxlen=2 * _LEARNS_STEPS)  # at this rate
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Signs:
         rows = rows._replace(loss=_filled(rows))
         if self._holds_rate:
             self._kept.extend(rows.kept.tolist())
-            self._course.extend(rows.loss[np.isfinite(rows.loss)].tolist())
+            self._losses.extend(rows.loss[np.isfinite(rows.loss)].tolist())
         if math.isnan(self.first_loss):
             known = rows.loss[np.isfinite(rows.loss)]
             self._band.first = float(known[0]) if len(known) else math.nan
@@ -326,21 +326,21 @@ class Signs:
     def _held_back(self) -> Trouble | None:
         """A rate at which the run lives by clipping alone."""
         kept = self._kept
-        if len(kept) < _HELD_STEPS or kept[-1] >= _HELD:
+        if len(kept) < _STEPS or kept[-1] >= _HELD:
             return None
         ascending = sorted(kept)
-        if ascending[_HELD_OF_THEM - 1] >= _HELD or self._learns:
+        if ascending[_HELD_STEPS - 1] >= _HELD or self._learns:
             return None
-        middle = ascending[_HELD_STEPS // 2]
+        middle = ascending[_STEPS // 2]
         text = f"clipping leaves {middle:.2g} of the gradients' norm, and the loss does not fall any more"
-        return self._since_text("held", _HELD_STEPS, text)._replace(kept=middle)
+        return self._since_text("held", _STEPS, text)._replace(kept=middle)
 
     @property
     def _learns(self) -> bool:
         """Whether the loss still falls, or is not known for long enough to say."""
-        if len(self._course) < 2 * _LEARNS_STEPS:
+        if len(self._losses) < 2 * _LEARNS_STEPS:
             return True
-        before, now = np.array(self._course).reshape(2, _LEARNS_STEPS)
+        before, now = np.array(self._losses).reshape(2, _LEARNS_STEPS)
         middle = np.median(now)
         spread = 1.4826 * np.median(np.abs(now - middle))
         return bool(middle < np.median(before) - _LEARNS * spread)

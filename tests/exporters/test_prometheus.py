@@ -428,6 +428,7 @@ def test_a_forked_child_neither_holds_the_port_nor_closes_the_parents_server(tmp
         f"""
 import os, time, urllib.request, warnings
 warnings.simplefilter("ignore")
+os.register_at_fork(after_in_child=lambda: time.sleep(0.2))  # a busy machine
 from pathlib import Path
 from gradwatch.exporters.prometheus import serve
 folder = Path({str(tmp_path)!r})
@@ -438,14 +439,20 @@ with serve(0, file_sd=folder) as server:
         print("FILES", len(list(folder.iterdir())), urllib.request.urlopen(server.url).status, flush=True)
 if child == 0:
     os._exit(0)
+forked, tell = os.pipe()
 with serve(0) as server:
     child = os.fork()
     if child == 0:
+        os.write(tell, b".")
         time.sleep(30)
-port = server.port
-serve(port).close()
-print("FREE", flush=True)
-os.kill(child, 9)
+        os._exit(0)
+try:
+    os.read(forked, 1)  # before that the child may not have come to close what it got with the fork
+    port = server.port
+    serve(port).close()
+    print("FREE", flush=True)
+finally:
+    os.kill(child, 9)
 """
     )
     assert done.stdout.split("\n")[:2] == ["FILES 1 200", "FREE"], done.stderr

@@ -19,7 +19,10 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_script(body: str) -> subprocess.CompletedProcess[str]:
-    """Runs `body` in a fresh process, without TensorFlow: the package's own __init__ would import it."""
+    """Runs `body` in a fresh process, without TensorFlow: the package's own __init__ would import it.
+
+    It leads a session: whatever it kills, it does not reach the tests.
+    """
     script = f"""{AS_FROM_A_TERMINAL}
 import sys, types
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -27,7 +30,8 @@ package = sys.modules["gradwatch"] = types.ModuleType("gradwatch")
 package.__path__ = [{str(ROOT / "gradwatch")!r}]
 {body}
 """
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
 
 
 EXIT = """

@@ -1,7 +1,7 @@
 """All tests but the end-to-end ones, in parts one after the other: `python tests/in_parts.py [-n WORKERS] [options]`.
 
-TensorFlow keeps the graph of each step that applies an optimizer for as long as a process lives. Workers that run all
-tests grow to 6 GB each, which is more than a laptop has to spare. A part has workers of its own.
+TensorFlow keeps the graph of each step that applies an optimizer unwatched, and each program of XLA, for as long as a
+process lives. Workers that run all tests grow by gigabytes. A part has workers of its own.
 """
 
 from __future__ import annotations

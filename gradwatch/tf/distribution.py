@@ -175,8 +175,8 @@ PART, HAND_ON, DONE = "part", "hand on", "done"
 # what stands between `apply` and the sum; where a class of the user's replaces one, we cannot know what it sums
 _WAY_TO_THE_SUM = ("apply", "_backend_apply_gradients", compat.UPDATE, compat.SUM_OVER_REPLICAS)
 
-# inside of `handed_on`: a list with an entry for each sum that was left out
-_handed_on: contextvars.ContextVar[list[None] | None] = contextvars.ContextVar("gradwatch_handed_on", default=None)
+# inside of `without_sum`: a list with an entry for each sum that was left out
+_left_out: contextvars.ContextVar[list[None] | None] = contextvars.ContextVar("gradwatch_left_out", default=None)
 
 
 def sums_once(optimizer: Any) -> bool:
@@ -194,30 +194,55 @@ def sums_once(optimizer: Any) -> bool:
         or updates.wrapped(optimizer)
     ):
         return False
-    owners = [next((c for c in type(optimizer).__mro__ if name in c.__dict__), object) for name in _WAY_TO_THE_SUM]
-    if any(owner is not object and not owner.__module__.startswith("keras.") for owner in owners):
+    owners = [_owner(optimizer, name) for name in _WAY_TO_THE_SUM]
+    if any(owner is not object and not _is_keras(owner) for owner in owners):
         return False
     compat.require(compat.SUM_OVER_REPLICAS, of=optimizer)
-    sums = owners[-1].__dict__[compat.SUM_OVER_REPLICAS]
-    if not hasattr(sums, "_gradwatch"):
-        setattr(owners[-1], compat.SUM_OVER_REPLICAS, _unless_handed_on(sums))
+    _hook_sum(owners[-1])
     return True
 
 
+def _owner(optimizer: Any, name: str) -> type:
+    """The class that this method of an optimizer is of; object where it has none."""
+    return next((c for c in type(optimizer).__mro__ if name in c.__dict__), object)
+
+
+def _is_keras(cls: type) -> bool:
+    return cls.__module__.startswith("keras.")
+
+
+def _hook_sum(owner: type) -> None:
+    sums = owner.__dict__[compat.SUM_OVER_REPLICAS]
+    if not hasattr(sums, "_gradwatch"):
+        setattr(owner, compat.SUM_OVER_REPLICAS, _unless_left_out(sums))
+
+
 @contextlib.contextmanager
-def handed_on() -> Iterator[None]:
-    """Inside, this thread's replica applies gradients that are summed already, and Keras must not sum them again.
+def without_sum(optimizer: Any, *, summed: bool) -> Iterator[None]:
+    """Inside, this thread's replica makes an update, in which Keras must not sum what is summed already.
+
+    Of one replica the sum is what it was given. Yet TensorFlow remembers how to derive each such sum, and with it the
+    graph of the step, for as long as the process lives: some 6 kB for an operation.
+
+    Args:
+      summed: over several replicas, because `sums_once`.
 
     Raises:
       UnsupportedError: Keras did not come by where it is known to sum, once: it summed elsewhere, a second time.
     """
+    owner = _owner(optimizer, compat.SUM_OVER_REPLICAS)
+    alone = not summed and replicas() == 1 and _is_keras(owner)
+    if not summed and not alone:
+        yield
+        return
+    _hook_sum(owner)
     left_out: list[None] = []
-    token = _handed_on.set(left_out)
+    token = _left_out.set(left_out)
     try:
         yield
     finally:
-        _handed_on.reset(token)
-    if len(left_out) != 1:
+        _left_out.reset(token)
+    if summed and len(left_out) != 1:
         raise compat.not_called(
             compat.SUM_OVER_REPLICAS,
             f"called it {len(left_out)} times in an update instead of once: the gradients of the replicas would be "
@@ -225,15 +250,15 @@ def handed_on() -> Iterator[None]:
         )
 
 
-def _unless_handed_on(sums: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_left_out(sums: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(sums)
     @tf.autograph.experimental.do_not_convert
-    def unless_handed_on(self: Any, grads_and_vars: Any) -> Any:
-        left_out = _handed_on.get()
+    def unless_left_out(self: Any, grads_and_vars: Any) -> Any:
+        left_out = _left_out.get()
         if left_out is None:
             return sums(self, grads_and_vars)
         left_out.append(None)
         return list(grads_and_vars)
 
-    unless_handed_on._gradwatch = True  # type: ignore[attr-defined]
-    return unless_handed_on
+    unless_left_out._gradwatch = True  # type: ignore[attr-defined]
+    return unless_left_out

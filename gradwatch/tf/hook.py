@@ -5,7 +5,6 @@ Where nobody is watching (`watchers`) the hook does nothing. docs/decisions/0002
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -83,7 +82,7 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
 
         def update(optimizer: Any, grads: list[Any], variables: list[Any] | None) -> Any:
             args, keywords = given.replaced([grads, variables])
-            with distribution.handed_on() if once else contextlib.nullcontext():
+            with distribution.without_sum(self, summed=once):
                 return original(optimizer, *args, **keywords)
 
         grads, variables = list(given.get(0)), None if given.get(1) is None else list(given.get(1))
@@ -117,8 +116,9 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
         def update(optimizer: Any, grads: list[Any], variables: list[Any]) -> Any:
             args, keywords = given.replaced([list(zip(grads, variables))])
-            summed = legacy.summed_already(self, keywords) if distribution.replicas() > 1 else keywords
-            return original(optimizer, *args, **summed)
+            if distribution.replicas() > 1 or legacy.sums_itself(self):  # of one, see `distribution.without_sum`
+                keywords = legacy.summed_already(self, keywords)
+            return original(optimizer, *args, **keywords)
 
         sums = distribution.HAND_ON if legacy.sums(keywords) else distribution.DONE
         grads, variables = ([pair[i] for pair in pairs] for i in (0, 1))

@@ -6,10 +6,12 @@ import gc
 import weakref
 
 import keras
+import loops
 import pytest
 import support
 import tensorflow as tf
 
+from gradwatch import policies
 from gradwatch.tf import once
 
 DATA = support.batches(3)
@@ -60,3 +62,32 @@ def test_what_is_shared_outlives_the_model_that_it_was_traced_for():
     assert gone() is None
     step, _ = trained()
     assert step.monitor.snapshot().update_ratio == pytest.approx(expected, rel=1e-6)
+
+
+def graphs_alive():
+    keras.backend.clear_session()
+    gc.collect()
+    return sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("plain tape", loops.FUNCTION),
+        ("plain tape", loops.JIT),
+        ("several optimizers (GAN)", loops.FUNCTION),
+        ("gradient accumulation", loops.FUNCTION),
+        ("loss_scale_factor", loops.FUNCTION),
+        ("LossScaleOptimizer", loops.FUNCTION),
+        ("MultiOptimizer", loops.FUNCTION),
+        ("built-in train_step", "fit"),
+    ],
+)
+def test_no_graph_of_a_watched_step_outlives_its_training(name, mode):
+    """One of a step that is not watched does: TensorFlow remembers how to derive Keras' sum over the replicas."""
+    loop = next(loop for loop in loops.LOOPS if loop.name == name)
+    counts = []
+    for _ in range(3):
+        loops.run(loop, mode, policies.fixed(support.CLIP))
+        counts.append(graphs_alive())
+    assert counts[2] == counts[1]

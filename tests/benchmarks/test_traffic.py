@@ -49,10 +49,13 @@ def test_the_size_of_a_shape_is_in_bytes(shape, size):
 
 def test_a_watched_step_reads_the_gradients_once_more_and_copies_no_weights():
     passes = {}
-    for way in ("none", "clip", "gradwatch"):
+    copies = {}
+    for way in ("none", "clip", "gradwatch", 'on_nonfinite="skip"'):
         text, gradients = traffic.program("mlp-2m", way)
         passes[way] = traffic.moved(text, most=False) / gradients
-    # the program of gradwatch is the last one
-    assert not [line for line in traffic.computations(text)["ENTRY"] if "f32[1024,1024]{1,0} copy(" in line]
+        entry = traffic.computations(text)["ENTRY"]
+        copies[way] = [line for line in entry if "f32[1024,1024]{1,0} copy(" in line]
+    assert copies["gradwatch"] == copies['on_nonfinite="skip"'] == []
     assert passes["gradwatch"] - passes["none"] < 1.2
     assert passes["gradwatch"] < passes["clip"]
+    assert passes['on_nonfinite="skip"'] - passes["gradwatch"] < 0.1

@@ -30,7 +30,7 @@ OPTIMIZERS = {
 if not hasattr(keras.optimizers, "MultiOptimizer"):
     del OPTIMIZERS["MultiOptimizer"]
 
-CASES = [(name, "function inside") for name in OPTIMIZERS] + [("Adam", "eager"), ("Adam", "jit inside")]
+CASES = [(name, mode) for name in OPTIMIZERS for mode in ("function inside", "jit inside")] + [("Adam", "eager")]
 
 
 def skipping(**options):
@@ -64,6 +64,23 @@ def test_a_run_with_skipped_steps_equals_one_that_never_saw_their_batches():
     support.assert_same(train([*GOOD[:6], BROKEN, SPIKE, BROKEN, GOOD[6]]), train(GOOD))
 
 
+@pytest.mark.parametrize("mode", ["function inside", "jit inside"])
+def test_an_optimizer_that_writes_to_variables_by_itself_is_undone(mode):
+    class Own(keras.optimizers.SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            variable.assign(variable * 0.5)
+            self.assign_sub(variable, gradient * learning_rate)
+
+    net, optimizer = support.model(), Own(0.1)
+    step = support.MODES[mode](skipping(), support.train_step(net, optimizer))
+    support.run(step, GOOD[:3])
+    before = support.weights(net, optimizer)
+    step(*BROKEN)
+    support.assert_same(support.weights(net, optimizer), before)
+    step(*GOOD[4])
+    assert np.any(support.weights(net)[0] != before[0])
+
+
 def test_zeroed_gradients_are_not_a_skipped_step():
     """What makes skip worth its price: with "zero" momentum and iterations move on."""
     net, optimizer = support.model(), adam()
@@ -86,7 +103,8 @@ def test_the_first_step_can_be_skipped():
     assert int(optimizer.iterations.numpy()) == 0
 
 
-def test_sparse_gradients_stay_sparse_under_skip():
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_sparse_gradients_stay_sparse_under_skip(jit_compile):
     kinds = []
 
     class Spy(keras.optimizers.SGD):
@@ -96,7 +114,7 @@ def test_sparse_gradients_stay_sparse_under_skip():
 
     net = support.embedding_model(20, 2, 3)
     optimizer = Spy(0.1)
-    step = skipping()(tf.function(support.train_step(net, optimizer)))
+    step = skipping()(tf.function(support.train_step(net, optimizer), jit_compile=jit_compile))
     ids = tf.constant([[1, 2], [3, 4]])
     step(ids, tf.ones([2, 1]))
     before = support.weights(net, optimizer)

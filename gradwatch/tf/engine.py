@@ -232,12 +232,7 @@ class Engine:
             grads = [_gradients.clamped_part(part, g, limit) for part, g in zip(grads, whole)]
         if loss_scale is not None:
             norms, applied = norms / loss_scale, applied / loss_scale
-        with turns.one_at_a_time(self.run_id) as wrote:
-            new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
-            wrote(built.state.assign(new_state))
-            if built.trail is not None:
-                for written in built.trail.push(new_state, built.weights.measured(), loss_scale):
-                    wrote(written)
+        scale, numbers = self._judge(built, norms, applied, signals, loss_scale)
         decision = Decision(scale, *tf.unstack(numbers))
         if not self.guard.scales:
             return grads, decision
@@ -246,6 +241,22 @@ class Engine:
             # NaN in every gradient of every replica, so that all come to the same verdict
             scale = scale / decision.finite
         return _gradients.scaled(grads, scale), decision
+
+    def _judge(
+        self, built: DeviceState, norms: tf.Tensor, applied: tf.Tensor, signals: tf.Tensor, loss_scale: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """(scale, the other numbers of the Decision) of these norms; the state is that after the step."""
+        if built.trail is None:
+            made = built.program().update(built.state, norms, applied, signals)
+            if made is not None:
+                return made
+        with turns.one_at_a_time(self.run_id) as wrote:
+            new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
+            wrote(built.state.assign(new_state))
+            if built.trail is not None:
+                for written in built.trail.push(new_state, built.weights.measured(), loss_scale):
+                    wrote(written)
+        return scale, numbers
 
     def keep(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         """A call of the step with these arguments has ended: keep them where it alarmed and somebody wants them."""

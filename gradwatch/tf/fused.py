@@ -1,9 +1,10 @@
-"""The guard on the device in two parts: scalars in one compiled program, big arrays outside.
+"""The guard on the device: scalars as one kernel of XLA, big arrays beside it.
 
-XLA on the CPU runs a program on the calling thread only if every buffer in it has at most 512 bytes (or it has
-at most 8 kernels); one larger buffer hands each of some fifty tiny kernels from thread to thread, which costs
-many times what they compute. So the sketches and the history stay outside: what the guard reads of them goes
-in as numbers, what it wants done to them comes out as numbers. docs/decisions/0004 has the measurements.
+XLA on the CPU runs a program on the calling thread only if it has at most eight kernels, or no buffer of more than 512
+bytes; else it hands its kernels from thread to thread, which costs many times what they compute. So the sketches and
+the history stay out of what computes the scalars: what the guard reads of them goes in as numbers, what it wants done
+to them comes out as numbers. Where the scalars are one kernel, all of it is one program of seven, which reads and
+writes the variable of the state (`update`). docs/decisions/0004 has the measurements.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ ANY_REACH = 3e38
 LOSS = 2
 NO_SIGNALS = (NO_REACH, 1.0, NO_LOSS, NO_RATIO, *[NOT_KNOWN] * len(TOLD))
 
+_ROW = 64  # divides BUCKETS; sums of so few numbers are not split
+
 
 def _is_big(path: Path, shape: tuple[int, ...]) -> bool:
     """Whether a field of the state stays outside the compiled part."""
@@ -62,6 +65,12 @@ class _Outside:
         new = _Outside(self.path, self.read)
         new.written = written
         return new
+
+
+def _count_below(ascending: tf.Tensor, fraction: float) -> tf.Tensor:
+    """`count_below` for XLA, which makes three kernels of a sum over so many numbers, and one of a product."""
+    below = tf.cast(tf.reshape(ascending < ascending[-1] * fraction, [-1, _ROW]), tf.float32)
+    return tf.reduce_sum(tf.linalg.matvec(below, tf.ones([_ROW])))
 
 
 def _without_big(namespace: type, *given: Any) -> Any:
@@ -139,6 +148,7 @@ class FusedGuard:
         self._jit_compile = jit_compile
         self._written: dict[Any, Program | None] = {}  # by the sizes of what comes in beside the state
         self._whole = tf.function(self._step, autograph=False)
+        self._updating = tf.function(self._update, jit_compile=True, autograph=False)
         self._traced = tf.function(self._trace, jit_compile=jit_compile or None, autograph=False)
 
     def step(
@@ -159,24 +169,65 @@ class FusedGuard:
         # traced once for all monitors: a step that is traced holds one call
         return self._whole(vector, norms, None if same else applied, signals)
 
+    def update(
+        self, state: tf.Variable, norms: tf.Tensor, applied: tf.Tensor, signals: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """`step` of what a variable holds, as one program that reads and writes it: (scale, the other numbers).
+
+        XLA holds on to the variables of a program while it runs, so that no other thread comes between.
+
+        Returns:
+          None where this is not one program of few kernels, or a part of a larger one; nothing is done then.
+        """
+        given = (norms, None if applied is norms else applied, signals)
+        sizes = [len(self._reads), *(None if x is None else x.shape.num_elements() for x in given)]
+        if once.inline() or self._program_of(sizes) is None:
+            return None
+        return self._decided(*self._updating(state.handle, *given))
+
+    def _update(
+        self, handle: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None, signals: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        vector = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+        vector.set_shape([self.layout.size])
+        vector, *made = self._advanced(vector, norms, applied, signals)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=vector)
+        return tuple(made)
+
     def _step(
         self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None, signals: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        vector, *made = self._advanced(vector, norms, applied, signals)
+        return (vector, *self._decided(*made))
+
+    def _advanced(
+        self, vector: tf.Tensor, norms: tf.Tensor, applied: tf.Tensor | None, signals: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        """(state after the step, numbers [, a scale for each variable])."""
         first, *pieces = tf.split(vector, [self._count, *self._sizes[len(self._small) :]])
         big = dict(zip(self._big, pieces))
         others = [self._read(vector, big), norms, applied, signals]
         small, told, *several = self._scalars(first, others)
-        scale, numbers, row, *entries = tf.split(told, [1, 8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
-        scale = several[0] if several else tf.reshape(scale, [])
+        _, _, row, *entries = self._parts(told)
         indices, factors = entries[::2], entries[1::2]
         entered = [TENSORFLOW.enter(big[p], at, keep) for p, at, keep in zip(self._sketches, indices, factors)]
-        return tf.concat([small, *entered, TENSORFLOW.push(big[_HISTORY], row)], 0), scale, numbers
+        return (tf.concat([small, *entered, TENSORFLOW.push(big[_HISTORY], row)], 0), told, *several)
+
+    def _decided(self, told: tf.Tensor, *several: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        scale, numbers, *_ = self._parts(told)
+        return several[0] if several else tf.reshape(scale, []), numbers
+
+    def _parts(self, told: tf.Tensor) -> list[tf.Tensor]:
+        """Scale, the other numbers of the Decision, a row of the history, and (index, factor) for each sketch."""
+        parts: list[tf.Tensor] = tf.split(told, [1, 8, len(COLUMNS), *[1] * (2 * len(self._sketches))])
+        return parts
 
     def _read(self, vector: tf.Tensor, big: Mapping[Path, tf.Tensor]) -> tf.Tensor:
         """The numbers of `self._reads`: all indices, then all counts."""
         offsets = {field.path: field.offset for field in self.layout.fields}
         places = [offsets[path] + what % BUCKETS for path, what in self._reads if isinstance(what, int)]
-        counts = [TENSORFLOW.count_below(big[path], what) for path, what in self._reads if isinstance(what, float)]
+        count = _count_below if devices.compiled_by_xla() else TENSORFLOW.count_below
+        counts = [count(big[path], what) for path, what in self._reads if isinstance(what, float)]
         return tf.concat([tf.gather(vector, places), *[count[None] for count in counts]], 0)
 
     def _scalars(self, small: tf.Tensor, others: Sequence[tf.Tensor | None]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from gradwatch.core.guard import Decision, Guard
 from gradwatch.core.xp import HUGE, LARGEST, NUMPY
 from gradwatch.testing import streams
 from gradwatch.tf import compat, program_text, stablehlo
-from gradwatch.tf.fused import FusedGuard
+from gradwatch.tf.fused import NO_SIGNALS, FusedGuard
 
 GIVEN = np.array([0.0, -0.0, 1.0, -2.5, 3e38, -3e38, 1e-30, 7.0, math.inf, -math.inf, math.nan, 0.5], np.float32)
 
@@ -127,6 +127,23 @@ def rows_of(variables, steps=60):
     rows[45, 0] = math.nan
     rows[50] = 0.0
     return rows
+
+
+@pytest.mark.parametrize("text", ["auto", "percentile", "value(1)", "per_variable"])
+def test_a_state_that_is_written_by_its_program_is_that_of_a_step_to_the_bit(text):
+    """The state is a variable of the program, as in a tf.function, or a vector that comes in and goes out."""
+    guard, rows = Guard(text, detectors.default()), rows_of(3)
+    on_device = FusedGuard(guard, guard.init(3), jit_compile=True)
+    initial = on_device.layout.pack(NUMPY, guard.init(3))
+    state, vector, signals = tf.Variable(initial), tf.constant(initial), tf.constant(NO_SIGNALS)
+    step = tf.function(on_device.step, autograph=False)
+    update = tf.function(lambda *given: on_device.update(state, *given), autograph=False)
+    for row in rows:
+        applied = np.minimum(row, 1.0) if text == "value(1)" else row
+        vector, *expected = step(vector, tf.constant(row), tf.constant(applied), signals)
+        got = update(tf.constant(row), tf.constant(applied), signals)
+        for x, y in zip((*got, state), (*expected, vector)):
+            assert np.array_equal(x.numpy(), y.numpy(), equal_nan=True)
 
 
 @pytest.mark.parametrize("text", policies.POLICIES)

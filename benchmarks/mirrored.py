@@ -5,6 +5,7 @@
 Two logical CPUs share the cores of this machine, so what counts is the ratio to the unwatched step of the same
 strategy, not the time. Keras sums the gradients over the replicas once; the norm needs that sum as well. "handed on" is
 gradwatch as it is: the sum is made once and handed to Keras. "summed twice" is what the norm alone would cost.
+"global_clipnorm" is Keras' own clipping, unwatched, which clips the part of each replica by itself.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ import tensorflow as tf
 import gradwatch
 from gradwatch.tf import distribution
 
-CONTENDERS = ("unwatched", "handed on", "summed twice")
+CONTENDERS = ("unwatched", "global_clipnorm", "handed on", "summed twice")
+UNWATCHED = CONTENDERS[:2]
 
 
 def make_step(strategy: tf.distribute.Strategy, model: str, contender: str) -> Any:
     """A step of the whole strategy, without arguments, traced."""
     with strategy.scope():
         task = overhead.MODELS[model][0]()
-        optimizer = task.optimizer()
+        optimizer = task.optimizer(**({"global_clipnorm": 1.0} if contender == "global_clipnorm" else {}))
         optimizer.build(task.model.trainable_variables)
 
     def replica(x: Any, y: Any) -> Any:
@@ -42,7 +44,7 @@ def make_step(strategy: tf.distribute.Strategy, model: str, contender: str) -> A
         )
         return loss
 
-    watched = replica if contender == "unwatched" else gradwatch.watch(replica)
+    watched = replica if contender in UNWATCHED else gradwatch.watch(replica)
 
     @tf.function
     def step() -> Any:
@@ -67,16 +69,19 @@ def measure(strategy: tf.distribute.Strategy, model: str, *, rounds: int, second
         "rounds": len(base),
         "unwatched_us": float(np.median(base)) * 1e6,
         "ratio": {name: setting.median_interval(np.array(times[name]) / base) for name in CONTENDERS},
+        "over_clip": setting.median_interval(np.array(times["handed on"]) / np.array(times["global_clipnorm"])),
     }
 
 
 def report(entries: list[dict[str, Any]]) -> str:
     head = ["two replicas", "unwatched, ms", *[f"{name} / unwatched" for name in CONTENDERS[1:]]]
+    head.append("handed on / global_clipnorm")
     rows = [
         [
             e["model"],
             f"{e['unwatched_us'] / 1e3:.2f}",
             *["{:.3f} ({:.3f} to {:.3f})".format(*e["ratio"][name]) for name in CONTENDERS[1:]],
+            "{:.3f} ({:.3f} to {:.3f})".format(*e["over_clip"]),
         ]
         for e in entries
     ]

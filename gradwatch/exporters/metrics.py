@@ -516,7 +516,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gradwatch_host_overhead_seconds_total",
         "counter",
-        "Time that gradwatch's host side took from the training thread.",
+        "Time that gradwatch's host side took from the training thread, in eager steps and in traces.",
         lambda r: _one(r.host_seconds),
         unit="seconds",
         group=_SELF,

@@ -61,7 +61,7 @@ def watched(optimizer: Any, monitor: Monitor, names: list[Any] | None) -> Iterat
             restore_where(keep, before)
             # the whole cycle is dropped: the next micro-batch begins a new one, `iterations` as before this one
             iterations.assign_sub(tf.cast(tf.where(keep, steps, 0), iterations.dtype))
-        monitor._engine.weights.settle(variables)
+        monitor._engine.settle(variables)
 
     # on the instance, for this call alone
     vars(optimizer).update(zip(_HOOKED, (clip_mean, update_or_keep)))

@@ -52,6 +52,7 @@ class Engine:
       explicit_calls: of `Monitor.clip`, traced or run.
       loss_scale: of the last step, a number or a variable.
       lowering: what is done to the learning rate; None where it cannot be lowered.
+      host_seconds: taken from the training's thread, in eager steps and in traces.
     """
 
     def __init__(
@@ -195,12 +196,17 @@ class Engine:
             signals = tf.stack([weights, speed, loss, ratio, *self._told(optimizer), NOT_KNOWN, NOT_KNOWN])
             scaled, decision = self._step(tensors, _float32(loss_scale), signals, skips_itself, sums)
         self.weights.follow(present, update)
-        if tf.executing_eagerly():
-            self.host_seconds += time.perf_counter() - began
+        self.host_seconds += time.perf_counter() - began
         out: list[Gradient | None] = list(grads)
         for i in present:
             out[i] = scaled[i]
         return out, decision
+
+    def settle(self, variables: Sequence[Any] | None) -> None:
+        """The update that follows `clip` has been made."""
+        began = time.perf_counter()
+        self.weights.settle(variables)
+        self.host_seconds += time.perf_counter() - began
 
     def _told(self, optimizer: Any) -> list[Any]:
         """Learning rate, mean squares of input and target of this step; `NOT_KNOWN` where there is none."""
@@ -246,15 +252,18 @@ class Engine:
         self, built: DeviceState, norms: tf.Tensor, applied: tf.Tensor, signals: tf.Tensor, loss_scale: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """(scale, the other numbers of the Decision) of these norms; the state is that after the step."""
-        if built.trail is None:
-            made = built.program().update(built.state, norms, applied, signals)
-            if made is not None:
-                return made
+        program, trail = built.program(), built.trail
+        if trail is None and (made := program.update(built.state, norms, applied, signals)) is not None:
+            return made
         with turns.one_at_a_time(self.run_id) as wrote:
-            new_state, scale, numbers = built.program().step(built.vector(), norms, applied, signals)
-            wrote(built.state.assign(new_state))
-            if built.trail is not None:
-                for written in built.trail.push(new_state, built.weights.measured(), loss_scale):
+            made = None if trail is None else program.update(built.state, norms, applied, signals)
+            if made is None:
+                state, scale, numbers = program.step(built.vector(), norms, applied, signals)
+                wrote(built.state.assign(state))
+            else:
+                state, (scale, numbers) = built.vector(), made
+            if trail is not None:
+                for written in trail.push(state, built.weights.measured(), loss_scale):
                     wrote(written)
         return scale, numbers
 

@@ -197,5 +197,5 @@ def _apply(
             result = apply_or_keep(update, optimizer, grads, variables, keep)
         else:
             result = update(optimizer, grads, variables)
-        monitor._engine.weights.settle(known)
+        monitor._engine.settle(known)
         return result

@@ -300,6 +300,25 @@ def test_saturated_clipping_counts_for_stop_after(monkeypatch):
     assert net.stop_training
 
 
+def test_a_fit_that_lives_on_its_brakes_is_stopped():
+    """At a rate of 1e12 every update is clipped and the loss is beyond measure, though nothing is NaN."""
+    net, callback = compiled(support.sgd(1e12)), gradwatch.KerasCallback(stop_after=3)
+    fit(net, callback, epochs=50)
+    snapshot = callback.monitor.snapshot()
+    assert net.stop_training
+    assert snapshot.steps < 150
+    assert snapshot.nonfinite_steps == 0
+
+
+def test_fits_with_a_callback_of_their_own_leave_no_graph_behind():
+    net, counts = compiled(), []
+    for _ in range(4):
+        fit(net, gradwatch.KerasCallback())
+        gc.collect()
+        counts.append(sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects()))
+    assert counts[3] == counts[2] == counts[1]
+
+
 def test_a_run_that_exploded_and_then_became_nan_is_stopped_with_both_said(monkeypatch, caplog):
     callback = gradwatch.KerasCallback(support.monitor(), stop_after=3)
     fit(compiled(), callback)

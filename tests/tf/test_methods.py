@@ -51,6 +51,27 @@ def test_two_instances_with_two_models_have_a_monitor_each(way):
     assert a.step.monitor.name != b.step.monitor.name
 
 
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_two_agents_whose_variables_have_one_name_have_a_monitor_each(way):
+    class Agent:
+        def __init__(self, size):
+            self.size, self.w = size, tf.Variable(1.0, name="w")
+            self.optimizer = support.sgd()
+
+        @way()
+        def step(self):
+            with tf.GradientTape() as tape:
+                loss = self.size * self.w
+            self.optimizer.apply_gradients([(tape.gradient(loss, self.w), self.w)])
+            return loss
+
+    actor, critic = Agent(0.4), Agent(2618.0)
+    for agent in (actor, critic, actor):
+        agent.step()
+    assert actor.step.monitor.history()["norm"].tolist() == pytest.approx([0.4, 0.4])
+    assert critic.step.monitor.history()["norm"].tolist() == pytest.approx([2618.0])
+
+
 def test_a_method_inside_a_function_that_stands_outside_has_a_monitor_for_each_instance():
     kind = trainer(lambda step: tf.function(support.watch()(step)))
     watched = vars(kind)["step"].python_function

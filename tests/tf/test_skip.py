@@ -123,13 +123,14 @@ def test_sparse_gradients_stay_sparse_under_skip(jit_compile):
     support.assert_same(support.weights(net, optimizer), before)
 
 
-def test_a_loss_scaler_still_lowers_its_scale_at_a_nan_and_keeps_it_at_an_explosion():
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_a_loss_scaler_still_lowers_its_scale_at_a_nan_and_keeps_it_at_an_explosion(jit_compile):
     net = support.model()
     inner = adam()
     optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0)
     optimizer.build(net.trainable_variables)
     loop = loops._tape(loops.Clip(), net, optimizer)
-    step = skipping()(tf.function(loop))
+    step = skipping()(tf.function(loop, jit_compile=jit_compile))
     support.run(step, GOOD[:6])
     before, scale = support.weights(net, inner), float(optimizer.dynamic_scale.numpy())
     step(*SPIKE)

@@ -8,6 +8,7 @@ import loops
 import numpy as np
 import pytest
 import support
+import tensorflow as tf
 
 from gradwatch import policies
 from gradwatch.core.policies import COMBINATORS, POLICIES
@@ -119,6 +120,22 @@ def with_policy(loop, policy):
     """(weights, history) of a loop under one of `EVERY_POLICY`."""
     found = loops.run(BY_NAME[loop], loops.FUNCTION, EVERY_POLICY[policy]())
     return found.weights, found.monitors[""].history()
+
+
+def test_a_limit_of_values_is_one_of_the_unscaled_gradient():
+    """With a scale of 1024 and gradients of 0.05 and 0.5, not 0.1 / 1024."""
+    w = tf.Variable([0.0, 0.0])
+    optimizer = support.sgd(1.0, loss_scale_factor=1024.0)
+
+    @support.watch(policies.value(0.1))
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = optimizer.scale_loss(tf.reduce_sum(w * [0.05, 0.5]))
+        optimizer.apply_gradients([(tape.gradient(loss, w), w)])
+
+    step()
+    np.testing.assert_allclose(w.numpy(), [-0.05, -0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("policy", EVERY_POLICY)

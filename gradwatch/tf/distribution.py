@@ -194,12 +194,16 @@ def sums_once(optimizer: Any) -> bool:
         or updates.wrapped(optimizer)
     ):
         return False
-    owners = [_owner(optimizer, name) for name in _WAY_TO_THE_SUM]
-    if any(owner is not object and not _is_keras(owner) for owner in owners):
+    if not _is_as_in("keras", optimizer, _WAY_TO_THE_SUM):
         return False
     compat.require(compat.SUM_OVER_REPLICAS, of=optimizer)
-    _hook_sum(owners[-1])
+    _hook_sum(optimizer)
     return True
+
+
+def sums_as_tf_keras(optimizer: Any) -> bool:
+    """Whether an optimizer of tf-keras can be told not to sum: no class of the user's has a part in it."""
+    return _is_as_in("tf_keras", optimizer, ("apply_gradients", "aggregate_gradients", "_aggregate_gradients"))
 
 
 def _owner(optimizer: Any, name: str) -> type:
@@ -207,11 +211,14 @@ def _owner(optimizer: Any, name: str) -> type:
     return next((c for c in type(optimizer).__mro__ if name in c.__dict__), object)
 
 
-def _is_keras(cls: type) -> bool:
-    return cls.__module__.startswith("keras.")
+def _is_as_in(package: str, optimizer: Any, names: Sequence[str]) -> bool:
+    """Whether these methods, as far as an optimizer has them, are those of the package."""
+    owners = [_owner(optimizer, name) for name in names]
+    return all(owner is object or owner.__module__.startswith(f"{package}.") for owner in owners)
 
 
-def _hook_sum(owner: type) -> None:
+def _hook_sum(optimizer: Any) -> None:
+    owner = _owner(optimizer, compat.SUM_OVER_REPLICAS)
     sums = owner.__dict__[compat.SUM_OVER_REPLICAS]
     if not hasattr(sums, "_gradwatch"):
         setattr(owner, compat.SUM_OVER_REPLICAS, _unless_left_out(sums))
@@ -225,17 +232,17 @@ def without_sum(optimizer: Any, *, summed: bool) -> Iterator[None]:
     graph of the step, for as long as the process lives: some 6 kB for an operation.
 
     Args:
-      summed: over several replicas, because `sums_once`.
+      summed: they are summed already, over several replicas; see `sums_once`.
 
     Raises:
       UnsupportedError: Keras did not come by where it is known to sum, once: it summed elsewhere, a second time.
     """
-    owner = _owner(optimizer, compat.SUM_OVER_REPLICAS)
-    alone = not summed and replicas() == 1 and _is_keras(owner)
+    has_sum = hasattr(optimizer, compat.SUM_OVER_REPLICAS)
+    alone = replicas() == 1 and has_sum and _is_as_in("keras", optimizer, [compat.SUM_OVER_REPLICAS])
     if not summed and not alone:
         yield
         return
-    _hook_sum(owner)
+    _hook_sum(optimizer)
     left_out: list[None] = []
     token = _left_out.set(left_out)
     try:

@@ -160,7 +160,7 @@ class Engine:
     ) -> tuple[list[Gradient | None], Decision]:
         """`Monitor.clip`, of gradients that were multiplied by `loss_scale`.
 
-        `follow`: the update comes next, and `weights.settle` after it.
+        `follow`: the update comes next, and `settle` after it.
 
         `skips_itself`: the optimizer drops non-finite steps by itself and must see them (LossScaleOptimizer).
         `sums`: of the replicas, see `distribution`.

@@ -116,7 +116,9 @@ def _hooked_legacy(original: Callable[..., Any]) -> Callable[..., Any]:
 
         def update(optimizer: Any, grads: list[Any], variables: list[Any]) -> Any:
             args, keywords = given.replaced([list(zip(grads, variables))])
-            if distribution.replicas() > 1 or legacy.sums_itself(self):  # of one, see `distribution.without_sum`
+            if distribution.replicas() > 1 or distribution.sums_as_tf_keras(
+                self
+            ):  # of one, see `distribution.without_sum`
                 keywords = legacy.summed_already(self, keywords)
             return original(optimizer, *args, **keywords)
 

@@ -39,13 +39,6 @@ def sums(keywords: Mapping[str, Any]) -> bool:
     return bool(keywords.get("experimental_aggregate_gradients", True)) and not skipped
 
 
-def sums_itself(optimizer: Any) -> bool:
-    """Whether what these optimizers sum is summed as in tf-keras: no class of the user's has a part in it."""
-    names = ("apply_gradients", "aggregate_gradients", "_aggregate_gradients")
-    owners = [next((c for c in type(optimizer).__mro__ if name in c.__dict__), None) for name in names]
-    return all(owner is None or owner.__module__.startswith("tf_keras.") for owner in owners)
-
-
 def summed_already(optimizer: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that tell `apply_gradients` not to sum."""
     if compat.is_legacy_family(optimizer):

@@ -3,7 +3,7 @@
 On one CPU the update is a branch that is not taken. That raises in replica context, and on a GPU its predicate travels
 to the host; there, and under XLA, which makes the same of both, the update is made, and afterwards each variable keeps
 either its new value or the one saved before (docs/decisions/0003). XLA copies what is read before an update and needed
-after it, so there what the optimizer writes changes nothing where the update is dropped (docs/decisions/0017).
+after it. So there the optimizer adds zeros where the update is dropped, and only what it writes otherwise is saved.
 """
 
 from __future__ import annotations

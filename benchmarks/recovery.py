@@ -11,7 +11,8 @@ classification whose data never end: 64 inputs, 10 classes, a tenth of the label
 
 A run is judged by the loss on the same 2,000 clean examples at its end, relative to that of the run without the fault:
 same seed, same batches, the rate that suits the optimizer. Saved: at most 5 % above it. A fault that no lower rate and
-no cleaner data can mend is to be stopped, within 200 steps of its beginning.
+no cleaner data can mend is to be stopped, within 200 steps of its beginning. What does not begin with the first step
+begins in the middle, with each seed 7 steps later, so that looks and snapshots meet it at different distances.
 
 Peers: nothing; clipping alone (gradwatch without recover=); TerminateOnNaN with BackupAndRestore as the Keras guide
 shows it (a backup every 100 steps; a NaN loss ends the run, which begins again from the backup, up to five times, and
@@ -327,16 +328,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def work(seeds: list[int], steps: int, methods: list[str], only: str, path: Path) -> None:
     done = {(x["run"], x["seed"], x["method"], x["steps"]) for x in lines(path)}
-    at = steps // 2
-    exploding = [f for f in faults(at) if only in f.name]
+    # each seed begins its faults at another distance from the looks and the snapshots
+    exploding = {seed: [f for f in faults(steps // 2 + 7 * seed) if only in f.name] for seed in seeds}
     sound = [f for f in healthy(steps) if only in f.name]
     for kind in BASE_RATE:
-        mine, calm = ([f for f in group if f.optimizer == kind] for group in (exploding, sound))
+        calm = [f for f in sound if f.optimizer == kind]
         reference = Fault(f"{kind} without a fault", kind)
         jobs = {"clipping": [reference, *calm], "ladder": calm}
         for method in dict.fromkeys(["clipping", *methods]):
-            wanted = [*jobs.get(method, []), *(mine if method in methods else [])]
-            wanted = [(f, s) for s in seeds for f in wanted if (f.name, s, method, steps) not in done]
+            mine = {s: [f for f in exploding[s] if f.optimizer == kind and method in methods] for s in seeds}
+            wanted = [(f, s) for s in seeds for f in [*jobs.get(method, []), *mine[s]]]
+            wanted = [(f, s) for f, s in wanted if (f.name, s, method, steps) not in done]
             if not wanted:
                 continue
             trainer = Trainer(kind, method)

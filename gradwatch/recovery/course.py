@@ -213,6 +213,11 @@ class Course:
             return self._take(step, trouble, (STOP,), update_ratio)
         return None
 
+    def again(self, step: int, trouble: Trouble) -> Answer:
+        """Go back once more, as part of the last answer: the state that it went to was hurt already."""
+        self._answered_at = step
+        return Answer((ROLLBACK,), trouble, self.scale(step))
+
     def _when_broken(self, step: int, trouble: Trouble) -> Answer | None:
         """A stretch of bad data ends by itself; what does not end is stopped.
 
@@ -226,8 +231,7 @@ class Course:
             return self._take(step, trouble, (STOP,), None)
         if trouble.cause == "nonfinite" or self._ladder.rollback is None:
             return None
-        self._answered_at = step
-        return Answer((ROLLBACK,), trouble, self.scale(step))
+        return self.again(step, trouble)
 
     def _possible(self, step: int, wanted: tuple[str, ...]) -> tuple[str, ...]:
         ladder = self._ladder

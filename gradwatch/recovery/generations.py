@@ -19,12 +19,14 @@ class Generation:
       step: of the monitor, when it was taken; 0 is before the first step.
       token: what the store knows it by.
       healthy: whether the run stayed calm for long enough after it.
+      harmed_at: the step at which harm was seen before that, None for none: it will never count as healthy.
       facts: loss and norm at the time, for people.
     """
 
     step: int
     token: Any
     healthy: bool = False
+    harmed_at: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,10 +49,22 @@ class Generations:
           step: now.
           calm_steps: steps since harm was last seen.
         """
-        if any(not generation.healthy for generation in self.kept):
+        if any(not generation.healthy and generation.harmed_at is None for generation in self.kept):
             return False
         newest = max((generation.step for generation in self.kept), default=-self._rung.every)
-        return step - max(newest, self._tried) >= self._rung.every and calm_steps >= min(self._rung.calm_steps, step)
+        return step - max(newest, self._tried) >= self._rung.every and self.is_calm(step, calm_steps)
+
+    def wants(self, step: int) -> bool:
+        """Whether one may be due, or ripe, at this step."""
+        if any(
+            g for g in self.kept if not g.healthy and g.harmed_at is None and step - g.step >= self._rung.calm_steps
+        ):
+            return True
+        return self.is_due(step, step)
+
+    def is_calm(self, step: int, calm_steps: int) -> bool:
+        """Whether no harm was seen for long enough; before there were as many steps, never yet."""
+        return calm_steps >= min(self._rung.calm_steps, step)
 
     def tried(self, step: int) -> None:
         """It could not be taken at this step: the next attempt is due `every` steps later."""
@@ -58,7 +72,8 @@ class Generations:
 
     def to_drop(self) -> list[Generation]:
         """Those that must go before another one is taken, so that no more than two are ever held."""
-        return self.kept[: max(len(self.kept) - (KEPT - 1), 0)]
+        by_worth = sorted(self.kept, key=lambda generation: (generation.healthy, generation.step))
+        return by_worth[: max(len(self.kept) - (KEPT - 1), 0)]
 
     def remove(self, generation: Generation) -> None:
         """It is gone."""
@@ -74,6 +89,7 @@ class Generations:
             generation
             for generation in self.kept
             if not generation.healthy
+            and generation.harmed_at is None
             and step - generation.step >= self._rung.calm_steps
             and calm_steps >= step - generation.step
         ]
@@ -81,9 +97,11 @@ class Generations:
             generation.healthy = True
         return found
 
-    def harmed(self, step: int, calm_steps: int) -> list[Generation]:
-        """Those that will never count as healthy, because harm was seen after they were taken."""
-        return [g for g in self.kept if not g.healthy and calm_steps < step - g.step]
+    def harm(self, step: int, calm_steps: int) -> None:
+        """Those that are not yet healthy never will be, if harm was seen after they were taken."""
+        for generation in self.kept:
+            if not generation.healthy and generation.harmed_at is None and calm_steps < step - generation.step:
+                generation.harmed_at = step - calm_steps
 
     def target(self, *, older: bool = False) -> Generation | None:
         """Where to go back to: the newest healthy one, or the one before it where there is one; None: there is none."""
@@ -91,6 +109,13 @@ class Generations:
         if not healthy:
             return None
         return healthy[-2] if older and len(healthy) > 1 else healthy[-1]
+
+    def candidate(self, before: int) -> Generation | None:
+        """One from before this step that is not known to be healthy, nor to be harmed by anything earlier."""
+        newest = self.kept[-1] if self.kept else None
+        if newest is None or newest.healthy or newest.step >= before:
+            return None
+        return newest if newest.harmed_at is None or newest.harmed_at >= before else None
 
     def newer_than(self, generation: Generation) -> list[Generation]:
         """Those that a return to this one makes worthless."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from gradwatch.core.snapshot import RUNGS, Recovery
 from gradwatch.errors import TrainingStopped
 
 _KEPT = 100
+_KEPT_DROPS = 1000
 
 
 class Ledger:
@@ -18,6 +20,7 @@ class Ledger:
     Attributes:
       rate_scale: of the learning rate, now.
       stopped: the error with which the run was ended, or None.
+      dropped: the newest steps whose update was dropped: they are lost, whatever is gone back to.
     """
 
     def __init__(self) -> None:
@@ -26,11 +29,13 @@ class Ledger:
         self._newest: deque[Recovery] = deque(maxlen=_KEPT)
         self.rate_scale: float = 1.0
         self.stopped: TrainingStopped | None = None
+        self.dropped: deque[int] = deque(maxlen=_KEPT_DROPS)
 
-    def skipped(self, updates: int) -> None:
-        """So many updates were dropped by the guard."""
-        self._counts["skip"] += updates
-        self._lost["skip"] += updates
+    def skipped(self, steps: Sequence[int]) -> None:
+        """The updates of these steps were dropped by the guard."""
+        self._counts["skip"] += len(steps)
+        self._lost["skip"] += len(steps)
+        self.dropped.extend(steps)
 
     def answered(self, rungs: tuple[str, ...], step: int, cause: str, text: str, lost_steps: int = 0) -> Recovery:
         """An answer was given, of one rung or of several."""

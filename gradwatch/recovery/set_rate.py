@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections import deque
 
-_KEPT = 200  # looks
+import numpy as np
+
+_KEPT = 200  # runs of at most so many steps, of each the highest rate
+_STEPS = 10
 
 
 class SetRate:
@@ -25,14 +28,18 @@ class SetRate:
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
-        self._highest: deque[tuple[int, float]] = deque(maxlen=_KEPT)  # (last step of a look, highest rate in it)
+        self._highest: deque[tuple[int, float]] = deque(maxlen=_KEPT)  # (last step of a run, highest rate in it)
         self.newest: float = math.nan
         self.reference: float | None = None
 
-    def add(self, step: int, newest: float, highest: float) -> None:
-        """A look at the steps up to this one."""
-        self.newest = newest
-        self._highest.append((step, highest))
+    def add(self, steps: np.ndarray, rates: np.ndarray) -> None:
+        """New steps, oldest first, and the rate that was set in each; NaN where it is not known."""
+        known = rates[~np.isnan(rates)]
+        self.newest = float(known[-1]) if len(known) else math.nan
+        for first in range(0, len(steps), _STEPS):
+            run = rates[first : first + _STEPS]
+            highest = float(np.fmax.reduce(run))
+            self._highest.append((int(steps[min(first + _STEPS, len(steps)) - 1]), highest))
 
     @property
     def highest(self) -> float:

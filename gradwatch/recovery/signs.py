@@ -54,6 +54,7 @@ class Trouble(NamedTuple):
       lasted: steps since then.
       text: what was seen, a sentence.
       kept: of "held", the median share of the gradients' norm that clipping left.
+      sudden: whether nothing was wrong before that step, so that what was there shortly before it is sound.
     """
 
     cause: str
@@ -61,6 +62,7 @@ class Trouble(NamedTuple):
     lasted: int
     text: str
     kept: float | None = None
+    sudden: bool = False
 
 
 class Signs:
@@ -161,13 +163,17 @@ class Signs:
     def _since(self, before: int, now: bool) -> int:
         return (before or self.last_step) if now else 0
 
+    @property
+    def usual_end(self) -> float:
+        """No loss up to it stands out; -Inf while every one is worth a closer look."""
+        if self.on_trial or self._harmed_since or self._drops or not self._band.is_known:
+            return -math.inf
+        return self.band[0]
+
     def _is_plain(self, rows: Rows) -> bool:
         """Whether nothing stands out in any of them: the usual look, which must cost little."""
-        if self.on_trial or self._harmed_since or self._drops or not self._band.is_known:
-            return False
-        return bool(
-            np.all(rows.loss <= self.band[0]) and np.all(rows.norm <= rows.threshold) and np.all(rows.verdict <= 1)
-        )
+        usual = np.all(rows.loss <= self.usual_end) and np.all(rows.norm <= rows.threshold)
+        return bool(usual and np.all(rows.verdict <= 1))
 
     def _read_one(self, step: int, norm: float, threshold: float, verdict: int, loss: float) -> None:
         finite = math.isfinite(norm)
@@ -285,11 +291,12 @@ class Signs:
         """
         streak = self._nonfinite
         if streak >= (SCALING_STREAK_STEPS if loss_scaled else STREAK_STEPS):
-            return self._since_text("nonfinite", streak, f"{streak} steps without a finite gradient")
+            text = f"{streak} steps without a finite gradient"
+            return self._since_text("nonfinite", streak, text)._replace(sudden=True)
         suspect = self.on_trial or self._is_anomalous(self.last_step)
         if self._wild >= _WILD_STEPS and suspect:
             text = f"the loss has been above {self.band[1]:.4g} for {self._wild} steps"
-            return self._since_text("lost", self._wild, text)
+            return self._since_text("lost", self._wild, text)._replace(sudden=not self.on_trial)
         harmed = self.last_step - self._harmed_since + 1 if self._harmed_since else 0
         enough = self._patience // 2 if self.on_trial else self._patience
         if harmed >= enough and (self.on_trial or self._is_anomalous(self._harmed_since)):

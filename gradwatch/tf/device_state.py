@@ -14,7 +14,7 @@ from gradwatch.core.rewind import rewound
 from gradwatch.core.xp import NUMPY
 from gradwatch.tf import distribution, fingerprints, fused
 from gradwatch.tf.fused import FusedGuard
-from gradwatch.tf.host_copies import copy_of
+from gradwatch.tf.host_copies import value_of
 from gradwatch.tf.kept import Keeper
 from gradwatch.tf.last_loss import LastLoss
 from gradwatch.tf.trail import Trail
@@ -73,7 +73,7 @@ class DeviceState:
 
     def packed(self) -> np.ndarray:
         """`pack`, on the host; waits for the device."""
-        return np.concatenate([copy_of(self.state), copy_of(self.weights.state), [self.loss.read().numpy()]])
+        return np.concatenate([value_of(self.state), value_of(self.weights.state), [self.loss.read().numpy()]])
 
     def put(self, packed: np.ndarray) -> None:
         """Overwrite the state, on every replica."""

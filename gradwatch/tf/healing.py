@@ -23,12 +23,12 @@ from gradwatch.reading.health import health
 from gradwatch.reading.reader import reader
 from gradwatch.recovery import endings, folder, words
 from gradwatch.recovery.course import LONG_STEPS, LOWER, ROLLBACK, STOP, Answer, Course
-from gradwatch.recovery.generations import Generation
 from gradwatch.recovery.ledger import Ledger
 from gradwatch.recovery.reasons import Reason, reason_of
 from gradwatch.recovery.rungs import Ladder
 from gradwatch.recovery.signs import Trouble
 from gradwatch.tf import compat, devices, distribution, updates
+from gradwatch.tf.returns import Returns
 from gradwatch.tf.snapshots import Snapshots
 from gradwatch.tf.thrown import thrown
 from gradwatch.tf.training_state import TrainingState, variables_of
@@ -36,8 +36,7 @@ from gradwatch.tf.watched import Watched
 
 logger: logging.Logger = logging.getLogger("gradwatch")
 
-#: Weights that have grown so much since the snapshot are hurt.
-_GROWN = 2.0
+_MOST_WAITING = 50  # steps in which nothing stands out that one closer look reads together
 
 _SEVEREST = ("nonfinite", "poisoned", "lost", "exploding", "saturated", "dropping", "held")
 
@@ -61,6 +60,7 @@ class Healer:
         self._course = Course(ladder)
         self._state = TrainingState(())
         self._snapshots: Snapshots | None = None
+        self._returns: Returns | None = None
         self._met: set[tuple[int, int]] = set()
         self._known_steps: set[int] = set()
         self._run_id = ""
@@ -68,8 +68,9 @@ class Healer:
         self._lock = threading.RLock()
         self._under_way = 0
         self._calls = self._next_look = self._calls_at_look = 0
-        self._unsure = False  # a step without a finite gradient may have left a NaN where no gradient comes
-        self._went_back_at = 0  # the step at which it went back the last time
+        self._unsure = (
+            False  # a step without a finite gradient may have left a NaN where no gradient comes, or one was seen
+        )
         self._share = math.inf  # of the rate that was too high, as it is on the device
         self._rate_was_held = False  # whether the newest lowering has touched the rate that is set
         self._told_of_rate = False
@@ -90,7 +91,7 @@ class Healer:
             monitor._engine.healer = self
         if self._snapshots is None and self.ladder.rollback is not None:
             self._run_id = monitor.run_id
-            self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)
+            self._begin_anew()
 
     @property
     def leader(self) -> Any:
@@ -106,7 +107,7 @@ class Healer:
         """
         with self._lock:
             self.model = model
-            self._unsure, self._went_back_at = False, 0
+            self._unsure = False
             if model is not None:
                 self._met.clear()
                 self._state = TrainingState(self._state.engines)
@@ -114,11 +115,15 @@ class Healer:
                 for optimizer in self._alive_optimizers():
                     self._state.leave_out(compat.rate_variables(optimizer))
                 self._state.add(v for one in (model, *self._alive_optimizers()) for v in variables_of(one))
-            if self.ladder.rollback is not None:
-                self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)
+            self._begin_anew()
             for one in self._watched:
                 one.signs.forget()
             self._begins = True
+
+    def _begin_anew(self) -> None:
+        if self.ladder.rollback is not None:
+            self._snapshots = Snapshots(self.ladder.rollback, self._state, self._run_id, self._objects)
+            self._returns = Returns(self._snapshots, self._state)
 
     def reset(self) -> None:
         """As before the first step: nothing is known of any run."""
@@ -235,29 +240,33 @@ class Healer:
         with self._lock:
             self._next_look = self._calls + self.ladder.look_every  # also after one that failed
             try:
-                steps = self._read(now=now or not self._has_accelerator)
+                steps = max(one.peek.fetch(now=now or not self._has_accelerator) for one in self._watched)
                 calls = max(self._calls - self._calls_at_look, 1)
                 self._calls_at_look = self._calls
                 self._next_look = self._calls + max(1, self.ladder.look_every * calls // max(steps, calls))
-                if steps:
+                if steps and (now or not self._may_wait()):
+                    self._read()
                     self._act()
             except TrainingStopped:
                 raise
             except Exception:
                 health.failed("recovery", "the ladder cannot look at the training", exc_info=True)
 
-    def _read(self, *, now: bool) -> int:
-        """How many steps were new."""
-        most = 0
-        for one in self._watched:
-            look = one.peek.look(now=now)
-            if look is None:
-                continue
+    def _may_wait(self) -> bool:
+        """Whether nothing stands out and nothing is due: a closer look at these steps costs less with the next ones."""
+        if self._unsure or self._share < math.inf or any(one.peek.waiting >= _MOST_WAITING for one in self._watched):
+            return False
+        step = max(one.signs.last_step + one.peek.waiting for one in self._watched)
+        if self._snapshots is not None and self._snapshots.generations.wants(step):
+            return False
+        return all(one.peek.is_usual(one.signs.usual_end) for one in self._watched)
+
+    def _read(self) -> None:
+        for one, look in [(one, look) for one in self._watched if (look := one.peek.take()) is not None]:
             one.signs.on_trial = self._rate_was_held and self._course.is_on_trial(one.signs.last_step)
-            most = max(most, len(look.rows.step))
-            self.ledger.skipped(one.take(look))
+            one.take(look)
+            self.ledger.skipped(look.dropped)
             self._unsure |= look.nonfinite
-        return most
 
     def _act(self) -> None:
         if self.ledger.stopped is not None:
@@ -267,23 +276,25 @@ class Healer:
         if found:
             self._answer(step, *min(found, key=lambda pair: _SEVEREST.index(pair[1].cause)))
         elif self._snapshots is not None:
-            self._snapshots.look(step, min(one.signs.calm_steps for one in self._watched), self._facts())
+            calm_steps = min(one.signs.calm_steps for one in self._watched)
+            self._unsure |= not self._snapshots.look(step, calm_steps, self._facts())
         self._set_scale(step)
 
     def _trouble(self, one: Watched) -> Trouble | None:
-        one.thrown = thrown(one.signs, self._state, self._target, self._alive_optimizers(), one.rate)
+        target = None if self._returns is None else self._returns.target
+        one.thrown = thrown(one.signs, self._state, target, self._alive_optimizers(), one.rate)
         trouble = one.signs.trouble(loss_scaled=one.loss_scaled) or (one.thrown.trouble if one.thrown else None)
-        if trouble is None and self._unsure and not one.signs.steps_without_gradient:
-            self._unsure = False
-            broken = self._state.nonfinite() if self._snapshots is not None else []
-            if broken:
-                text = f"{broken[0]} holds NaN or Inf" + (f", and {len(broken) - 1} more" if len(broken) > 1 else "")
-                return Trouble("poisoned", one.signs.last_step, 1, text)
-        return trouble
-
-    @property
-    def _target(self) -> Generation | None:
-        return None if self._snapshots is None else self._snapshots.generations.target()
+        if trouble is not None or not self._unsure or self._returns is None:
+            return trouble
+        streak = one.signs.steps_without_gradient
+        self._unsure = streak > 0
+        # while there is no finite gradient, bad data may put NaN into moving averages again and again
+        broken = self._state.nonfinite(weights_alone=streak > 0)
+        if not broken:
+            return None
+        text = f"{broken[0]} holds NaN or Inf" + (f", and {len(broken) - 1} more" if len(broken) > 1 else "")
+        began = one.signs.last_step - max(streak, 1) + 1
+        return Trouble("nonfinite" if streak else "poisoned", began, max(streak, 1), text, sudden=True)
 
     def _facts(self) -> dict[str, Any]:
         one = self._watched[0]
@@ -299,15 +310,21 @@ class Healer:
         reason = reason_of(monitor) if alone and monitor is not None else Reason()
         answered_at = self._course.answered_at
         anew = one.rate.is_below_limit(trouble.step, answered_at, self._course.share(step))
-        answer = self._course.answer(
-            step,
-            trouble,
-            reason="damage" if one.thrown and one.thrown.damaged else reason.kind,
-            update_ratio=one.largest_ratio,
-            broken=self._went_back_at > 0 and (one.signs.never_finite or one.signs.never_well),
-            hurt=trouble.cause != "nonfinite" or self._is_hurt(strategy),
-            anew=anew,
-        )
+        returns = self._returns
+        hurt = trouble.cause != "nonfinite" or returns is None or returns.is_hurt()
+        never_well = returns is not None and returns.at > 0 and (one.signs.never_finite or one.signs.never_well)
+        if returns is not None and returns.is_unproven and never_well:
+            answer: Answer | None = self._course.again(step, trouble)
+        else:
+            answer = self._course.answer(
+                step,
+                trouble,
+                reason="damage" if one.thrown and one.thrown.damaged else reason.kind,
+                update_ratio=one.largest_ratio,
+                broken=never_well,
+                hurt=hurt,
+                anew=anew,
+            )
         if answer is None:
             return
         if LOWER in answer.rungs:
@@ -315,11 +332,13 @@ class Healer:
             for other in self._watched:
                 other.rate.blame(trouble.step, answered_at, anew=anew)
                 other.signs.lowered()
-        back_to = self._go_back(answer) if ROLLBACK in answer.rungs else None
+        back_to = None
+        if returns is not None and ROLLBACK in answer.rungs:
+            rates = [v for optimizer in self._alive_optimizers() for v in compat.rate_variables(optimizer)]
+            before = trouble.step if trouble.sudden and hurt and not never_well else None
+            back_to = returns.go(older=answer.older, before=before, keep=rates)
         rungs = tuple(r for r in answer.rungs if r != ROLLBACK or back_to is not None)
-        # what was made before it went back the last time was lost then, unless the steps began anew since
-        counted = self._went_back_at if self._went_back_at < step else 0
-        lost = 0 if back_to is None else step - max(back_to.step, counted)
+        lost = 0 if returns is None or back_to is None else returns.lost(step, back_to, self.ledger.dropped)
         self._set_scale(step)
         if not rungs:
             return
@@ -340,30 +359,10 @@ class Healer:
             monitor.note(text)
         logger.log(logging.ERROR if STOP in rungs else logging.WARNING, "%s", text)
         if back_to is not None:
-            self._went_back_at = step
             for other in self._watched:
                 other.signs.forget()
         if STOP in rungs:
             self._stop(step, text, reason.likeliest or f"{trouble.text}. {last_word}".strip())
-
-    def _is_hurt(self, strategy: Any) -> bool:
-        """Whether the weights are not finite any more, or have grown far beyond those of the snapshot."""
-        then = None if self._target is None else self._target.facts.get("weight_norm")
-        grown = then is None or self._state.weight_norm() > _GROWN * float(then)
-        hurt = bool(self._state.nonfinite()) or grown
-        return hurt and distribution.same_on_all(float(hurt), strategy)
-
-    def _go_back(self, answer: Answer) -> Generation | None:
-        """To the snapshot, on all workers or on none."""
-        assert self._snapshots is not None
-        for older in (answer.older, True):
-            target = self._snapshots.generations.target(older=older)
-            # a worker whose disk or memory did not take a snapshot has another one, or none
-            if distribution.same_on_all(-1.0 if target is None else target.step, self._state.strategy) and target:
-                rates = [v for optimizer in self._alive_optimizers() for v in compat.rate_variables(optimizer)]
-                self._snapshots.restore(target, rates)
-                return target
-        return None
 
     def _set_scale(self, step: int) -> None:
         share = self._course.share(step)

@@ -1,4 +1,4 @@
-"""The values of variables as the host reads them, between two steps: as few operations as it takes."""
+"""The values of variables as the host reads them, between two steps: as few operations and copies as it takes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ def read(variable: Any) -> tf.Tensor:
     return tf.convert_to_tensor(variable)
 
 
-def copy_of(variable: Any) -> np.ndarray:
-    """A copy on the host, that nothing shares; waits for the device."""
-    return np.asarray(read(variable).numpy())  # which is a copy
+def value_of(variable: Any) -> np.ndarray:
+    """What a variable holds now, as an array that stays as it is; waits for the device.
+
+    On a CPU it is the memory of the variable itself. An update writes in place only where nobody else holds that
+    memory: else TensorFlow copies it first, and XLA writes to another place. So a value costs nothing but the memory it
+    keeps, and a copy where the next step makes one. From an accelerator it is copied.
+    """
+    value = np.asarray(read(variable))
+    value.flags.writeable = False
+    return value
 
 
 def squares_of(values: np.ndarray) -> float:

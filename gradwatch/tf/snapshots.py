@@ -14,7 +14,7 @@ from gradwatch.recovery import folder
 from gradwatch.recovery.generations import Generation, Generations
 from gradwatch.recovery.rungs import rollback
 from gradwatch.tf import distribution
-from gradwatch.tf.host_copies import copy_of
+from gradwatch.tf.host_copies import value_of
 from gradwatch.tf.training_state import TrainingState, Values, variables_of
 from gradwatch.tf.updates import tf_variable
 
@@ -48,10 +48,10 @@ class Snapshots:
         """These variables come in, with values that no update has touched."""
         try:
             for v in variables:
-                self._first.variables[id(v)] = copy_of(v)
+                self._first.variables[id(v)] = self._state.first_value(v)
             for generation in self.generations.kept:
                 if generation.token is self._first:
-                    generation.facts["weight_norm"] = self._state.weight_norm_of(self._first)
+                    generation.facts["weight_norm"], _ = self._state.measure(self._first)
             if any(packed is None for packed in self._first.monitors) or not self._first.monitors:
                 first = self._first._replace(monitors=self._state.read_monitors())
                 for generation in self.generations.kept:
@@ -64,36 +64,39 @@ class Snapshots:
 
     # -- while the run is healthy -----------------------------------------------------------------------
 
-    def look(self, step: int, calm_steps: int, facts: Mapping[str, Any]) -> None:
-        """Take one if it is time, and tell which of those there are was healthy."""
-        for generation in self.generations.harmed(step, calm_steps):
-            self._drop(generation)
+    def look(self, step: int, calm_steps: int, facts: Mapping[str, Any]) -> bool:
+        """Tell which of those there are was healthy, and take one if it is time; False: a variable holds NaN or Inf."""
+        self.generations.harm(step, calm_steps)
         for generation in self.generations.ripe(step, calm_steps):
             self._rewrite(generation)
-        if self.generations.is_due(step, calm_steps):
-            self._take(step, dict(facts))
+        return not self.generations.is_due(step, calm_steps) or self._take(step, dict(facts))
 
-    def _take(self, step: int, facts: dict[str, Any]) -> None:
+    def _take(self, step: int, facts: dict[str, Any]) -> bool:
         old = self.generations.to_drop()
         if self.directory is None:  # memory is what is short there
             for generation in old:
                 self._drop(generation)
         try:
-            # of a copy on the host it is cheaper to ask than of the device, variable by variable
-            copied: Any = self._state.read() if self.directory is None else None
-            facts["weight_norm"] = self._state.weight_norm() if copied is None else self._state.weight_norm_of(copied)
-            if self._state.nonfinite(copied):
+            if self.directory is None:
+                token: Any = self._state.read()
+                # of values on the host it is cheaper to ask than of the device, variable by variable
+                facts["weight_norm"], is_finite = self._state.measure(token)
+            else:
+                token, is_finite = None, not self._state.nonfinite()
+                facts["weight_norm"] = self._state.weight_norm()
+            if not is_finite:
                 self.generations.tried(step)
-                return
-            token = self.write(step, folder.CANDIDATE, facts) if copied is None else copied
+                return False
+            token = self.write(step, folder.CANDIDATE, facts) if token is None else token
         except _FAILURES as error:
             self.generations.tried(step)
             self._failed(f"no snapshot could be taken at step {step}; the run goes on with the one before", error)
-            return
+            return True
         self.generations.add(Generation(step, token, facts=facts))
         for generation in old:
             if generation in self.generations.kept:
                 self._drop(generation)
+        return True
 
     def _drop(self, generation: Generation) -> None:
         self.generations.remove(generation)
@@ -149,7 +152,7 @@ class Snapshots:
           keep: variables that stay as they are.
         """
         if isinstance(generation.token, Path):
-            kept = [(v, copy_of(v)) for v in keep]
+            kept = [(v, value_of(v)) for v in keep]
             now = self._state.read_monitors()
             self._checkpoint().read(str(generation.token)).assert_existing_objects_matched()
             then = self._state.read_monitors()

@@ -64,4 +64,4 @@ def thrown(
     damaged = state.largest_share() > _ONE or (not linear and (grown - 1.0) * then > possible)
     # the update that led to the first wild loss came before it
     speed = None if damaged or linear else (grown - 1.0) / (lasted + 1)
-    return Thrown(Trouble("lost", since, lasted, text), speed, damaged)
+    return Thrown(Trouble("lost", since, lasted, text, sudden=not signs.on_trial), speed, damaged)

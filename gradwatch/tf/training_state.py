@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from gradwatch.tf import updates
-from gradwatch.tf.host_copies import copy_of, squares_of
+from gradwatch.tf.host_copies import squares_of, value_of
 
 
 class Values(NamedTuple):
-    """A copy on the host.
+    """What there was at one instant, on the host.
 
     Attributes:
       variables: id of a variable -> its value.
@@ -37,6 +38,7 @@ class TrainingState:
         self._references: dict[int, weakref.ref[Any]] = {}
         self._weights: set[int] = set()  # those that gradients move
         self._left_out: set[int] = set()
+        self._never_finite: set[int] = set()  # a mask of -Inf, say
 
     def add(self, variables: Iterable[Any], *, weights: bool = False) -> list[tf.Variable]:
         """Take in variables of Keras or TensorFlow; those that are new here.
@@ -74,11 +76,11 @@ class TrainingState:
         """Those that still exist."""
         return [v for reference in list(self._references.values()) if (v := reference()) is not None]
 
-    # -- copies -----------------------------------------------------------------------------------------
+    # -- values -----------------------------------------------------------------------------------------
 
     def read(self) -> Values:
         """All of it, as it is now; waits for the device."""
-        return Values({id(v): copy_of(v) for v in self.variables()}, self.read_monitors())
+        return Values({id(v): value_of(v) for v in self.variables()}, self.read_monitors())
 
     def read_monitors(self) -> tuple[np.ndarray | None, ...]:
         """The states of the monitors."""
@@ -102,19 +104,45 @@ class TrainingState:
 
     # -- health -----------------------------------------------------------------------------------------
 
-    def nonfinite(self, values: Values | None = None) -> list[str]:
-        """Names of the variables that hold a NaN or Inf, now or in a copy of now."""
-        found = []
+    def first_value(self, variable: Any) -> np.ndarray:
+        """What this variable holds before the first step: where that is not finite, it never has to be."""
+        value = value_of(variable)
+        if variable.dtype.is_floating and not math.isfinite(squares_of(value)):
+            self._never_finite.add(id(variable))
+        else:
+            self._never_finite.discard(id(variable))
+        return value
+
+    def nonfinite(self, *, weights_alone: bool = False) -> list[str]:
+        """Names of the variables that hold a NaN or Inf now, and did not before the first step.
+
+        Args:
+          weights_alone: of those that gradients move.
+        """
+        return [
+            str(v.name)
+            for v in self.variables()
+            if self._must_be_finite(v)
+            and (id(v) in self._weights or not weights_alone)
+            and not bool(tf.reduce_all(tf.math.is_finite(tf.cast(v, tf.float32))))
+        ]
+
+    def _must_be_finite(self, variable: Any) -> bool:
+        return bool(variable.dtype.is_floating) and id(variable) not in self._never_finite
+
+    def measure(self, values: Values) -> tuple[float, bool]:
+        """Of values: the global norm of the weights, NaN where it is not finite; whether all that must be are finite."""
+        weights, others = 0.0, 0.0
         for v in self.variables():
-            if not v.dtype.is_floating:
+            value = values.variables.get(id(v))
+            if value is None or not v.dtype.is_floating:
                 continue
-            if values is not None:
-                finite = bool(np.isfinite(squares_of(values.variables[id(v)])))
-            else:
-                finite = bool(tf.reduce_all(tf.math.is_finite(tf.cast(v, tf.float32))))
-            if not finite:
-                found.append(str(v.name))
-        return found
+            if id(v) in self._weights:
+                weights += squares_of(value)
+            elif self._must_be_finite(v):
+                others += squares_of(value)
+        norm = math.sqrt(weights) if math.isfinite(weights) else math.nan
+        return norm, math.isfinite(weights) and math.isfinite(others)
 
     def weight_norm(self) -> float:
         """Global norm of the weights that gradients move; NaN where it is not finite, 0 without weights."""
@@ -132,11 +160,6 @@ class TrainingState:
         largest = max((float(tf.reduce_max(tf.abs(v))) for v in found), default=0.0)
         norm = self.weight_norm()
         return (largest / norm) ** 2 if norm else 0.0
-
-    def weight_norm_of(self, values: Values) -> float:
-        """The same of a copy."""
-        total = sum(squares_of(value) for key, value in values.variables.items() if key in self._weights)
-        return float(np.sqrt(total)) if np.isfinite(total) else float("nan")
 
 
 def _parts(variable: Any) -> tuple[Any, ...]:

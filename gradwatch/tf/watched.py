@@ -47,10 +47,9 @@ class Watched:
         speed = self.thrown.speed if self.thrown else None
         return max((ratio for ratio in (self.update_ratio, speed) if ratio is not None), default=None)
 
-    def take(self, look: Look) -> int:
-        """Read new steps; how many of them the guard dropped."""
+    def take(self, look: Look) -> None:
+        """Read new steps."""
         self.signs.read(look.rows, look.active)
         self.update_ratio = look.update_ratio
-        self.rate.add(int(look.rows.step[-1]), look.rate, look.highest_rate)
+        self.rate.add(look.rows.step, look.rates)
         self.norm, self.loss = float(look.rows.norm[-1]), float(look.rows.loss[-1])
-        return look.dropped

@@ -318,7 +318,7 @@ def test_ten_steps_without_a_finite_gradient_are_no_bad_batch(norm):
     signs.read(rows(301, [math.nan] * 9, norm, verdict=2), {"nonfinite": True})
     assert signs.trouble() is None
     signs.read(rows(310, [math.nan], norm, verdict=2), {"nonfinite": True})
-    assert signs.trouble() == Trouble("nonfinite", 301, 10, "10 steps without a finite gradient")
+    assert signs.trouble() == Trouble("nonfinite", 301, 10, "10 steps without a finite gradient", sudden=True)
 
 
 def test_a_loss_scale_that_looks_for_its_value_is_no_trouble():
@@ -489,24 +489,30 @@ def test_trouble_at_a_rate_that_no_limit_touched_starts_anew():
 # -- the rate that is set ---------------------------------------------------------------------------------
 
 
+def add(rate, step, *set_in_each):
+    """The rates of the steps that end with this one."""
+    steps = np.arange(step - len(set_in_each) + 1, step + 1)
+    rate.add(steps, np.array(set_in_each, np.float32))
+
+
 def test_what_is_limited_is_the_rate_that_was_too_high_and_not_a_share_of_any_rate():
     rate = SetRate(patience=50)
     for step in range(10, 500, 10):
-        rate.add(step, 1e-3, 1e-3)
+        add(rate, step, 1e-3)
     for step in range(500, 540, 10):
-        rate.add(step, 3.0, 3.0)
+        add(rate, step, 3.0)
     assert rate.limit(0.1) == math.inf
     assert rate.scale(math.inf) == 1.0
     assert rate.is_below_limit(505, 0, math.inf)
     rate.blame(505, 0, anew=True)
     assert rate.limit(0.1) == pytest.approx(0.3)
     assert rate.scale(0.1) == pytest.approx(0.1), "3.0 is still set"
-    rate.add(540, 1e-3, 1e-3)
+    add(rate, 540, 1e-3)
     assert rate.scale(0.1) == 1.0, "1e-3 is below the limit"
     # the same rate again, and then trouble at another one that the limit does not touch
-    rate.add(600, 3.0, 3.0)
+    add(rate, 600, 3.0)
     assert not rate.is_below_limit(595, 540, 0.1)
-    rate.add(700, 1e-3, 1e-3)
+    add(rate, 700, 1e-3)
     assert rate.is_below_limit(695, 600, 0.1)
     rate.blame(695, 600, anew=True)
     assert rate.limit(0.1) == pytest.approx(1e-4)
@@ -514,9 +520,18 @@ def test_what_is_limited_is_the_rate_that_was_too_high_and_not_a_share_of_any_ra
 
 def test_a_rate_that_is_not_known_is_lowered_by_a_share():
     rate = SetRate(patience=50)
-    rate.add(10, math.nan, math.nan)
+    add(rate, 10, math.nan)
     assert not rate.is_below_limit(5, 0, 0.1)
     rate.blame(5, 0, anew=False)
     assert rate.limit(0.1) == math.inf
     assert rate.scale(0.1) == 0.1
     assert rate.scale(math.inf) == 1.0
+
+
+def test_of_many_steps_in_one_look_each_ten_have_a_highest_rate_of_their_own():
+    rate = SetRate(patience=10)
+    add(rate, 100, *[3.0] * 60, *[1e-3] * 40)
+    rate.blame(95, 0, anew=True)
+    assert rate.limit(1.0) == pytest.approx(1e-3), "3.0 was set until step 60"
+    assert rate.newest == pytest.approx(1e-3)
+    assert rate.highest == pytest.approx(1e-3)

@@ -12,8 +12,7 @@ def run(calm, *, every=50, calm_steps=25, look_every=10):
     generations.add(Generation(0, "start", healthy=True))
     taken = []
     for step in range(look_every, 500, look_every):
-        for lost in generations.harmed(step, calm(step)):
-            generations.remove(lost)
+        generations.harm(step, calm(step))
         generations.ripe(step, calm(step))
         if generations.is_due(step, calm(step)):
             for old in generations.to_drop():
@@ -48,7 +47,38 @@ def test_a_snapshot_is_healthy_only_after_the_run_stayed_calm():
 def test_a_snapshot_from_shortly_before_harm_never_counts_as_healthy():
     generations, taken = run(lambda step: step if step <= 410 else 0)
     assert 400 in taken
-    assert all(g.healthy and g.step <= 350 for g in generations.kept)
+    assert [(g.step, g.healthy) for g in generations.kept] == [(350, True), (400, False)]
+    assert generations.target().step == 350
+
+
+def test_it_is_a_candidate_for_trouble_that_came_at_once_and_for_no_other():
+    generations, _ = run(lambda step: step if step <= 410 else min(step - 412, 20))
+    assert generations.kept[-1].harmed_at == 412
+    assert generations.candidate(412).step == 400
+    assert generations.candidate(400) is None, "it was taken when the trouble had begun"
+    assert generations.candidate(450) is None, "something was wrong before this trouble"
+
+
+def test_a_candidate_that_is_healthy_by_now_is_the_target():
+    generations, _ = run(lambda step: step)
+    assert generations.target().step == 450
+    assert generations.candidate(500) is None
+
+
+def test_what_was_harmed_makes_room_for_the_next():
+    generations, taken = run(lambda step: step if step <= 410 else step - 412)
+    assert taken[-1] == 450
+    assert [(g.step, g.healthy, g.harmed_at) for g in generations.kept] == [(350, True, None), (450, True, None)]
+
+
+def test_it_says_when_one_may_be_due_or_ripe():
+    generations = Generations(recovery.rollback(every=50, calm_steps=25))
+    generations.add(Generation(0, "start", healthy=True))
+    assert [step for step in range(0, 100, 10) if generations.wants(step)] == [50, 60, 70, 80, 90]
+    generations.add(Generation(50, "young"))
+    assert [step for step in range(50, 120, 10) if generations.wants(step)] == [80, 90, 100, 110]
+    generations.ripe(80, 80)
+    assert [step for step in range(50, 120, 10) if generations.wants(step)] == [100, 110]
 
 
 def test_none_is_taken_until_the_run_is_calm_again():

@@ -112,8 +112,7 @@ def test_a_rollback_brings_back_weights_slots_iterations_statistics_and_random_s
     step = watched(net, optimizer, quick(), mode=mode)
     train(step, 60)
     healer = step.monitor._healer
-    target = healer._snapshots.generations.target()
-    assert target.step == 41
+    assert healer._snapshots.generations.target().step == 41
     at_snapshot = {id(v): value for v, value in zip(healer._state.variables(), healer._state.read().variables.values())}
     assert len(at_snapshot) == len(net.variables) + len(optimizer.variables) - 1, "all but the learning rate"
     wreck(net)
@@ -191,6 +190,33 @@ def test_moving_averages_that_a_bad_batch_made_nan_come_back():
     assert "moving" in last.text
 
 
+def test_a_weight_that_is_nan_and_harms_no_loss_is_found_with_the_next_snapshot():
+    net, optimizer = bn_model(), keras.optimizers.Adam(0.01)
+    spare = tf.Variable([1.0, 2.0])
+    step = watched(net, optimizer, quick(keep={"spare": spare, "mask": tf.Variable([0.0, -np.inf])}))
+    train(step, 65)
+    spare.assign([1.0, np.nan])  # as a unit that a relu hides
+    train(step, 40, 65)
+    seen = step.monitor.snapshot()
+    assert (seen.recoveries["rollback"], seen.recoveries["stop"]) == (1, 0)
+    assert "holds NaN or Inf" in seen.last_recoveries[0].text
+    np.testing.assert_array_equal(spare, [1.0, 2.0])
+
+
+def test_a_mask_of_minus_infinity_hinders_no_snapshot():
+    net, optimizer = bn_model(), keras.optimizers.Adam(0.01)
+    mask = tf.Variable([0.0, -np.inf])
+    step = watched(net, optimizer, quick(keep=mask))
+    train(step, 60)
+    train(step, 2, 60, lambda i, x, y: (x * np.nan, y))  # which makes it look for NaN
+    train(step, 60, 62)
+    snapshots = step.monitor._healer._snapshots
+    assert snapshots.generations.target().step > 60
+    recoveries = step.monitor.snapshot().recoveries
+    assert recoveries["stop"] == 0
+    assert recoveries["rollback"] <= 1, "moving averages that became NaN"
+
+
 def test_a_bad_batch_is_left_to_the_guard_and_counted():
     net = support.model()
     step = watched(net, support.sgd(0.05), quick())
@@ -214,6 +240,97 @@ def test_a_second_explosion_right_after_the_rollback_goes_back_further():
     assert "snapshot of step 41:" in second.text
     assert "at most 0.005," in second.text, "with SGD, how far the weights went says nothing of the rate"
     assert train(step, 30, 115)[-1] < 1.0
+
+
+def test_sudden_trouble_goes_back_to_a_snapshot_that_nobody_knows_to_be_healthy_yet():
+    net, optimizer = support.model(), support.sgd(0.05, momentum=0.9)
+    step = watched(net, optimizer, quick())
+    train(step, 65)
+    kept = step.monitor._healer._snapshots.generations.kept
+    assert [(g.step, g.healthy) for g in kept] == [(41, True), (61, False)]
+    wreck(net)
+    train(step, 20, 65)
+    seen = step.monitor.snapshot()
+    assert "snapshot of step 61:" in seen.last_recoveries[0].text
+    assert seen.lost_steps["rollback"] <= 20
+    assert train(step, 20, 85)[-1] < 1.0
+
+
+def test_where_it_was_hurt_already_the_same_answer_goes_back_to_the_healthy_one_and_each_step_is_lost_once():
+    net = support.model()
+    step = watched(net, support.sgd(0.05), quick())
+    train(step, 65)
+    candidate = step.monitor._healer._snapshots.generations.kept[-1]
+    hurt = {key: np.flip(-20.0 * value) if value.ndim else value for key, value in candidate.token.variables.items()}
+    candidate.token = candidate.token._replace(variables=hurt)
+    wreck(net)
+    train(step, 40, 65)
+    seen = step.monitor.snapshot()
+    first, second = seen.last_recoveries
+    assert "snapshot of step 61:" in first.text
+    assert "snapshot of step 41:" in second.text
+    assert seen.recoveries["rollback"] == 2
+    assert seen.recoveries["lower"] <= 1, "one trouble, one answer"
+    assert seen.lost_steps["rollback"] == second.step - 41
+    assert train(step, 20, 105)[-1] < 1.0
+
+
+def test_weights_that_have_grown_are_no_place_to_go_back_to():
+    net = support.model()
+    step = watched(net, support.sgd(0.05), quick())
+    train(step, 65)
+    generations = step.monitor._healer._snapshots.generations
+    generations.kept[-1].facts["weight_norm"] *= 3.0
+    wreck(net)
+    train(step, 20, 65)
+    assert "snapshot of step 41:" in step.monitor.snapshot().last_recoveries[0].text
+
+
+def test_a_step_that_was_dropped_and_then_gone_back_over_is_lost_once():
+    net = support.model()
+    step = watched(net, support.sgd(0.05), quick())
+    train(step, 60)
+    train(step, 45, 60, lambda i, x, y: (x * np.nan, y))
+    train(step, 40, 105)
+    seen = step.monitor.snapshot()
+    assert seen.recoveries["rollback"] == 1
+    answer = seen.last_recoveries[0]
+    assert seen.lost_steps["skip"] == 45
+    assert seen.lost_steps["rollback"] == answer.lost_steps == 60 - 41, "those since were dropped"
+
+
+def test_weights_that_are_nan_are_found_at_the_next_look_and_no_streak_is_waited_for():
+    net = support.model()
+    step = watched(net, support.sgd(0.05), quick())
+    train(step, 65)
+    kernel = net.trainable_variables[-2]  # after the last relu, which may hide a NaN
+    kernel.assign(np.nan * kernel)
+    train(step, 10, 65)
+    seen = step.monitor.snapshot()
+    assert (seen.recoveries["rollback"], seen.recoveries["lower"]) == (1, 0)
+    assert "holds NaN or Inf" in seen.last_recoveries[0].text
+    assert sum(seen.lost_steps.values()) <= 10
+    assert train(step, 20, 75)[-1] < 1.0
+
+
+@pytest.mark.parametrize("unusual", ["a loss", "a batch of NaN", "a norm"])
+def test_of_a_usual_run_many_steps_are_looked_at_together_and_what_stands_out_is_seen_at_once(unusual):
+    net = support.model()
+    step = watched(net, support.sgd(0.05), recovery.ladder(recovery.rollback(every=100), recovery.lower()))
+    train(step, 131)
+    signs = step.monitor._healer._watched[0].signs
+    assert signs.last_step == 101 + 25 + 5, "when the snapshot of step 101 is ripe"
+    train(step, 30, 131)
+    assert signs.last_step == 131, "nothing stands out"
+    change = {
+        "a loss": lambda i, x, y: (x, y + np.float32(30.0 * (i == 165))),
+        "a batch of NaN": lambda i, x, y: (x * np.float32(np.nan if i == 165 else 1.0), y),
+        "a norm": lambda i, x, y: (x, y + np.float32(30.0 * (i == 165))),
+    }[unusual]
+    train(step, 10, 161, change)
+    assert signs.last_step == 171
+    train(step, 60, 171)
+    assert 171 < signs.last_step <= 231
 
 
 # -- the rate ---------------------------------------------------------------------------------------------
@@ -740,7 +857,7 @@ def test_whatever_fails_in_the_ladder_the_training_goes_on(monkeypatch):
     def broken(**_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(step.monitor._healer._watched[0].peek, "look", broken)
+    monkeypatch.setattr(step.monitor._healer._watched[0].peek, "fetch", broken)
     before = health.internal_errors()["recovery"]
     train(step, 40, 20)
     assert step.monitor.snapshot().steps == 60

@@ -199,7 +199,7 @@ def dead_run(signs: Signs) -> Case | None:
     share = signs.share[np.isfinite(signs.share)]
     at = _still_calm(signs)
     still = not (signs.run["norm"] > 0).any() and len(signs) > 5 and not len(signs.broken)
-    if len(share) < 1 and not still:
+    if (len(share) < 1 and not still) or signs.nothing_left:
         return None
     usual = USUAL_SHARE[signs.linear]
     moved = 0.0 if still else float(np.median(share))
@@ -236,7 +236,9 @@ def healthy(signs: Signs) -> Case | None:
     if not len(signs):
         return Case(1.0, ("No step has been made yet.",))
     said = [f"Nothing points to a fault in {steps_text(len(signs))}."]
-    if signs.learned > 0.95:
+    if signs.nothing_left:
+        said.append(f"The loss is {signs.median('loss', 0, len(signs)):.2g}: hardly anything is left to learn.")
+    elif signs.learned > 0.95:
         quarter = len(signs) // 4
         first, last = signs.median("loss", 0, quarter), signs.median("loss", len(signs) - quarter, len(signs))
         said.append(f"The loss fell from {first:.3g} to {last:.3g}.")

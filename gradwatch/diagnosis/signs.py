@@ -28,6 +28,9 @@ FAR, TIMES = 6.0, 2.0
 #: Steps after which a run that learns again has left its trouble behind.
 HEALED = 512
 
+#: A loss below it is next to zero.
+NOTHING = 1e-6
+
 #: Shares of their norm by which a step of a healthy run moves the weights: of a linear optimizer what its gradient
 #: moves them if it is sustained (momentum included), of others what one update moves them.
 USUAL_SHARE = {True: 0.05, False: 0.005}
@@ -311,9 +314,14 @@ class Signs:
         return max(fell, float(stats.binom.cdf(np.sum(last < first) - 1, len(last), 0.5)))
 
     @property
+    def nothing_left(self) -> bool:
+        """Whether the loss is next to zero, so that a run that stands still has nothing left to learn."""
+        return 0.0 <= self.median("loss", len(self) - len(self) // 4, len(self)) < NOTHING
+
+    @property
     def stuck(self) -> float:
-        """How sure it is that the loss does not fall, in [0, 1]: 0.5 where `learned` is 0.99."""
-        return above(1.0 - self.learned, 0.01, 1.5)
+        """How sure it is that the loss does not fall though it could, in [0, 1]: 0.5 where `learned` is 0.99."""
+        return 0.0 if self.nothing_left else above(1.0 - self.learned, 0.01, 1.5)
 
     def fell(self, begin: int, end: int) -> float:
         """As `learned`, between two steps."""

@@ -131,7 +131,7 @@ class TrainingState:
         return bool(variable.dtype.is_floating) and id(variable) not in self._never_finite
 
     def measure(self, values: Values) -> tuple[float, bool]:
-        """Of values: the global norm of the weights, NaN where it is not finite; whether all that must be are finite."""
+        """Of values: the global norm of the weights, NaN where it is not finite; whether all are finite that must."""
         weights, others = 0.0, 0.0
         for v in self.variables():
             value = values.variables.get(id(v))

@@ -345,3 +345,14 @@ def test_the_evidence_of_every_cause_is_cheap_on_as_many_steps_as_it_is_ever_giv
     began = time.process_time()
     signs.ask(row.evidence)
     assert time.process_time() - began < 1.0
+
+
+def test_a_run_that_has_learned_all_there_is_is_not_told_to_raise_the_rate():
+    columns = runs.healthy(1024)
+    columns["loss"] *= 1e-13  # the newest steps; when it fell is not known any more
+    columns["norm"] *= 1e-7
+    columns["update_ratio"][:] = 1e-9
+    columns["reach"][:] = np.inf
+    found = gradwatch.diagnose(runs.observation(columns))
+    assert found.healthy, str(found)
+    assert "hardly anything is left to learn" in str(found)

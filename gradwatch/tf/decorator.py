@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 import keras
+import tensorflow as tf
 
 from gradwatch.core.policies import Policy
 from gradwatch.errors import ConfigError
@@ -195,22 +197,32 @@ def _scoped(
 ) -> Callable[..., Any]:
     """`step`, during which `in_context` watches; `scopes` must all see a gradient."""
 
-    @functools.wraps(step)
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    # AutoGraph must not rewrite what is done around the step: that takes it longer than the step itself
+    @tf.autograph.experimental.do_not_convert
+    @contextlib.contextmanager
+    def around(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
         if capture.under_way() is not None:
-            return step(*args, **kwargs)  # somebody looks at its gradients: it is no step of the training
+            yield lambda result: None  # somebody looks at its gradients: it is no step of the training
+            return
+        results: list[Any] = []
         for scope in scopes:
             scope.enter()
             scope.monitor._engine.inputs.expect((args, kwargs), (args, kwargs))
         with watchers.watching(in_context):
-            result = step(*args, **kwargs)
+            yield results.append
         for scope in scopes:
             scope.monitor._engine.inputs.forget()
             if not scope.leave():
                 watchers.refuse_blindness(scope)
-        losses.tell([scope.monitor for scope in scopes], result, loss)
+        losses.tell([scope.monitor for scope in scopes], results[0], loss)
         batches.keep([scope.monitor for scope in scopes], args, kwargs)
         recovering.tell(scopes[0].monitor, step, args)
+
+    @functools.wraps(step)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with around(args, kwargs) as ended:
+            result = step(*args, **kwargs)
+            ended(result)
         return result
 
     # TensorFlow's tracing would unwrap a step that is passed as an argument

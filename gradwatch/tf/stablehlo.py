@@ -8,6 +8,7 @@ compiles as a single kernel (docs/decisions/0018). `gradwatch.tf.program_text` w
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradwatch.tf import compat
+from gradwatch.tf import compat, devices
+from gradwatch.tf.ops import TENSORFLOW
 from gradwatch.tf.program_text import BOOL, Shape, Value, Writer
 
 logger: logging.Logger = logging.getLogger("gradwatch")
@@ -119,6 +121,24 @@ def function(
     module, shape = writer.text(result), result.shape
     made = tf.function(lambda given: compat.run_module(given, module, shape), jit_compile=True, autograph=False)
     return made, math.prod(shape)
+
+
+def in_one_kernel(body: Callable[..., Any], how: tuple[Any, ...], *vectors: tf.Tensor) -> Any:
+    """`body(namespace, *how, *vectors)`, a vector: written down inside of what XLA compiles for a CPU, else traced."""
+    if not devices.compiled_by_xla() or devices.has_accelerator() or not works():
+        return body(TENSORFLOW, *how, *vectors)
+    return _written(body, how, tuple(x.shape[0] for x in vectors))(tf.concat(vectors, 0))
+
+
+@functools.lru_cache(maxsize=256)
+def _written(body: Callable[..., Any], how: tuple[Any, ...], sizes: tuple[int, ...]) -> Any:
+    ends = np.cumsum([0, *sizes]).tolist()
+
+    def whole(xp: StableHLO, given: Value) -> Value:
+        return body(xp, *how, *(given[a:b] for a, b in itertools.pairwise(ends)))
+
+    made, _ = function(whole, ends[-1])
+    return made
 
 
 @functools.cache

@@ -21,8 +21,9 @@ from gradwatch.tf.fused import ANY_REACH, NO_REACH
 from gradwatch.tf.hidden import hidden_from_debuggers
 from gradwatch.tf.once import numbers, once_for_all
 from gradwatch.tf.ops import TENSORFLOW
-from gradwatch.tf.places import UNKNOWN, concat, lengths, places_of
+from gradwatch.tf.places import UNKNOWN, concat, places_of, roots, squares, squares_of
 from gradwatch.tf.reach import initial_norm, motion, weight_norm
+from gradwatch.tf.stablehlo import in_one_kernel
 from gradwatch.tf.updates import tf_variable
 
 #: Steps between two looks at the weights.
@@ -220,8 +221,9 @@ class Weights:
         """Scale an update that was too long back to the limit; the state after it."""
         norms, _, first, (rest, _, total, low, high) = _split(state)
         after = [tf.convert_to_tensor(v) for v in variables]
-        moved = lengths([gradients.values(a - b) for a, b in zip(after, before)])
-        ratios, ratio = _shares(variables, present, norms, moved)
+        moved = squares([gradients.values(a - b) for a, b in zip(after, before)])
+        found = _shares(TENSORFLOW, present, _initial(variables, present), norms, moved)
+        ratios, ratio = found[:-1], found[-1]
         # an update that is NaN or Inf has no length: on_nonfinite is for that
         over = ratio > self.limit
         factor = tf.where(over, self.limit / tf.where(over, ratio, 1.0), 1.0)
@@ -287,20 +289,30 @@ def _looked(
     norms, ratios, first, (rest, ratio, total, *limited) = _split(state)
     due = rest < 0.5 if hurried is None else (rest < 0.5) | hurried
     places = places_of(variables)
+    count, least = len(variables), _initial(variables, range(len(variables)))
 
     def look() -> tuple[tf.Tensor, ...]:
         x = [numbers(v) for v in variables]
-        now = lengths(x, None if everything else places)
-        length = weight_norm(TENSORFLOW, now, _initial(variables, range(len(variables))))
-        return now, tf.where(first < 0.0, now, first), length, concat(x, places) if hold else tf.zeros([0])
+        now = concat(x, places)
+        found = in_one_kernel(_lengths, (least,), squares_of(now, places, x if everything else None), first)
+        return found, now if hold else tf.zeros([0])
 
     def keep() -> tuple[tf.Tensor, ...]:
-        return norms, first, total, tf.zeros([sum(p.size for p in places) if hold else 0])
+        nothing = tf.zeros([sum(p.size for p in places) if hold else 0])
+        return tf.concat([norms, first, tf.reshape(total, [1])], 0), nothing
 
     # only what is measured leaves the branch: with the whole state in it, XLA compiles the step around it otherwise
-    norms, first, total, before = look() if always else tf.cond(due, look, keep)
+    found, before = look() if always else tf.cond(due, look, keep)
+    norms, first, total = tf.split(found, [count, count, 1])
+    total = tf.reshape(total, [])
     state = _join(norms, ratios, first, [tf.where(due, EVERY - 1.0, rest - 1.0), ratio, total, *limited])
     return total, norms, ratio, due, before, state
+
+
+def _lengths(xp: Any, least: float, squares: Any, first: Any) -> Any:
+    """Norms of the variables, their first norms, and the norm of the weights, as one vector."""
+    now = roots(xp, squares)
+    return xp.concat([now, xp.where(first < 0.0, now, first), xp.stack([weight_norm(xp, now, least)])])
 
 
 def _settled(
@@ -317,24 +329,36 @@ def _settled(
     def measure() -> tf.Tensor:
         norms, _, first, (rest, _, *others) = _split(state)
         now = concat([numbers(v) for v in variables], places)
-        moved = lengths(tf.split(now - before, [p.size for p in places]), places, picked=True)
-        ratios, ratio = _shares(variables, present, norms, moved)
-        return _join(norms, ratios, first, [rest, ratio, *others])
+        moved = squares_of(now - before, places)
+        found = in_one_kernel(_shares, (present, _initial(variables, present)), norms, moved)
+        return _join(norms, found[:-1], first, [rest, found[-1], *others])
 
     return measure() if always else tf.cond(due, measure, lambda: tf.identity(state))
 
 
-def _shares(
-    variables: Sequence[Any], present: tuple[int, ...], norms: tf.Tensor, moved: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """|dw| / |w| of each variable, and of all that have a gradient: this with the floor of `weight_norm`."""
-    whole = weight_norm(TENSORFLOW, _some(norms, present), _initial(variables, present))
-    distances = _some(moved, present)
-    distance = _norms.total(TENSORFLOW, tf.maximum(distances, 0.0))
-    known = (whole > 0.0) & (distance <= HUGE) & (tf.reduce_min(distances) >= 0.0)
+def _shares(xp: Any, present: tuple[int, ...], least: float, norms: Any, moved: Any) -> Any:
+    """|dw| / |w| of each variable, and last of all that have a gradient: this with the floor of `weight_norm`.
+
+    Args:
+      present: the variables that have a gradient.
+      least: `initial_norm` of these.
+      norms: of the variables.
+      moved: sums of squares of their updates.
+    """
+    moved = roots(xp, moved)
+    whole = weight_norm(xp, _only(xp, norms, present), least)
+    distances = _only(xp, moved, present)
+    distance = _norms.total(xp, xp.maximum(distances, 0.0))
+    known = (whole > 0.0) & (distance <= HUGE) & (xp.max(-distances) <= 0.0)
     good = (norms > TINY) & (moved >= 0.0)
-    share = tf.where(known, distance / tf.where(known, whole, 1.0), UNKNOWN)
-    return tf.where(good, moved / tf.where(good, norms, 1.0), UNKNOWN), share
+    share = xp.where(known, distance / xp.where(known, whole, 1.0), UNKNOWN)
+    return xp.concat([xp.where(good, moved / xp.where(good, norms, 1.0), UNKNOWN), xp.stack([share])])
+
+
+def _only(xp: Any, x: Any, present: tuple[int, ...]) -> Any:
+    """A vector with zeros where no variable is present."""
+    count = x.shape[0]
+    return x if len(present) == count else xp.where(np.isin(np.arange(count), present), x, 0.0)
 
 
 def looked_first(scale: tf.Tensor, signals: tf.Tensor) -> tf.Tensor:
@@ -355,10 +379,6 @@ def _predicates_travel() -> bool:
 
 def _initial(variables: Sequence[Any], places: Sequence[int]) -> float:
     return initial_norm(variables[i].shape.as_list() for i in places)
-
-
-def _some(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
-    return x if len(places) == x.shape[0] else tf.gather(x, tf.constant(places, tf.int32))
 
 
 def _graph() -> Any:

@@ -17,11 +17,20 @@ Half the hazard squared over sqrt(n), about a standard error, is taken off c: a 
 alarms. The threshold solves b y + c y^2 = log(n / (N p)) for the budget p.
 
 **Rare outliers.** A healthy run of some thousand steps holds a few norms that no tail of the others explains: a rare
-batch, a GAN that changes its mind. They are an admixture: of the steps, epsilon = (0.15 + max(k - 1, 0)) / (500 + N)
-stand above the tail, and there the log norm is exponential with mean 0.4. k is the decayed count of clusters that
-passed the limit of the tail by less than 3 such means: what lies farther out is no outlier of a healthy run. For a
-budget p this adds 0.4 * max(log(epsilon / p), 0) to the log norm of the limit; nothing after `steps_until_known`
-steps without a second outlier. The numbers were chosen on the design kinds of benchmarks/healthy.py.
+batch, a GAN that changes its mind. They are an admixture: a share epsilon of the steps, whose log norm is exponential
+with mean 0.4 above a start. The limit m, as a log norm above the level, is the higher one of the two:
+
+    m = max(L, w L + 0.4 * max(log(epsilon / p), 0)),    L = z_max * std
+    w = b / sqrt(b^2 + 4 c h),    h = log(n / (N p))
+
+w is the hazard where the tail begins over the hazard at z_max. In an exponential tail w is 1 and outliers stand above
+the limit of the tail. In a light one w is about 0.3 and they start near the level, so that they hardly matter where
+ordinary norms reach as far.
+
+epsilon = (0.15 + k) / (500 + N). k is the decayed count of clusters that passed the limit of the tail by less than 3
+such means: what lies farther out is no outlier of a healthy run. Each counts as epsilon / (epsilon + p), the odds that
+it was an outlier and not one of the alarms that the budget allows. After `steps_until_known` steps without an outlier
+they add nothing. The numbers were chosen on the design kinds of benchmarks/healthy.py.
 
 Source: peaks over threshold (Coles 2001, An Introduction to Statistical Modeling of Extreme Values, chapter 4) with
 another tail. The generalised Pareto's normal case has an end point, and its shape cannot be learned from a few hundred
@@ -70,7 +79,23 @@ def steps_until_known(rate: float) -> int:
 
 
 def limit(xp: Namespace, tail: State, rate: float) -> Array:
-    """The z that a healthy step exceeds with probability `rate`, shape ()."""
+    """The z that a step of the tail exceeds with probability `rate`, shape ()."""
+    return _limit(xp, tail, rate)[0]
+
+
+def margin(xp: Namespace, tail: State, std: Array, rate: float) -> Array:
+    """How far above its level a log norm stands that a healthy step exceeds with probability `rate`, shape ().
+
+    Args:
+      std: deviation of the log norm, the unit of z.
+    """
+    z_max, start = _limit(xp, tail, rate)
+    reach = z_max * std
+    return xp.maximum(reach, start * reach + _OUTLIER_MEAN * xp.maximum(xp.log(_share(xp, tail)) - math.log(rate), 0.0))
+
+
+def _limit(xp: Namespace, tail: State, rate: float) -> tuple[Array, Array]:
+    """(z_max, the part w of it at which outliers start)."""
     n, s1, s2, s3 = tail["peaks"], tail["sum1"], tail["sum2"], tail["sum3"]
     determinant = xp.maximum(s1 * s3 * (2.0 / 3.0) - s2 * s2 * 0.5, 1e-12)
     hazard = n / s1
@@ -78,20 +103,19 @@ def limit(xp: Namespace, tail: State, rate: float) -> Array:
     c = xp.maximum(c - 0.5 * hazard * hazard / xp.sqrt(n), 0.0)
     b = xp.maximum((n - c * s2) / s1, 0.0)
     h = xp.maximum(xp.log(n / tail["steps"]) - math.log(rate), 0.0)
+    last = xp.sqrt(b * b + 4.0 * c * h)
     # the root in the form that works for c = 0
-    return START + 2.0 * h / xp.maximum(b + xp.sqrt(b * b + 4.0 * c * h), 1e-6)
+    return START + 2.0 * h / xp.maximum(b + last, 1e-6), b / xp.maximum(last, 1e-6)
 
 
-def outlier_margin(xp: Namespace, tail: State, rate: float) -> Array:
-    """What rare outliers add to the log norm of the limit, shape ()."""
+def _share(xp: Namespace, tail: State) -> Array:
+    """Share of outliers among the steps, epsilon."""
     seen = tail["steps"] - _PRIOR["steps"]
-    # one that passes may be the budget's own
-    share = (_OUTLIERS + xp.maximum(tail["outliers"] - 1.0, 0.0)) / (_OUT_OF + xp.maximum(seen, 0.0))
-    return _OUTLIER_MEAN * xp.maximum(xp.log(share) - math.log(rate), 0.0)
+    return (_OUTLIERS + tail["outliers"]) / (_OUT_OF + xp.maximum(seen, 0.0))
 
 
 def update(
-    xp: Namespace, tail: State, z: Array, std: Array, *, learns: Bool, limit: Array, decay: float
+    xp: Namespace, tail: State, z: Array, std: Array, *, learns: Bool, limit: Array, rate: float, decay: float
 ) -> dict[str, Array]:
     """Enter one z, shape (), where `learns`; what was seen before weighs `decay` of what it did.
 
@@ -99,7 +123,7 @@ def update(
 
     Args:
       std: deviation of the log norm, the unit of z.
-      limit: z enters clamped at it, and what passes it begins a cluster.
+      limit: that for `rate`; z enters clamped at it, and what passes it begins a cluster.
     """
     passed = (z > limit) & ((z - limit) * std < _FARTHEST * _OUTLIER_MEAN)
     z = xp.minimum(z, limit)
@@ -107,5 +131,7 @@ def update(
     y = xp.maximum(z - START, 0.0)
     more = {"steps": over * 0.0 + 1.0, "peaks": over, "sum1": y, "sum2": y * y, "sum3": y * y * y}
     new = {name: tail[name] * decay + (x + _PRIOR[name] * (1.0 - decay)) for name, x in more.items()}
-    new["outliers"] = tail["outliers"] * decay + xp.where(passed, 1.0, 0.0)
+    share = _share(xp, tail)
+    # where outliers are rarer than the budget, what passed was most likely the budget's own
+    new["outliers"] = tail["outliers"] * decay + xp.where(passed, share / (share + rate), 0.0)
     return {name: xp.where(learns, x, tail[name]) for name, x in new.items()}

@@ -10,8 +10,9 @@ import re
 import numpy as np
 import pytest
 
-from gradwatch.core import detectors
+from gradwatch.core import detectors, tail
 from gradwatch.core.detectors import DETECTORS
+from gradwatch.core.xp import NUMPY
 from gradwatch.errors import ConfigError
 from gradwatch.testing import replay, streams
 
@@ -243,9 +244,10 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
         h = math.log(n / (big_n * 50e-6))
         z_max = 0.75 + (h / b if c == 0 else (-b + math.sqrt(b * b + 4 * c * h)) / (2 * c))
         z = level.z(value)
-        epsilon = (0.15 + max(outliers - 1, 0)) / (500 + big_n - 5 / 0.23)
-        admixture = 0.4 * max(math.log(epsilon / 50e-6), 0)
-        margin = max(z_max * level.std + admixture, 3 * 0.1) if t >= 25 else level.start_margin
+        epsilon = (0.15 + outliers) / (500 + big_n - 5 / 0.23)
+        start = b / (b + 2 * c * (z_max - 0.75))  # hazard of the tail at its beginning over that at z_max
+        outlying = start * z_max * level.std + 0.4 * max(math.log(epsilon / 50e-6), 0)
+        margin = max(z_max * level.std, outlying, 3 * 0.1) if t >= 25 else level.start_margin
         alarm = t >= 1 and math.log(value) > level.mean + margin
         passed = z > z_max if t >= 25 else alarm
         assert got.alarm[t] == alarm, t
@@ -257,7 +259,8 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
             big_n, n = big_n * d + 1 + 5 / 0.23 * prior, n * d + (excess > 0) + 5 * prior
             s1, s2 = s1 * d + excess + 5 * prior, s2 * d + excess**2 + 10 * prior
             s3 = s3 * d + excess**3 + 30 * prior
-            outliers = outliers * d + (passed and t >= 25 and (z - z_max) * level.std < 1.2)
+            counts = passed and t >= 25 and (z - z_max) * level.std < 1.2
+            outliers = outliers * d + counts * epsilon / (epsilon + 50e-6)
         calm = 0 if passed else calm + 1
         level.learn(value)
     assert got.alarm[[700, 1100]].all()
@@ -270,6 +273,49 @@ def test_outliers_that_a_run_has_now_and_then_become_usual():
     assert alarm.sum() <= 2, "the first ones at most"
     x[5999] *= 20
     assert replay.detector(detectors.spike(false_alarms_per_million=10), x).alarm[5999]
+
+
+def _tail(steps, peaks, moments):
+    """A tail that has seen excesses with these moments, so many that its prior hardly counts."""
+    sums = {f"sum{i + 1}": peaks * moment for i, moment in enumerate(moments)}
+    return {"steps": np.float64(steps), "peaks": peaks, **sums, "outliers": 0.0}
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-5])
+def test_outliers_stand_above_an_exponential_tail_and_start_at_the_level_where_the_hazard_begins_at_nothing(rate):
+    """Oracle: moments of exponential excesses (b = 2, c = 0), and of Rayleigh's (b = 0, c = 1.5)."""
+    steps, peaks, std, epsilon = 2000.0, 500.0, 0.1, 0.15 / (500 + 2000 - 5 / 0.23)
+    outlying, h = 0.4 * math.log(epsilon / rate), math.log(peaks / steps / rate)
+    exponential = _tail(steps, peaks, (1 / 2, 2 / 4, 6 / 8))
+    rayleigh = _tail(steps, peaks * 1e8, (math.sqrt(math.pi / 6), 1 / 1.5, 0.75 * math.sqrt(math.pi) / 1.5**1.5))
+    rayleigh["steps"] = steps * 1e8  # so many that nothing is taken off c
+    assert tail.margin(NUMPY, exponential, std, rate) == pytest.approx((0.75 + h / 2) * std + outlying, rel=1e-3)
+    reach = (0.75 + math.sqrt(h / 1.5)) * std
+    assert tail.limit(NUMPY, rayleigh, rate) * std == pytest.approx(reach, rel=1e-3)
+    assert tail.margin(NUMPY, rayleigh, std, rate) == pytest.approx(reach, rel=1e-3), "rarer than the budget by then"
+    young = {**rayleigh, "outliers": epsilon * (500 + 2000e8)}  # the same share of outliers as above
+    assert tail.margin(NUMPY, young, std, rate) == pytest.approx(outlying, rel=1e-3)
+    assert tail.margin(NUMPY, young, 100 * std, rate) == pytest.approx(100 * reach, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(1e-6, 0.98, 1.0), (1e-4, 0.3, 0.4)])
+def test_what_passed_the_limit_counts_by_the_odds_that_it_was_an_outlier(rate, least, most):
+    """epsilon / (epsilon + p): 0.15 outliers in 2,500 steps are 60 in a million."""
+    before = _tail(2000 + 5 / 0.23, 500.0, (1 / 2, 2 / 4, 6 / 8))
+    passed = np.float64(tail.limit(NUMPY, before, rate) + 1.0)
+    given = {"learns": np.bool_(True), "limit": passed - 1.0, "rate": rate, "decay": 1.0}
+    after = tail.update(NUMPY, before, passed, np.float64(0.1), **given)
+    assert after["outliers"] == pytest.approx(60e-6 / (60e-6 + rate))
+    assert least < after["outliers"] < most
+    assert tail.update(NUMPY, before, passed - 1.5, np.float64(0.1), **given)["outliers"] == 0.0
+
+
+def test_a_young_run_with_a_light_tail_sees_a_spike_of_ten():
+    """The limit of the tail is the higher one there; added up, the two hid half of these spikes."""
+    norms = streams.lognormal(np.random.default_rng(6), 1250, 0.3, 400)
+    norms[-1] *= 10
+    alarm = replay.detector(detectors.spike(false_alarms_per_million=10), norms).alarm
+    assert alarm[-1].mean() > 0.9
 
 
 def test_the_steps_that_a_budget_needs():

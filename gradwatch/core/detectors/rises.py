@@ -37,10 +37,11 @@ class spike(OnLevel):
     `gradwatch.core.detectors.level` has the formulas, docs/detectors.md how often healthy starts raise it.
 
     With a budget of false alarms z_max is learned: the z that one healthy step in 1,000,000 / budget exceeds, from the
-    tail of z, and from rare outliers beside it (`gradwatch.core.tail`). What passes the tail's own limit enters it
-    clamped there, once for each cluster, and counts as an outlier. Until some hundred steps have been seen z_max is
-    about 10, from a prior that is heavier than training and that keeps its weight. z_max * std is never less than
-    3 * min_std: on a calm run the budget is not used up. A run shorter than `budget_steps` is too short for its budget.
+    tail of z or from rare outliers beside it, whichever is higher (`gradwatch.core.tail`). What passes the tail's own
+    limit enters it clamped there, once for each cluster, and may count as an outlier. Until some hundred steps have
+    been seen z_max is about 10, from a prior that is heavier than training and that keeps its weight. z_max * std is
+    never less than 3 * min_std: on a calm run the budget is not used up. A run shorter than `budget_steps` is too short
+    for its budget.
 
     Args:
       z_max: standard deviations of the log norm, > 0; None is 5 without a budget.
@@ -161,7 +162,7 @@ class _LearnedLimit(NamedTuple):
 
     def margin(self, xp: Namespace, state: State, std: Array) -> Array:
         """How far above the mean the limit lies, a log norm."""
-        return tail.limit(xp, state["tail"], self.rate) * std + tail.outlier_margin(xp, state["tail"], self.rate)
+        return tail.margin(xp, state["tail"], std, self.rate)
 
     def update(
         self, xp: Namespace, state: State, z: Array, std: Array, norms: Norms, *, ready: Bool, alarm: Bool
@@ -172,7 +173,9 @@ class _LearnedLimit(NamedTuple):
         learns = norms.enters & ((calm >= _CALM) | (passed & (calm >= 1.0)))
         held = xp.where(ready, z, xp.minimum(z, limit))
         return {
-            "tail": tail.update(xp, state["tail"], held, std, learns=learns, limit=limit, decay=self.decay),
+            "tail": tail.update(
+                xp, state["tail"], held, std, learns=learns, limit=limit, rate=self.rate, decay=self.decay
+            ),
             "calm": xp.where(passed, 0.0, xp.where(norms.enters, xp.minimum(calm + 1.0, 1e6), calm)),
         }
 

@@ -58,6 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     'record="runs"': {"record": "runs"},
     "recover=ladder()": {"recover": gradwatch.recovery.ladder()},
 }
+PERIODIC = 100  # steps in a block of an option that works only now and then: a median of short blocks would not see it
 BLOCK_SECONDS = 0.03  # a block of steps lasts at least this long: a training repeats one step, its caches are warm
 
 # -- the models -------------------------------------------------------------------------------------------
@@ -251,9 +252,13 @@ def empty_call() -> Callable[[], Any]:
 
 
 def interleave(
-    calls: dict[str, Callable[[], Any]], *, rounds: int, seconds: float, rng: random.Random
+    calls: dict[str, Callable[[], Any]], *, rounds: int, seconds: float, rng: random.Random, least: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds per call, one value per round and contender; a round runs a block of each in random order."""
+    """Seconds per call, one value per round and contender; a round runs a block of each in random order.
+
+    Args:
+      least: calls in a block.
+    """
     block: dict[str, int] = {}
     for name, call in calls.items():
         for _ in range(3):  # traces, compiles, fills caches
@@ -264,7 +269,7 @@ def interleave(
             began = time.perf_counter()
             _wait(call())
             once = min(once, time.perf_counter() - began)
-        block[name] = max(1, min(100, round(BLOCK_SECONDS / once)))
+        block[name] = max(least, min(100, round(BLOCK_SECONDS / once)))
     # the same number for all that are compared
     common = min(n for name, n in block.items() if name != "empty")
     block = {name: n if name == "empty" else common for name, n in block.items()}
@@ -398,7 +403,8 @@ def option_price(option: str, model: str, mode: str, *, rounds: int, seconds: fl
     """A step with one of `OPTIONS`, ready to change the update, against one without."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         calls = {name: make_step(MODELS[model][0], name, mode) for name in ("gradwatch", option)}
-        times, _ = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed))
+        least = PERIODIC if option.startswith(("record", "recover")) else 1
+        times, _ = interleave(calls, rounds=rounds, seconds=seconds, rng=random.Random(seed), least=least)
         reader.close()  # the last steps of a record are written
     without, with_it = np.array(times["gradwatch"]), np.array(times[option])
     return {
@@ -566,6 +572,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated, of: " + ", ".join(MODELS))
     parser.add_argument("--modes", default=",".join(MODES), help="comma-separated, of: " + ", ".join(MODES))
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated, of: " + ", ".join(PARTS))
+    parser.add_argument("--options", default=",".join(OPTIONS), help="comma-separated, of: " + ", ".join(OPTIONS))
     parser.add_argument("--rounds", type=int, help="most rounds per cell (2000; quick: 200)")
     parser.add_argument("--seconds", type=float, help="most seconds of measuring per cell (60; quick: 6)")
     parser.add_argument("--soak", type=int, help="steps of the soak, 0 for none (100000; quick: 10000)")
@@ -577,6 +584,7 @@ def main() -> None:
     models = _choice(parser, "--models", options.models, MODELS)
     modes = _choice(parser, "--modes", options.modes, MODES)
     parts = _choice(parser, "--parts", options.parts, PARTS)
+    priced = _choice(parser, "--options", options.options, OPTIONS)
     rounds = options.rounds or (200 if options.quick else 2000)
     seconds = options.seconds or (6.0 if options.quick else 60.0)
     soak_steps = options.soak if options.soak is not None else (10_000 if options.quick else 100_000)
@@ -613,7 +621,7 @@ def main() -> None:
             late = late_step(mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)
             result["late_step"].append(late)
         print("\n" + late_table(result["late_step"]))
-    for option in OPTIONS if "options" in parts and not options.quick else ():
+    for option in priced if "options" in parts and not options.quick else ():
         for model in [m for m in ("quickstart", "mlp-2m") if m in models]:
             for mode in modes:
                 price = option_price(option, model, mode, rounds=rounds, seconds=seconds / 2, seed=options.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,18 @@ def test_every_contender_trains(contender):
     for _ in range(20):
         last = float(step())
     assert last < first
+
+
+def test_a_block_holds_what_comes_only_now_and_then():
+    made = []
+
+    def call():
+        made.append(1)
+        return tf.constant(0.0)
+
+    _, block = overhead.interleave({"one": call}, rounds=1, seconds=0.0, rng=random.Random(0), least=overhead.PERIODIC)
+    assert block["one"] >= 2 * 50, "two looks at the weights, or two snapshots"
+    assert len(made) >= block["one"]
 
 
 def test_a_monitor_can_be_put_at_a_million_steps_and_goes_on_counting():

@@ -610,9 +610,9 @@ def reference(loop: Loop) -> tuple[list[np.ndarray], dict[str, list[float]]]:
     return support.weights(*training.things), dict(clip.norms)
 
 
-def run(loop: Loop, mode: str, policy: policies.Policy | None) -> Record:
-    """The loop in one mode, watched with `policy`, or unwatched for None."""
-    options = support.monitor_options(policy)
+def run(loop: Loop, mode: str, policy: policies.Policy | None, **options: Any) -> Record:
+    """The loop in one mode, watched with `policy`, or unwatched for None; `options` are those of the monitors."""
+    options = support.monitor_options(policy, **options)
     single = gradwatch.Monitor("loop", **options)
     training = loop.build(Clip())
     if training.monitor_clips and policy is not None:

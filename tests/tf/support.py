@@ -137,8 +137,6 @@ def monitor_options(policy: Any = None, **options: Any) -> dict[str, Any]:
     return {
         "policy": policies.fixed(CLIP) if policy is None else policy,
         "detectors": (detectors.spike(warmup_steps=4), detectors.nonfinite()),
-        # the guard as plain ops: nothing to compile; the jit modes compile it with the step
-        "jit_compile": False,
         **options,
     }
 

@@ -110,6 +110,19 @@ def test_table_no_op_needs_the_host(loop, mode):
     assert not support.HOST_OPS & set(types)
 
 
+@pytest.mark.parametrize(
+    ("loop", "mode"), [cell for cell in CELLS if cell[0].name in THOROUGH], ids=lambda x: getattr(x, "name", x)
+)
+def test_a_guard_of_plain_operations_does_the_same(loop, mode):
+    plain = loops.run(loop, mode, policies.fixed(support.CLIP), jit_compile=False)
+    support.assert_close(plain.weights, reference(loop.name)[0], rtol=loop.tolerance, atol=loop.tolerance / 10)
+    for key, monitor in record(loop.name, mode, "fixed").monitors.items():
+        got, expected = plain.monitors[key].history(), monitor.history()
+        for column in ("norm", "clip_norm", "threshold"):
+            np.testing.assert_allclose(got[column], expected[column], rtol=10 * loop.tolerance)
+        np.testing.assert_array_equal(got["verdict"], expected["verdict"])
+
+
 # -- every policy where the gradients are scaled ---------------------------------------------------------------
 
 EVERY_POLICY = {**POLICIES, **COMBINATORS}

@@ -45,7 +45,7 @@ must = @echo '$(1)'; $(BIN)/$(1) || { printf '\nmake check stopped. To mend it: 
 demo: $(READY)  ## train unprotected, then protected, on real text; about two minutes
 	$(BIN)/gradwatch demo $(ARGS)
 
-test: $(READY)  ## all tests but the end-to-end ones, in four parts, about 15 minutes on 2 cores
+test: $(READY)  ## all tests but the end-to-end ones, in four parts, about 12 minutes on 2 cores
 	$(BIN)/python tests/in_parts.py -n $(WORKERS) $(ARGS)
 
 check: $(READY)  ## format, lint, spelling, types; says how to mend what it finds

@@ -49,7 +49,7 @@ class Trouble(NamedTuple):
     """Something that a rung should answer.
 
     Attributes:
-      cause: "dropping", "held", "saturated", "exploding", "lost" or "nonfinite".
+      cause: "dropping", "held", "saturated", "exploding", "lost", "nonfinite" or "poisoned".
       step: at which it began.
       lasted: steps since then.
       text: what was seen, a sentence.

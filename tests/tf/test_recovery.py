@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import pickle
 
 import keras
@@ -15,6 +16,8 @@ import tensorflow as tf
 
 import gradwatch
 from gradwatch import policies, recovery
+from gradwatch.core import norms
+from gradwatch.core.guard import COLUMNS
 from gradwatch.errors import ConfigError, LayoutError, TrainingStopped
 from gradwatch.reading.health import health
 from gradwatch.recovery import folder
@@ -313,7 +316,7 @@ def test_weights_that_are_nan_are_found_at_the_next_look_and_no_streak_is_waited
     assert train(step, 20, 75)[-1] < 1.0
 
 
-@pytest.mark.parametrize("unusual", ["a loss", "a batch of NaN", "a norm"])
+@pytest.mark.parametrize("unusual", ["a loss", "a batch of NaN"])
 def test_of_a_usual_run_many_steps_are_looked_at_together_and_what_stands_out_is_seen_at_once(unusual):
     net = support.model()
     step = watched(net, support.sgd(0.05), recovery.ladder(recovery.rollback(every=100), recovery.lower()))
@@ -325,12 +328,38 @@ def test_of_a_usual_run_many_steps_are_looked_at_together_and_what_stands_out_is
     change = {
         "a loss": lambda i, x, y: (x, y + np.float32(30.0 * (i == 165))),
         "a batch of NaN": lambda i, x, y: (x * np.float32(np.nan if i == 165 else 1.0), y),
-        "a norm": lambda i, x, y: (x, y + np.float32(30.0 * (i == 165))),
     }[unusual]
     train(step, 10, 161, change)
     assert signs.last_step == 171
     train(step, 60, 171)
     assert 171 < signs.last_step <= 231
+
+
+def test_each_thing_that_stands_out_in_a_single_step_is_worth_a_closer_look():
+    step = watched(support.model(), support.sgd(0.05), quick())
+    train(step, 75)
+    one = step.monitor._healer._watched[0]
+    peek, end = one.peek, one.signs.usual_end
+    train(step, 4, 75)
+    assert peek.fetch(now=True) == 8
+    assert peek.is_usual(end)
+    row = peek._end - 3 * len(COLUMNS)  # one of those that wait
+    threshold = float(peek._vector[row + COLUMNS.index("threshold")])
+    odd = {
+        "a norm above its threshold": (row + COLUMNS.index("norm"), 2.0 * threshold),
+        "a norm of NaN": (row + COLUMNS.index("norm"), -1.0),
+        "a norm of Inf": (row + COLUMNS.index("norm"), norms.LARGEST),
+        "a dropped update": (row + COLUMNS.index("verdict"), 2.0),
+        "a loss above the band": (row + COLUMNS.index("loss"), 2.0 * end),
+        "a loss that is not known": (row + COLUMNS.index("loss"), 3e38),
+        "an anomaly under way": (int(peek._active_at[0]), 1.0),
+    }
+    usual = peek._vector
+    for what, (at, value) in odd.items():
+        peek._vector = usual.copy()
+        peek._vector[at] = value
+        assert not peek.is_usual(end), what
+    assert not peek.is_usual(-math.inf)
 
 
 # -- the rate ---------------------------------------------------------------------------------------------

@@ -103,8 +103,14 @@ class Signs:
         self.on_trial: bool = False
         self.forget()
 
-    def forget(self) -> None:
-        """The weights were set back: what the steps since the snapshot said is about others. The band stays."""
+    def forget(self, *, to_the_start: bool = False) -> None:
+        """The weights were set back: what the steps since the snapshot said is about others. The band stays.
+
+        Args:
+          to_the_start: to before the first step, whose losses lie above every band that was learned since.
+        """
+        if to_the_start:
+            self._band.restart(self._band.first)
         self._recent: deque[float] = deque(maxlen=_SMOOTHED_ON_TRIAL)
         self._drops: deque[tuple[int, bool]] = deque()  # step, and whether its gradient was finite
         self._nonfinite = self._wild = 0  # steps in a row

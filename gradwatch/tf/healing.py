@@ -360,7 +360,7 @@ class Healer:
         logger.log(logging.ERROR if STOP in rungs else logging.WARNING, "%s", text)
         if back_to is not None:
             for other in self._watched:
-                other.signs.forget()
+                other.signs.forget(to_the_start=back_to.step == 0)
         if STOP in rungs:
             self._stop(step, text, reason.likeliest or f"{trouble.text}. {last_word}".strip())
 

@@ -180,6 +180,20 @@ def test_the_weights_from_before_the_first_step_are_the_first_snapshot():
     assert "to before the first step" in step.monitor.snapshot().last_recoveries[-1].text
 
 
+def test_a_run_that_goes_back_to_its_start_may_have_the_losses_of_a_start(monkeypatch):
+    monkeypatch.setattr(healing, "reason_of", lambda monitor: Reason())
+    net = support.model()
+    ladder = recovery.ladder(recovery.lower(), recovery.rollback(every=1000), recovery.stop())
+    step = watched(net, support.sgd(0.05), ladder)
+    train(step, 95)
+    wreck(net)
+    train(step, 300, 95)
+    seen = step.monitor.snapshot()
+    assert seen.recoveries["lower"] == 1, "at the lower rate it takes longer than the patience to come as far again"
+    assert seen.recoveries["rollback"] == 1
+    assert seen.recoveries["stop"] == 0
+
+
 def test_moving_averages_that_a_bad_batch_made_nan_come_back():
     net = bn_model()
     step = watched(net, keras.optimizers.Adam(0.01), quick())

@@ -1,9 +1,9 @@
 """Records healthy runs: what a false alarm is counted on.
 
-    nice python benchmarks/healthy.py              about 165 runs of 5,000 steps, an hour on one core; stops and resumes
+    nice python benchmarks/healthy.py              about 200 runs of 5,000 steps, an hour on one core; stops and resumes
     python benchmarks/healthy.py --judge           false alarms on what was recorded; a minute, without TensorFlow
 
-Seventeen kinds of training (`kinds.py`), ten seeds of each (five of the slowest), with a learning rate between half
+Twenty-one kinds of training (`kinds.py`), ten seeds of each (five of the slowest), with a learning rate between half
 of and twice the usual one. A run that did not get anywhere is none, and the next seed takes its place. Both sides of
 a GAN are recorded, so there are more streams than runs. The file holds the logarithms of the norms and the losses as
 float16, by "kind/side/seed".
@@ -30,7 +30,7 @@ MOST_SEEDS = 20
 #: Kinds that detectors may be tuned on, and those that nothing was tuned on.
 DESIGN = (
     *("perceptron", "convolutional", "recurrent", "gan", "skip-gram", "autoencoder", "warm restarts"),
-    "heavy tails",
+    *("heavy tails", "policy gradient", "q-learning", "sarsa", "balance"),
 )
 JUDGED = (
     *("residual", "transformer", "fine-tuning", "actor-critic", "wasserstein", "recommender"),
@@ -71,8 +71,12 @@ def record(kind: str, folder: Path, seeds: int, steps: int) -> None:
 
 
 def publish(folder: Path, path: Path) -> None:
-    """All runs of the folder in one file."""
+    """All runs of the folder in one file, beside the kinds that it holds already."""
     runs: dict[str, Any] = {}
+    fresh = {part.stem.rpartition("-")[0] for part in folder.glob("*.npz")}
+    if path.exists():
+        with np.load(path) as file:
+            runs = {name: file[name] for name in file.files if name.split("/")[0] not in fresh}
     for part in sorted(folder.glob("*.npz")):
         kind, _, seed = part.stem.rpartition("-")
         with np.load(part) as file:

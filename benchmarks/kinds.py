@@ -1,4 +1,4 @@
-"""Seventeen kinds of training that need no download, small enough for 5,000 steps in seconds.
+"""Twenty-one kinds of training that need no download, small enough for 5,000 steps in seconds.
 
 Each is compiled once and trained from new weights with every seed: 50 steps are one call of one XLA program. The kinds
 of "design" are what detectors may be tuned on; those of "judged" are what they are measured on.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import games
 import keras
 import numpy as np
 import tensorflow as tf
@@ -36,7 +37,9 @@ class Training:
       layers: whose weights are made anew with a seed, variables of no optimizer among them.
       before: (training, rng) -> what is done before the first step that counts.
       goal: which loss has to fall for the run to count as healthy; None: the losses need only stay finite.
-      state: variables that are set to zero when the training begins again.
+      state: variables that begin again with the training.
+      score: how well it does, where the loss does not say it; more is better.
+      least_score: at the end of a healthy run.
     """
 
     losses: Callable[..., Sequence[Any]]
@@ -48,6 +51,8 @@ class Training:
     before: Callable[[Training, np.random.Generator], None] = lambda training, rng: None
     goal: int | None = 0
     state: list[Any] = field(default_factory=list)
+    score: Callable[[], float] | None = None
+    least_score: float = -math.inf
     factor: float = 1.0
     _first: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -107,9 +112,9 @@ class Training:
         return np.concatenate(losses), np.concatenate(norms)
 
     def is_healthy(self, losses: np.ndarray, norms: np.ndarray) -> bool:
-        """Whether it got somewhere: all losses finite, and the last ones below the first ones."""
+        """Whether it got somewhere: all losses finite, and the last ones below the first ones, or the score high."""
         tenth = len(losses) // 10
-        if not np.all(np.isfinite(losses)):
+        if not np.all(np.isfinite(losses)) or (self.score and self.score() < self.least_score):
             return False
         if self.goal is None:
             return True
@@ -356,6 +361,183 @@ def heavy_tails() -> Training:
     )
 
 
+def policy_gradient() -> Training:
+    """Thirty-two games of "catch" to an update, learned by REINFORCE with their mean return as the baseline."""
+    model = _built(L.Dense(48, "relu"), L.Dense(3), shape=(games.ROWS * games.COLUMNS,))
+    won = tf.Variable(0.0, name="won")
+
+    def losses(noise: Any, ball: Any, paddle: Any) -> list[Any]:
+        logs, entropies = [], []
+        for row in range(games.ROWS - 1):
+            told = tf.nn.log_softmax(model(games.board(row, ball, paddle), training=True))
+            action = tf.argmax(tf.stop_gradient(told) + noise[row], 1, output_type=tf.int32)
+            logs.append(tf.gather(told, action, batch_dims=1))
+            entropies.append(-tf.reduce_sum(tf.exp(told) * told, 1))
+            paddle = games.moved(paddle, action)
+        gained = tf.where(ball == paddle, 1.0, -1.0)
+        won.assign_add(0.02 * (tf.reduce_mean(gained) - won))
+        ahead = gained - tf.reduce_mean(gained)
+        return [-tf.reduce_mean(tf.reduce_sum(tf.stack(logs), 0) * ahead) - 0.02 * tf.reduce_mean(tf.stack(entropies))]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        noise = rng.gumbel(size=(games.ROWS - 1, 32, 3)).astype(np.float32)
+        return noise, rng.integers(0, games.COLUMNS, 32, np.int32), np.full(32, games.COLUMNS // 2, np.int32)
+
+    return Training(
+        losses,
+        [model.trainable_variables],
+        [keras.optimizers.RMSprop(1e-3)],
+        constant(1e-3),
+        batch,
+        layers=[model],
+        goal=None,
+        state=[won],
+        score=lambda: float(won.numpy()),
+        least_score=0.5,
+    )
+
+
+def q_learning() -> Training:
+    """Sixteen pendulums and three torques: a double deep Q-network that learns from what it kept."""
+    model = _built(L.Dense(64, "relu"), L.Dense(64, "relu"), L.Dense(3), shape=(3,))
+    target = _built(L.Dense(64, "relu"), L.Dense(64, "relu"), L.Dense(3), shape=(3,))
+    pendulums = tf.Variable(np.tile(np.float32([[math.pi, 0.0]]), (16, 1)), name="pendulums")
+    kept = tf.Variable(np.zeros((4096, 8), np.float32), name="kept")
+    mean = tf.Variable(0.0, name="mean_reward")
+
+    def losses(step: Any, chance: Any, other: Any, fresh: Any, ends: Any, drawn: Any) -> list[Any]:
+        for mine, theirs in zip(target.variables, model.variables):
+            mine.assign(tf.where(step % 100 == 0, theirs, mine))
+        state = pendulums.value()
+        best = tf.argmax(model(games.seen(state), training=False), 1, output_type=tf.int32)
+        explores = chance < tf.maximum(0.05, 1.0 - tf.cast(step, tf.float32) / 1500)
+        action = tf.where(explores, other, best)
+        after, reward = games.swung(state, 2.0 * tf.cast(action - 1, tf.float32))
+        mean.assign_add(0.005 * (tf.reduce_mean(reward) - mean))
+        rows = [games.seen(state), tf.cast(action, tf.float32)[:, None], reward[:, None], games.seen(after)]
+        place = 16 * (step % 256)
+        kept.assign(tf.tensor_scatter_nd_update(kept, (place + tf.range(16))[:, None], tf.concat(rows, 1)))
+        pendulums.assign(tf.where(ends[:, None] < 0.005, fresh, after))
+        chosen = tf.gather(kept, tf.cast(drawn * tf.cast(tf.minimum(16 * (step + 1), 4096), tf.float32), tf.int32))
+        now, then = chosen[:, :3], chosen[:, 5:]
+        way = tf.argmax(model(then, training=False), 1, output_type=tf.int32)
+        goal = chosen[:, 4] + 0.97 * tf.gather(target(then, training=False), way, batch_dims=1)
+        said = tf.gather(model(now, training=True), tf.cast(chosen[:, 3], tf.int32), batch_dims=1)
+        off = tf.abs(said - tf.stop_gradient(goal))
+        return [tf.reduce_mean(tf.where(off < 1.0, 0.5 * off * off, off - 0.5))]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        fresh = rng.uniform([-math.pi, -1.0], [math.pi, 1.0], (16, 2)).astype(np.float32)
+        numbers = rng.random((2, 16), np.float32)
+        drawn = rng.random(64, np.float32)
+        return np.int32(step), numbers[0], rng.integers(0, 3, 16, np.int32), fresh, numbers[1], drawn
+
+    return Training(
+        losses,
+        [model.trainable_variables],
+        [keras.optimizers.Adam(1e-3)],
+        constant(1e-3),
+        batch,
+        layers=[model],
+        goal=None,
+        state=[pendulums, kept, mean, *target.variables],
+        score=lambda: float(mean.numpy()),
+        least_score=-0.35,
+    )
+
+
+def sarsa() -> Training:
+    """Thirty-two walkers beside a cliff, eight steps of each to an update; whoever comes to the goal begins again."""
+    cells = games.HEIGHT * games.WIDTH
+    model = _built(L.Dense(64, "tanh"), L.Dense(4), shape=(cells,))
+    places = tf.Variable(np.zeros(32, np.int32), name="places")
+    mean = tf.Variable(0.0, name="mean_reward")
+
+    def losses(step: Any, chance: Any, other: Any) -> list[Any]:
+        explores = tf.maximum(0.01, 1.0 - tf.cast(step, tf.float32) / 1500)
+        place, told, goals = places.value(), [], []
+        reward = ends = tf.zeros(32)
+        for i in range(9):
+            values = model(tf.one_hot(place, cells), training=True)
+            best = tf.argmax(values, 1, output_type=tf.int32)
+            action = tf.where(chance[i] < explores, other[i], best)
+            value = tf.gather(values, action, batch_dims=1)
+            if i:
+                goals.append(reward + 0.98 * (1.0 - ends) * tf.stop_gradient(value))
+            if i == 8:
+                break
+            told.append(value)
+            after, reward, ends = games.walked(place, action)
+            reward = 0.1 * reward
+            mean.assign_add(0.002 * (tf.reduce_mean(reward) - mean))
+            place = tf.where(ends > 0.5, 0, after)
+        places.assign(place)
+        return [tf.reduce_mean(tf.square(tf.stack(told) - tf.stack(goals)))]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        return np.int32(step), rng.random((9, 32), np.float32), rng.integers(0, 4, (9, 32), np.int32)
+
+    return Training(
+        losses,
+        [model.trainable_variables],
+        [keras.optimizers.Adam(1e-3)],
+        constant(1e-3),
+        batch,
+        layers=[model],
+        goal=None,
+        state=[places, mean],
+        score=lambda: float(mean.numpy()),
+        least_score=-0.2,
+    )
+
+
+def balance() -> Training:
+    """Sixteen pendulums to be kept upright, ten steps of each to an update: n-step Q-learning without a memory.
+
+    Source: Mnih et al. 2016 (arXiv 1602.01783), algorithm S2, its workers side by side.
+    """
+    model, target = (_built(L.Dense(48, "relu"), L.Dense(48, "relu"), L.Dense(3), shape=(3,)) for _ in range(2))
+    pendulums = tf.Variable(np.zeros((16, 2), np.float32), name="pendulums")
+    stood = tf.Variable(0.0, name="stood")
+
+    def losses(step: Any, chance: Any, other: Any, fresh: Any) -> list[Any]:
+        for mine, theirs in zip(target.variables, model.variables):
+            mine.assign(tf.where(step % 50 == 0, theirs, mine))
+        explores = tf.maximum(0.02, 1.0 - tf.cast(step, tf.float32) / 1000)
+        state, told, falls, goals = pendulums.value(), [], [], []
+        for i in range(10):
+            values = model(games.seen(state), training=True)
+            action = tf.where(chance[i] < explores, other[i], tf.argmax(values, 1, output_type=tf.int32))
+            told.append(tf.gather(values, action, batch_dims=1))
+            state, _ = games.swung(state, 2.0 * tf.cast(action - 1, tf.float32))
+            falls.append(tf.cast(tf.abs(state[:, 0]) > 0.5, tf.float32))
+            state = tf.where(falls[-1][:, None] > 0.5, fresh[i], state)
+            stood.assign_add(0.002 * (1.0 - tf.reduce_mean(falls[-1]) - stood))
+        pendulums.assign(state)
+        gain = tf.reduce_max(target(games.seen(state), training=False), 1)
+        for fell in reversed(falls):
+            gain = (1.0 - fell) * (0.1 + 0.97 * gain)
+            goals.insert(0, gain)
+        return [tf.reduce_mean(tf.square(tf.stack(told) - tf.stop_gradient(tf.stack(goals))))]
+
+    def batch(rng: np.random.Generator, step: int) -> Batch:
+        fresh = rng.uniform(-0.1, 0.1, (10, 16, 2)).astype(np.float32)
+        return np.int32(step), rng.random((10, 16), np.float32), rng.integers(0, 3, (10, 16), np.int32), fresh
+
+    return Training(
+        losses,
+        [model.trainable_variables],
+        [keras.optimizers.RMSprop(1e-3)],
+        constant(1e-3),
+        batch,
+        layers=[model],
+        goal=None,
+        state=[pendulums, stood, *target.variables],
+        score=lambda: float(stood.numpy()),
+        least_score=0.98,
+    )
+
+
 # -- kinds that are judged --------------------------------------------------------------------------------
 
 
@@ -577,6 +759,10 @@ DESIGN: dict[str, Callable[[], Training]] = {
     "autoencoder": autoencoder,
     "warm restarts": warm_restarts,
     "heavy tails": heavy_tails,
+    "policy gradient": policy_gradient,
+    "q-learning": q_learning,
+    "sarsa": sarsa,
+    "balance": balance,
 }
 JUDGED: dict[str, Callable[[], Training]] = {
     "residual": residual,

@@ -31,6 +31,17 @@ def test_packing_keeps_norms_to_a_percent_and_leaves_out_what_is_none(tmp_path):
     assert kept.tolist() == [0, 1, 5]
 
 
+def test_recording_one_kind_anew_leaves_the_others_as_they_were(tmp_path):
+    runs = {f"{kind}/0/00": np.full((2, 5), i, np.float16) for i, kind in enumerate(("gan", "sarsa"))}
+    np.savez_compressed(tmp_path / "runs.npz", **runs)
+    (tmp_path / "runs").mkdir()
+    np.savez_compressed(tmp_path / "runs" / "sarsa-3.npz", **{"0": np.full((2, 5), 9, np.float16)})
+    healthy.publish(tmp_path / "runs", tmp_path / "runs.npz")
+    with np.load(tmp_path / "runs.npz") as file:
+        assert set(file.files) == {"gan/0/00", "sarsa/0/03"}
+        assert file["gan/0/00"].tobytes() == runs["gan/0/00"].tobytes()
+
+
 def levels(after: float, noise: float = 0.02) -> np.ndarray:
     loss = np.where(np.arange(harm.STEPS) < harm.ONSET, 1.0, after)
     return loss + noise * np.random.default_rng(0).standard_normal(harm.STEPS)

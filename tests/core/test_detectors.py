@@ -230,12 +230,12 @@ def test_heavy_tails_cost_spike_false_alarms_as_documented():
 
 def test_a_budget_is_kept_by_the_formula_of_the_tail():
     """Oracle: the docstrings of `spike` and `core.tail` written out in float64, one stream."""
-    x = streams.lognormal(np.random.default_rng(0), 1500, 0.4)
+    x = np.exp(np.r_[np.full(450, 0.6), np.full(1050, 0.3)] * np.random.default_rng(0).standard_normal(1500))
     x[[700, 701, 1100]] *= 40
     x[[500, 1200, 1300, 1400]] *= 7  # above the tail, and no explosion
     got = replay.detector(detectors.spike(false_alarms_per_million=50), x)
     level, calm = Level(200, 2.5), 50
-    big_n, n, s1, s2, s3, outliers = 5 / 0.23, 5.0, 5.0, 10.0, 30.0, 0.0
+    big_n, n, s1, s2, s3, outliers, width = 5 / 0.23, 5.0, 5.0, 10.0, 30.0, 0.0, 0.25
     for t, value in enumerate(x):
         hazard = n / s1
         c = (s1 * s1 - n * s2 / 2) / (2 * s1 * s3 / 3 - s2 * s2 / 2)
@@ -243,11 +243,12 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
         b = (n - c * s2) / s1
         h = math.log(n / (big_n * 50e-6))
         z_max = 0.75 + (h / b if c == 0 else (-b + math.sqrt(b * b + 4 * c * h)) / (2 * c))
+        unit = max(level.std, 0.8 * math.sqrt(width))
         z = level.z(value)
         epsilon = (0.15 + outliers) / (500 + big_n - 5 / 0.23)
         start = b / (b + 2 * c * (z_max - 0.75))  # hazard of the tail at its beginning over that at z_max
-        outlying = start * z_max * level.std + 0.4 * max(math.log(epsilon / 50e-6), 0)
-        margin = max(z_max * level.std, outlying, 3 * 0.1) if t >= 25 else level.start_margin
+        outlying = start * z_max * unit + 0.4 * max(math.log(epsilon / 50e-6), 0)
+        margin = max(z_max * unit, outlying, 3 * 0.1) if t >= 25 else level.start_margin
         alarm = t >= 1 and math.log(value) > level.mean + margin
         passed = z > z_max if t >= 25 else alarm
         assert got.alarm[t] == alarm, t
@@ -262,8 +263,24 @@ def test_a_budget_is_kept_by_the_formula_of_the_tail():
             counts = passed and t >= 25 and (z - z_max) * level.std < 1.2
             outliers = outliers * d + counts * epsilon / (epsilon + 50e-6)
         calm = 0 if passed else calm + 1
+        width += (level.std**2 - width) / min(t + 1, 3000)
         level.learn(value)
     assert got.alarm[[700, 1100]].all()
+
+
+def test_a_budget_is_kept_where_norms_vary_now_much_now_little():
+    """200 steps of one width and 400 of a sixth of it, by turns: nothing about the wide ones is abnormal."""
+    sigma = np.where(np.arange(4000) % 600 < 200, 0.6, 0.1)[:, None]
+    norms = np.exp(sigma * np.random.default_rng(7).standard_normal((4000, 300)))
+    alarm = replay.detector(detectors.spike(false_alarms_per_million=1000), norms).alarm[800:]
+    assert 0.5 < alarm.sum() / (alarm.size * 1000 / 1e6) < 2
+
+
+def test_a_deviation_that_narrows_is_followed_slowly_under_a_budget():
+    norms = np.exp(np.r_[np.full(500, 0.6), np.full(9500, 0.1)] * np.random.default_rng(8).standard_normal(10_000))
+    threshold = replay.detector(detectors.spike(false_alarms_per_million=10), norms).threshold
+    assert threshold[1000] > 6.0
+    assert threshold[-1] < 2.0
 
 
 def test_outliers_that_a_run_has_now_and_then_become_usual():

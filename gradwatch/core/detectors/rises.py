@@ -10,13 +10,14 @@ import numpy as np
 
 from gradwatch.core import anchor, checks, tail
 from gradwatch.core.detectors.base import State, Update
-from gradwatch.core.detectors.level import Level, OnLevel, as_norm
+from gradwatch.core.detectors.level import PRIOR_VAR, Level, OnLevel, as_norm
 from gradwatch.core.norms import Norms
 from gradwatch.core.xp import LARGEST, Array, Bool, Namespace
 from gradwatch.errors import ConfigError
 
 _Z_MAX = 5.0  # of `spike` without a budget
 _LEAST_Z = 3.0  # with one, in units of min_std
+_WIDTH_MEMORY, _WIDTH_SHARE = 3000.0, 0.8  # norms over which a deviation is usual; so much of it at least counts
 _CALM = 50  # so many steps after one that passed the tail's limit the tail learns nothing but new ones
 # The level's deviation s comes to rest where E[min(x^2, (winsorise s)^2)] = s^2: at 0.79 of a normal's own for 1.5, at
 # 0.50 for 1.2 and 0.17 for 1.05, where a fifth of all healthy steps would stand above 5 s.
@@ -37,7 +38,9 @@ class spike(OnLevel):
     `gradwatch.core.detectors.level` has the formulas, docs/detectors.md how often healthy starts raise it.
 
     With a budget of false alarms z_max is learned: the z that one healthy step in 1,000,000 / budget exceeds, from the
-    tail of z or from rare outliers beside it, whichever is higher (`gradwatch.core.tail`). What passes the tail's own
+    tail of z or from rare outliers beside it, whichever is higher (`gradwatch.core.tail`). The limit is z_max * s_t
+    above the mean, s_t = max(std_t, 0.8 sqrt(v_t)), v_t the mean of std^2 over the last 3,000 norms: in a run whose
+    norms vary now much, now little, a calm hour is no promise. What passes the tail's own
     limit enters it clamped there, once for each cluster, and may count as an outlier. Until some hundred steps have
     been seen z_max is about 10, from a prior that is heavier than training and that keeps its weight. z_max * std is
     never less than 3 * min_std: on a calm run the budget is not used up. A run shorter than `budget_steps` is too short
@@ -141,7 +144,9 @@ class spike(OnLevel):
         low = anchor.follow(xp, state["low"], after["mean"], held["seen"], falls=True)
         new: dict[str, Any] = {"level": after, "low": xp.where(norms.enters, low, state["low"])}
         if learned is not None:
-            new["limit"] = learned.update(xp, state["limit"], z, std, norms, ready=ready, alarm=alarm)
+            new["limit"] = learned.update(
+                xp, state["limit"], z, std, norms, seen=held["seen"], ready=ready, alarm=alarm
+            )
         info = {
             "score": xp.where(judged, z, 0.0),
             "threshold": xp.where(begun, as_norm(xp, log_threshold), LARGEST),
@@ -151,31 +156,51 @@ class spike(OnLevel):
 
 
 class _LearnedLimit(NamedTuple):
-    """The limit from a budget: the tail of z with its outliers, and how long it has been calm."""
+    """The limit from a budget: the tail of z with its outliers, the usual width, and how long it has been calm."""
 
     rate: float
     decay: float
 
     @staticmethod
     def init() -> dict[str, Any]:
-        return {"tail": tail.init(), "calm": np.full((), _CALM, np.float32)}
+        return {
+            "tail": tail.init(),
+            "width": np.full((), PRIOR_VAR, np.float32),
+            "calm": np.full((), _CALM, np.float32),
+        }
 
     def margin(self, xp: Namespace, state: State, std: Array) -> Array:
         """How far above the mean the limit lies, a log norm."""
-        return tail.margin(xp, state["tail"], std, self.rate)
+        least = _WIDTH_SHARE * xp.sqrt(state["width"])
+        return tail.margin(xp, state["tail"], xp.maximum(std, least), self.rate)
 
     def update(
-        self, xp: Namespace, state: State, z: Array, std: Array, norms: Norms, *, ready: Bool, alarm: Bool
+        self,
+        xp: Namespace,
+        state: State,
+        z: Array,
+        std: Array,
+        norms: Norms,
+        *,
+        seen: Array,
+        ready: Bool,
+        alarm: Bool,
     ) -> dict[str, Any]:
-        """After a step; in the start nothing passes but what alarms, and that is no outlier."""
-        calm, limit = state["calm"], tail.limit(xp, state["tail"], self.rate)
+        """After a step; in the start nothing passes but what alarms, and that is no outlier.
+
+        Args:
+          seen: norms before this one.
+        """
+        calm, width, limit = state["calm"], state["width"], tail.limit(xp, state["tail"], self.rate)
         passed = (ready & (z > limit)) | (~ready & alarm)
         learns = norms.enters & ((calm >= _CALM) | (passed & (calm >= 1.0)))
         held = xp.where(ready, z, xp.minimum(z, limit))
+        wider = width + (std * std - width) / xp.minimum(seen + 1.0, _WIDTH_MEMORY)
         return {
             "tail": tail.update(
                 xp, state["tail"], held, std, learns=learns, limit=limit, rate=self.rate, decay=self.decay
             ),
+            "width": xp.where(norms.enters, wider, width),
             "calm": xp.where(passed, 0.0, xp.where(norms.enters, xp.minimum(calm + 1.0, 1e6), calm)),
         }
 

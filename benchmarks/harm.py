@@ -68,12 +68,21 @@ def _each(count: int, change: Callable[[tuple[np.ndarray, ...], np.random.Genera
     return put
 
 
+def _first(batch: tuple[np.ndarray, ...]) -> int:
+    """Which array is the first; a single number, such as the step, is none."""
+    return next(i for i, x in enumerate(batch) if x.ndim)
+
+
 def _larger(factor: float) -> Any:
     """The first array; words are put into other places."""
-    return lambda batch, rng: (
-        batch[0] * factor if batch[0].dtype.kind == "f" else rng.permuted(batch[0], axis=None),
-        *batch[1:],
-    )
+
+    def change(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any, ...]:
+        changed = list(batch)
+        x = changed[_first(batch)]
+        changed[_first(batch)] = x * factor if x.dtype.kind == "f" else rng.permuted(x, axis=None)
+        return tuple(changed)
+
+    return change
 
 
 def _mixed(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any, ...]:
@@ -85,7 +94,8 @@ def _mixed(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any
 
 
 def _empty(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any, ...]:
-    return np.zeros_like(batch[0]), *batch[1:]
+    i = _first(batch)
+    return *batch[:i], np.zeros_like(batch[i]), *batch[i + 1 :]
 
 
 def _not_a_number(batch: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[Any, ...]:

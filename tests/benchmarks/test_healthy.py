@@ -42,6 +42,16 @@ def test_recording_one_kind_anew_leaves_the_others_as_they_were(tmp_path):
         assert file["gan/0/00"].tobytes() == runs["gan/0/00"].tobytes()
 
 
+@pytest.mark.parametrize("fault", ["a batch x 100", "all batches empty", "20 batches mixed", "a batch of NaN"])
+def test_a_fault_of_a_batch_leaves_the_number_of_the_step_alone(fault):
+    batches = [(np.int32(i), np.ones((4, 3), np.float32), np.arange(4)) for i in range(harm.STEPS)]
+    plan = harm.Plan(batches, np.ones(harm.STEPS))
+    harm.FAULTS[fault](plan, np.random.default_rng(0))
+    assert [int(batch[0]) for batch in plan.batches] == list(range(harm.STEPS))
+    changed = plan.batches[harm.ONSET]
+    assert not all(np.array_equal(x, y) for x, y in zip(changed[1:], (np.ones((4, 3)), np.arange(4))))
+
+
 def levels(after: float, noise: float = 0.02) -> np.ndarray:
     loss = np.where(np.arange(harm.STEPS) < harm.ONSET, 1.0, after)
     return loss + noise * np.random.default_rng(0).standard_normal(harm.STEPS)

@@ -80,10 +80,16 @@ def snapshot(guard: Guard, state: Mapping[str, Any], *, name: str, paths: Sequen
         norm_counts=tuple(count[f"bound_{i}"] for i in range(len(BOUNDS))) + (count["finite"],),
         norm_sum=float(run["sum"]) + float(run["sum_rest"]),
         expected_clip_ratio=guard.policy.expected_clip_ratio,
-        budget_steps_missing=max([0, *(detector.budget_steps - count["finite"] for detector in guard.detectors)]),
+        budget_steps_missing=_budget_steps_missing(guard, count["finite"]),
         reach=_reach(last["reach"]),
         **known,
     )
+
+
+def _budget_steps_missing(guard: Guard, finite: int) -> int | None:
+    needed = [detector.budget_steps for detector in guard.detectors]
+    known = [steps for steps in needed if steps is not None]
+    return None if len(known) < len(needed) else max([0, *(steps - finite for steps in known)])
 
 
 def _reach(kept: float) -> float | None:

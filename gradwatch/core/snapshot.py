@@ -141,7 +141,7 @@ class Snapshot:
     layer_usual_norms: Mapping[str, float] = field(default_factory=dict)  # variable path -> running geometric mean
     limited_updates: int = 0  # steps whose update was scaled back by update_limit
     expected_clip_ratio: float | None = None  # share of steps the policy means to clip; None: no such claim
-    budget_steps_missing: int = 0  # finite steps until a budget of false alarms can be kept; 0: now, or no budget
+    budget_steps_missing: int | None = 0  # finite steps until a budget can be kept; 0: now, or none; None: never
     extra: Mapping[str, float] = field(default_factory=dict)  # values set from the host: loss, learning_rate
     recoveries: Mapping[str, int] = field(default_factory=dict)  # rung -> answers, or dropped updates for "skip"
     lost_steps: Mapping[str, int] = field(

@@ -30,7 +30,8 @@ ordinary norms reach as far.
 epsilon = (0.15 + k) / (500 + N). k is the decayed count of clusters that passed the limit of the tail by less than 3
 such means: what lies farther out is no outlier of a healthy run. Each counts as epsilon / (epsilon + p), the odds that
 it was an outlier and not one of the alarms that the budget allows. After `steps_until_known` steps without an outlier
-they add nothing. The numbers were chosen on the design kinds of benchmarks/healthy.py.
+they add nothing. Under a budget below 0.15 / (500 + memory) they always add something. The numbers were chosen on the
+design kinds of benchmarks/healthy.py.
 
 Source: peaks over threshold (Coles 2001, An Introduction to Statistical Modeling of Extreme Values, chapter 4) with
 another tail. The generalised Pareto's normal case has an end point, and its shape cannot be learned from a few hundred
@@ -73,9 +74,15 @@ def init() -> dict[str, np.ndarray]:
     return {name: np.full((), value, np.float32) for name, value in {**_PRIOR, "outliers": 0.0}.items()}
 
 
-def steps_until_known(rate: float) -> int:
-    """Healthy steps after which the run itself says more of outliers at this rate than what is believed of all runs."""
-    return max(round(_OUTLIERS / rate - _OUT_OF), 0)
+def steps_until_known(rate: float, memory: int) -> int | None:
+    """Healthy steps after which the run itself says more of outliers at this rate than what is believed of all runs.
+
+    N reaches 0.15 / rate - 500 after so many, N_t = memory * (1 - (1 - 1 / memory)^t); None: it never does.
+    """
+    needed = _OUTLIERS / rate - _OUT_OF
+    if needed >= memory:
+        return None
+    return math.ceil(math.log1p(-max(needed, 0.0) / memory) / math.log1p(-1.0 / memory))
 
 
 def limit(xp: Namespace, tail: State, rate: float) -> Array:

@@ -217,8 +217,9 @@ def _fired(
         said.append(wording.carriers(shares))
     if action:
         said.append(f"gradwatch {action}.")
-    if kind == "explosion" and snapshot.budget_steps_missing:
-        said.append(wording.TOO_SHORT.format(snapshot.budget_steps_missing))
+    if kind == "explosion" and snapshot.budget_steps_missing != 0:
+        missing = snapshot.budget_steps_missing
+        said.append(wording.NEVER_KNOWN if missing is None else wording.TOO_SHORT.format(missing))
     said += [episode.text, advice if first or not cause else ""]
     return Alert(
         kind=kind,

@@ -44,6 +44,11 @@ TOO_SHORT = (
     "The run is {:,} steps too short yet for its budget of false alarms, so this may be one of more than promised."
 )
 
+NEVER_KNOWN = (
+    "Its budget of false alarms is so small that what the detector remembers never shows whether it is kept, so this "
+    "may be one of more than promised."
+)
+
 #: Of harm under an optimizer that divides by a second moment, where nothing bounds its steps.
 BEYOND_CLIPPING = (
     "Clipping hardly shortens the steps of an adaptive optimizer such as Adam: update_limit=0.05 does, and "

@@ -335,10 +335,21 @@ def test_a_young_run_with_a_light_tail_sees_a_spike_of_ten():
     assert alarm[-1].mean() > 0.9
 
 
-def test_the_steps_that_a_budget_needs():
-    """0.15 / p - 500: where the outliers that are believed in are as rare as the budget."""
-    assert [detectors.spike(false_alarms_per_million=b).budget_steps for b in (1, 10, 100, 1000)] == [
-        149_500, 14_500, 1_000, 25]  # fmt: skip
+@pytest.mark.parametrize(("budget", "memory", "needs"), [(10, 50_000, 14_500), (100, 50_000, 1000), (100, 2000, 1000)])
+def test_the_steps_that_a_budget_needs(budget, memory, needs):
+    """Oracle: a count that forgets as the tail does, until it is 0.15 / p - 500."""
+    count, steps = 0.0, 0
+    while count < needs:
+        count, steps = count * (1 - 1 / memory) + 1, steps + 1
+    needed = detectors.spike(false_alarms_per_million=budget, memory=memory).budget_steps
+    assert needed == pytest.approx(steps, abs=2)
+
+
+def test_a_budget_that_its_memory_can_never_show_says_so():
+    assert detectors.spike(false_alarms_per_million=1).budget_steps is None
+    assert detectors.spike(false_alarms_per_million=2, memory=50_000).budget_steps is None
+    assert detectors.spike(false_alarms_per_million=2, memory=100_000).budget_steps > 74_500
+    assert detectors.spike(false_alarms_per_million=1000).budget_steps == 25, "the start"
     assert detectors.spike().budget_steps == 0
 
 

@@ -356,6 +356,12 @@ def test_several_detectors_of_one_kind_alarm_together():
 # -- what a reader sees -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("budgets", "missing"), [((), 0), ((1000, 100), 1006), ((1000,), 20), ((100, 1), None)])
+def test_a_reader_sees_how_many_steps_the_most_patient_budget_still_needs(budgets, missing):
+    made = tuple(detectors.spike(false_alarms_per_million=b) for b in budgets)
+    assert Run(Guard(policies.observe(), made)).feed([1.0] * 5).snapshot().budget_steps_missing == missing
+
+
 def test_an_unused_monitor_reads_as_calm_and_knows_no_norm():
     guard = Guard(policies.percentile(), detectors.default())
     shot = decode.snapshot(guard, guard.init(0), name="m", paths=())

@@ -460,3 +460,22 @@ def test_a_flapping_anomaly_is_logged_once_a_minute(reader, log, verdict, level)
         reader.poll_now()
     lines = [r for r in log.records if r.levelno >= logging.INFO and "gradient explosion" in r.message]
     assert [r.levelno for r in lines] == [level]
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        (0, ""),
+        (1234, "1,234 steps too short yet for its budget"),
+        (None, "what the detector remembers never shows"),
+    ],
+)
+def test_an_alert_says_when_the_budget_cannot_be_kept_yet_or_ever(missing, says):
+    monitor = FakeMonitor()
+    monitor.begin("explosion")
+    now = reading(monitor)
+    (alert,) = alerts_between(
+        None, replace(now, snapshot=replace(now.snapshot, budget_steps_missing=missing)), monitor.history
+    )
+    assert says in alert.message
+    assert ("more than promised" in alert.message) == bool(says)

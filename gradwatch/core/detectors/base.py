@@ -62,8 +62,8 @@ class Detector(Value):
         self._store(cooldown_steps=checks.count("cooldown_steps", cooldown_steps))
 
     @property
-    def budget_steps(self) -> int:
-        """Healthy steps that a run needs for a budget of false alarms to be kept; 0 without one."""
+    def budget_steps(self) -> int | None:
+        """Healthy steps that a run needs for a budget of false alarms to be kept; 0 without one, None: never enough."""
         return 0
 
     def init(self, num_variables: int) -> State:

@@ -110,13 +110,17 @@ class spike(OnLevel):
         return self.winsorise
 
     @property
-    def budget_steps(self) -> int:
-        """Healthy steps that a run needs for its budget to be kept; 0 without one.
+    def budget_steps(self) -> int | None:
+        """Healthy steps that a run needs for its budget to be kept; 0 without one, None where no run is long enough.
 
-        14,500 for 10 in a million, 1,000 for 100: before, the limit leans on what is believed of all runs.
+        17,125 for 10 in a million, 1,011 for 100: before, the limit leans on what is believed of all runs. Below 3 in a
+        million it always does: what the last 50,000 steps show of outliers never outweighs the belief.
         """
         budget = self.false_alarms_per_million
-        return 0 if budget is None else max(tail.steps_until_known(budget / 1e6), self.warmup_steps)
+        if budget is None:
+            return 0
+        steps = tail.steps_until_known(budget / 1e6, self.memory)
+        return None if steps is None else max(steps, self.warmup_steps)
 
     @property
     def _learned(self) -> _LearnedLimit | None:

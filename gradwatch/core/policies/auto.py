@@ -18,6 +18,7 @@ from gradwatch.core.policies.base import Policy, State, Update, bounds, clamp, o
 from gradwatch.core.xp import HUGE, TINY, Array, Bool, Namespace
 
 SETTLING = 300.0  # steps after which the share of the reach has shrunk by the square root of two
+_WARMUP = 100.0  # steps in which the share of the reach grows to what it is, where no loss is known
 
 # Of the loss
 _MEMORY = 50.0  # steps of the running level
@@ -38,7 +39,7 @@ _REST = 5.0  # steps after an alarm in which another one belongs to it, and noth
 _LEAST_GAIN = 0.03
 _YOUNG = 10.0  # added to the age of the run in the growth of the gain
 
-FIRST_STEP = 0.003  # share of the reach in the first step, when no norm and no loss is known
+_FAR = 10.0  # the first norm counts as at most so many times the median of the first ten, and at least as its inverse
 
 
 # -- the bounds ---------------------------------------------------------------------------------------------
@@ -50,17 +51,22 @@ def quantile_bound(xp: Namespace, log_median: Array, factor: float) -> Array:
 
 
 def displacement_bound(
-    xp: Namespace, log_reach: Array, log_gain: Array, seen: Array, share: float, least: float
+    xp: Namespace, log_reach: Array, log_gain: Array, seen: Array, blind: Bool, share: float, least: float
 ) -> Array:
     """log(gain * rho * reach), rho = max(least, share / sqrt(1 + t / 300)): a share of the weights' own length.
+
+    Without a loss it is min(t / 100, 1) of that. A run is most easily spoilt in its first steps, and then nothing else
+    holds them.
 
     Args:
       log_reach: of `Norms.reach`, shape ().
       log_gain: of the alarms, at most 0, shape ().
       seen: t, the norms so far, shape ().
+      blind: whether no loss bounds the step, shape ().
     """
     rho = xp.maximum(share / xp.sqrt(1.0 + seen / SETTLING), least)
-    return log_gain + xp.log(rho) + log_reach
+    warmed = xp.minimum(xp.maximum(seen, 1.0) / _WARMUP, 1.0)
+    return log_gain + xp.log(xp.where(blind, warmed, 1.0) * rho) + log_reach
 
 
 def descent_bound(
@@ -91,13 +97,24 @@ def descent_bound(
 
 
 def first_gradients_bound(xp: Namespace, state: State, log_median: Array, seen: Array, share: float) -> Array:
-    """log(share * median of the first ten norms), for good.
+    """log(share * x_1), for good; x_1 is the first norm, held within ten times the median of the first ten.
 
     An optimizer that divides by the root of its second moment hardly feels how long the gradients are, but it remembers
     the first and largest ones for a thousand steps. Held at one length from the first step on, all weigh the same. A
-    bound that grew again would lengthen its steps for as long as it grows: the second moment lags behind.
+    bound that grew again would lengthen its steps for as long as it grows: the second moment lags behind. So what is
+    known at the second step decides, and only a first norm that was none of its kind is corrected:
+
+        v_1 = P_50(x_1);  v_t = min(max(v_{t-1}, P_50(x_1..x_t) / 10), 10 * P_50(x_1..x_t)) for t <= 10
+
+    Args:
+      state: of the policy; "log_first_norms" holds log(share * v_{t-1}).
+      log_median: of P_50(norms before this step), shape ().
+      seen: t, the norms so far, shape ().
     """
-    return xp.where(seen <= _FIRST, log_median + math.log(share), state["log_first_norms"])
+    usual, far = log_median + math.log(share), math.log(_FAR)
+    held = xp.minimum(xp.maximum(state["log_first_norms"], usual - far), usual + far)
+    bound = xp.where(seen <= _FIRST, held, state["log_first_norms"])
+    return xp.where(seen <= 1.0, usual, bound)
 
 
 # -- what they are made of ----------------------------------------------------------------------------------
@@ -190,21 +207,22 @@ class auto(Policy):
 
     - quantile bound: factor * P_50(norms before t);
     - displacement bound: gain_t * rho_t * reach_t, with reach = (1 - momentum) * |w| / learning_rate, the norm which,
-      sustained, moves the weights by their own length in a step. rho_t = max(least_share, share / sqrt(1 + t / 300)).
-      gain_t is 1 until an alarm: two norms beyond `alarm` times the median within 20 steps multiply it by `backoff`,
-      once a burst, down to 0.03, and it grows back as t;
+      sustained, moves the weights by their own length in a step. rho_t = max(least_share, share / sqrt(1 + t / 300)),
+      without a loss min(t / 100, 1) of that. gain_t is 1 until an alarm: two norms beyond `alarm` times the median
+      within 20 steps multiply it by `backoff`, once a burst, down to 0.03, and it grows back as t;
     - descent bound: trust * L_0^0.7 L_t^0.3 / (G_t |w|) * reach_t, with L_0 the loss at the start, L_t its best level
       since, and G_t = P_50(norms before t). It holds from the first loss that is positive on; a negative loss ends
       it;
     - a setback of the loss multiplies the last two by a care below 1, which is given up slowly.
 
-    In the first step, when nothing is known of norms and loss, a linear optimizer is given 0.003 of the reach.
-
     Adam and its kin, which divide by the root of their second moment:
 
-    - quantile bound, and first gradients: `first` times the median of the first ten norms.
-      The first step is held back whole: its gradient would stay in the second moment for a thousand steps.
+    - quantile bound, and first gradients: `first` times the first norm.
       A setback of the loss shortens both, and so the steps, until the second moment has followed.
+
+    The first step of all of these is held back whole. Nothing is known then: not how long a gradient is, nor how much
+    loss there is to take away. A single step of 0.003 of the reach threw recurrent nets from a loss of 1 to one of
+    3,000; and under Adam that gradient would stay in the second moment for a thousand steps.
 
     An optimizer that is neither, or not known (`Monitor.clip` without `optimizer=`): the quantile bound alone, from the
     second step on.
@@ -215,7 +233,7 @@ class auto(Policy):
       share: of the reach that a step may use in the beginning, > 0.
       least_share: of the reach, below which rho does not fall, in (0, share]. A healthy step uses less.
       trust: share of the loss that a step may promise to take away, > 0.
-      first: share of the median of the first ten norms (Adam and its kin), > 0.
+      first: share of the first norm (Adam and its kin), in (0, 1].
       alarm: multiple of the median from which on a norm is an outlier, >= 1.05; norms enter clamped at 3 times it.
       backoff: factor of the gain at an alarm, in (0, 1).
       minimum, maximum: bounds of clip_norm, None for none.
@@ -238,7 +256,7 @@ class auto(Policy):
     share: float = field(default=0.1, kw_only=True)
     least_share: float = field(default=0.03, kw_only=True)
     trust: float = field(default=0.7, kw_only=True)
-    first: float = field(default=0.3, kw_only=True)
+    first: float = field(default=0.1, kw_only=True)
     alarm: float = field(default=5.0, kw_only=True)
     backoff: float = field(default=0.5, kw_only=True)
     minimum: float | None = field(default=None, kw_only=True)
@@ -289,20 +307,21 @@ class auto(Policy):
         log_reach = xp.log(xp.where(linear, norms.reach, 1.0))
         log_weights = xp.log(xp.where(norms.weights > TINY, norms.weights, 1.0))
         quantile = quantile_bound(xp, log_median, self.factor)
-        displacement = displacement_bound(xp, log_reach, state["log_gain"], seen, self.share, self.least_share)
+        trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)
+        displacement = displacement_bound(
+            xp, log_reach, state["log_gain"], seen, ~trusted, self.share, self.least_share
+        )
         descent = descent_bound(
             xp, log_reach, log_weights, losses["first_loss"], losses["best"], log_median, self.trust
         )
         care = setback(xp, state, losses, norms.loss)
-        trusted = linear & started & (losses["losses"] > 0.5) & (losses["signed"] < 0.5) & (norms.weights > TINY)
         length = xp.where(trusted, xp.minimum(displacement, descent), displacement) + care["log_care"]
-        length = xp.where(started, xp.minimum(length, quantile), log_reach + math.log(FIRST_STEP))
-        held = xp.where(started, xp.minimum(quantile, log_first) + care["log_care"], math.log(TINY))
-        unknown = xp.where(started, quantile, math.log(HUGE))
-        log_bound = xp.where(linear, length, xp.where(adaptive, held, unknown))
+        length = xp.minimum(length, quantile)
+        held = xp.minimum(quantile, log_first) + care["log_care"]
+        log_bound = xp.where(linear, length, xp.where(adaptive, held, quantile))
         # a bound that is no longer a float32 would zero the gradient
         clip_norm = xp.exp(xp.minimum(xp.maximum(log_bound, math.log(2 * TINY)), math.log(HUGE)))
-        clip_norm = xp.where(started | linear, clip_norm, xp.where(adaptive, 0.0, math.inf))
+        clip_norm = xp.where(started, clip_norm, xp.where(linear | adaptive, 0.0, math.inf))
 
         backed = alarm_and_backoff(xp, state, norms, log_median, started, self.alarm, self.backoff)
         ceiling = xp.where(started, log_median + math.log(3.0), norms.log)

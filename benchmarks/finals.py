@@ -66,6 +66,15 @@ class Cells:
         """The constant with the smallest mean final loss in this cell."""
         return min(self.constants(task), key=lambda name: _mean(self.values(task, rate, name)))
 
+    def held_out(self, task: str, rate: float) -> float:
+        """Mean loss of the constants that are chosen without looking: each seed's by the means of the other seeds."""
+        losses = {name: self.values(task, rate, name) for name in self.constants(task)}
+        found = []
+        for seed in range(len(losses[UNCLIPPED])):
+            others = {name: _mean(values[:seed] + values[seed + 1 :]) for name, values in losses.items()}
+            found.append(losses[min(others, key=lambda name: others[name])][seed])
+        return _mean(found)
+
     def resolve(self, task: str, rate: float, method: str) -> str:
         return self.oracle(task, rate) if method == ORACLE else method
 
@@ -124,6 +133,23 @@ class Goal(NamedTuple):
     number: Callable[[Cells, str], float | None]
     reached: Callable[[float], bool]
     show: Callable[[float], str] = "{:.0f}".format
+
+
+def held_out(cells: Cells, method: str) -> list[float]:
+    """The method's loss over that of the constant which the other seeds chose, for each of its cells."""
+    return [cells.mean(*cell, method) / cells.held_out(*cell) for cell in cells.cells_of(method)]
+
+
+def held_out_table(cells: Cells, method: str = DEFAULT, beside: Sequence[str] = (PERCENTILE, "fixed 1")) -> str:
+    """A constant that is chosen by the very runs which judge it wins ties; one that the other seeds chose does not."""
+    names = [name for name in (method, *beside) if name in cells.names]
+    ratios = [held_out(cells, name) for name in names]
+    rows = [
+        ["cells within 2 % of it", *(str(sum(x <= 1.02 for x in found)) for found in ratios)],
+        ["cells better than it", *(str(sum(x < 1.0 for x in found)) for found in ratios)],
+        ["median ratio", *(f"{np.median(found):.3f}" for found in ratios)],
+    ]
+    return setting.table([f"of {len(cells.cells)}", *names], rows)
 
 
 def _count(condition: Callable[[float], bool], column: str = "ratio") -> Callable[[Cells, str], float | None]:
@@ -203,6 +229,11 @@ def report(cells: Cells) -> str:
     parts = []
     if DEFAULT in cells.names:
         parts += ["The goals of `auto`", goals_table(cells)]
+        if min(len(cells.values(*cell, DEFAULT)) for cell in cells.cells) > 1:
+            parts += [
+                "Against the constant that the other seeds chose; the tuned one is chosen by the runs that judge it",
+                held_out_table(cells),
+            ]
     parts += [
         f"Every method in {len(cells.cells)} cells (task x learning rate), the nearest to the tuned constants first",
         against_constants(cells, shown),

@@ -47,6 +47,29 @@ def test_the_oracle_is_the_best_constant_of_each_cell_and_none_is_one():
     assert g["worst_over_none_where_none_is_best"] == pytest.approx(1.01)
 
 
+def test_a_constant_that_the_other_seeds_chose_is_judged_on_the_seed_that_had_no_say():
+    """Counted by hand."""
+    losses = {"none": (1.0, 2.0, 3.0), "fixed 1": (3.0, 1.0, 1.0), finals.DEFAULT: (1.5, 1.5, 1.5)}
+    found = [
+        {
+            **lines()[0],
+            "method": name,
+            "seed": seed,
+            "final": final,
+            "diverged": False,
+        }
+        for name, values in losses.items()
+        for seed, final in enumerate(values)
+    ]
+    cells = finals.Cells(found, 10)
+    # without seed 0: none 2.5, fixed 1.0; without 1: 2.0 and 2.0, a tie that goes to the first; without 2: 1.5 and 2.0
+    assert cells.held_out("rnn-sgd", 0.1) == pytest.approx((3.0 + 2.0 + 3.0) / 3)
+    assert finals.held_out(cells, finals.DEFAULT) == [pytest.approx(1.5 / (8 / 3))]
+    assert "| cells better than it   | 1 " in finals.held_out_table(cells)
+    # where the oracle looks, it is another constant
+    assert cells.mean("rnn-sgd", 0.1, finals.ORACLE) == pytest.approx(5 / 3)
+
+
 def test_a_group_counts_once_every_method_of_its_task_has_run():
     found = lines()
     cells = finals.Cells(found[:-1], 10)

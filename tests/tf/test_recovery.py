@@ -525,7 +525,7 @@ def test_a_rate_that_stays_lowered_though_nothing_is_wrong_is_told_once(monkeypa
 # -- what threw the weights away --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factor", [100, 1e4])
+@pytest.mark.parametrize("factor", [300, 1e4])
 def test_a_rate_that_is_too_high_from_the_first_step_on_is_found_and_lowered_by_as_much(factor):
     def run(rate, recover=None):
         keras.utils.set_random_seed(0)

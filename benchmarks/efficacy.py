@@ -340,7 +340,7 @@ def main() -> None:
     if cells.incomplete:
         print(f"{len(cells.incomplete)} groups are left out: not every method has run in them")
     print("\n" + report(cells))
-    if not (options.quick or options.design or options.output):
+    if not (options.quick or options.design or options.output or options.report):
         runs.save_norms(lines)
     if not options.report:
         runs.publish(output, lines, steps, facts)

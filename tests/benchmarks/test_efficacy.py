@@ -148,6 +148,14 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
+def test_a_report_writes_no_file(monkeypatch, capsys):
+    for name in ("save_norms", "publish"):
+        monkeypatch.setattr(efficacy.runs, name, lambda *_: pytest.fail("a report only reads"))
+    monkeypatch.setattr(sys, "argv", ["efficacy.py", "--report"])
+    efficacy.main()
+    assert "The goals of `auto`" in capsys.readouterr().out
+
+
 def test_a_method_that_is_forgotten_is_trained_again_and_no_other(tmp_path, monkeypatch, capsys):
     trained = []
 

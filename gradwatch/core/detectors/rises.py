@@ -39,8 +39,8 @@ class spike(OnLevel):
 
     With a budget of false alarms z_max is learned: the z that one healthy step in 1,000,000 / budget exceeds, from the
     tail of z or from rare outliers beside it, whichever is higher (`gradwatch.core.tail`). The limit is z_max * s_t
-    above the mean, s_t = max(std_t, 0.8 sqrt(v_t)), v_t the mean of std^2 over the last 3,000 norms: in a run whose
-    norms vary now much, now little, a calm hour is no promise. What passes the tail's own
+    above the mean, s_t = max(std_t, 0.8 sqrt(v_t)), v_t the mean of std^2 over the last 3,000 norms: a calm
+    stretch of a run whose norms vary now much, now little, lowers the limit only slowly. What passes the tail's own
     limit enters it clamped there, once for each cluster, and may count as an outlier. Until some hundred steps have
     been seen z_max is about 10, from a prior that is heavier than training and that keeps its weight. z_max * std is
     never less than 3 * min_std: on a calm run the budget is not used up. A run shorter than `budget_steps` is too short

@@ -39,7 +39,7 @@ _REST = 5.0  # steps after an alarm in which another one belongs to it, and noth
 _LEAST_GAIN = 0.03
 _YOUNG = 10.0  # added to the age of the run in the growth of the gain
 
-_FAR = 10.0  # the first norm counts as at most so many times the median of the first ten, and at least as its inverse
+_FAR = 10.0  # the first norm counts as at most so many times the median of the first ten, at least as 1 / 10 of it
 
 
 # -- the bounds ---------------------------------------------------------------------------------------------
@@ -97,14 +97,14 @@ def descent_bound(
 
 
 def first_gradients_bound(xp: Namespace, state: State, log_median: Array, seen: Array, share: float) -> Array:
-    """log(share * x_1), for good; x_1 is the first norm, held within ten times the median of the first ten.
+    """log(share * x_1), for good: a share of the first norm.
 
     An optimizer that divides by the root of its second moment hardly feels how long the gradients are, but it remembers
     the first and largest ones for a thousand steps. Held at one length from the first step on, all weigh the same. A
-    bound that grew again would lengthen its steps for as long as it grows: the second moment lags behind. So what is
-    known at the second step decides, and only a first norm that was none of its kind is corrected:
+    bound that grew again would lengthen its steps for as long as it grows: the second moment lags behind. So the first
+    norm decides. One that the next nine show to be an outlier is corrected: log(share * v_10) stands, with
 
-        v_1 = P_50(x_1);  v_t = min(max(v_{t-1}, P_50(x_1..x_t) / 10), 10 * P_50(x_1..x_t)) for t <= 10
+        v_1 = x_1;  v_t = min(max(v_{t-1}, P_50(x_1..x_t) / 10), 10 * P_50(x_1..x_t)) for t <= 10
 
     Args:
       state: of the policy; "log_first_norms" holds log(share * v_{t-1}).
@@ -220,7 +220,7 @@ class auto(Policy):
     - quantile bound, and first gradients: `first` times the first norm.
       A setback of the loss shortens both, and so the steps, until the second moment has followed.
 
-    The first step of all of these is held back whole. Nothing is known then: not how long a gradient is, nor how much
+    With either kind the first step is held back whole. Nothing is known then: not how long a gradient is, nor how much
     loss there is to take away. A single step of 0.003 of the reach threw recurrent nets from a loss of 1 to one of
     3,000; and under Adam that gradient would stay in the second moment for a thousand steps.
 
